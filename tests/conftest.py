@@ -1,0 +1,79 @@
+import os
+import pathlib
+import subprocess
+import sys
+import warnings
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import keras
+import pytest
+
+import tfcompress as tfc
+from tests import nets
+from tfcompress.demo.data import load
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    keras.utils.set_random_seed(1)
+
+
+@pytest.fixture(scope="session")
+def fashion():
+    """5,000 training and 1,000 test images of Fashion-MNIST."""
+    data = load()
+    return data.x_train[:5000], data.y_train[:5000], data.x_test[:1000], data.y_test[:1000]
+
+
+@pytest.fixture(scope="session")
+def trained(fashion):
+    """Float and quantization-aware models by name, trained on real images, made when asked for."""
+    made = {}
+
+    def get(name):
+        if name not in made:
+            keras.utils.set_random_seed(3)
+            x, y = fashion[:2]
+            model = nets.NETS[name]()
+            nets.compiled(model).fit(x, y, epochs=6, batch_size=64, verbose=0)
+            aware = tfc.quantize(model)
+            nets.compiled(aware, 3e-4).fit(x, y, epochs=2, batch_size=64, verbose=0)
+            made[name] = model, aware
+        return made[name]
+
+    return get
+
+
+@pytest.fixture
+def quiet():
+    """Lets our own warnings pass, where a test is not about them."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", tfc.CompressionWarning)
+        yield
+
+
+@pytest.fixture
+def python(tmp_path):
+    """Runs code in a new process, in a folder of its own, and returns what it printed."""
+
+    def run(code, *, executable=sys.executable, timeout=300, **variables):
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), **variables}
+        done = subprocess.run(
+            [executable, "-c", code],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done.stdout
+
+    return run
+
+
+def arrays(model):
+    return [keras.ops.convert_to_numpy(v).copy() for v in model.variables]

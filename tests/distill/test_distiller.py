@@ -1,0 +1,250 @@
+import keras
+import numpy as np
+import pytest
+from keras import layers as L
+
+import tfcompress as tfc
+from tests import nets
+from tests.conftest import arrays
+
+
+def data(count=64):
+    generator = np.random.default_rng(0)
+    return generator.normal(size=(count, 6)).astype("float32"), generator.integers(0, 3, count)
+
+
+def teacher_of(width=16):
+    return keras.Sequential(
+        [keras.Input((6,)), L.Dense(width, activation="relu"), L.Dense(3)], name="teacher"
+    )
+
+
+def distiller_of(student=None, teacher=None, **options):
+    return tfc.Distiller(teacher or teacher_of(), student or nets.tiny(), **options)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
+def test_the_loss_is_the_mixture_it_says(alpha):
+    x, y = data()
+    distiller = nets.compiled(distiller_of(alpha=alpha, temperature=2.0))
+    wanted = (1 - alpha) * float(
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True)(y, distiller.student(x))
+    ) + alpha * float(tfc.SoftTargets(2.0)(distiller.teacher(x), distiller.student(x)))
+    assert distiller.train_on_batch(x, y)[0] == pytest.approx(wanted, rel=1e-5)
+
+
+def test_alpha_zero_is_plain_training_to_the_bit():
+    x, y = data()
+    keras.utils.set_random_seed(4)
+    plain = nets.compiled(nets.regularized_classifier())
+    keras.utils.set_random_seed(4)
+    distiller = nets.compiled(distiller_of(nets.regularized_classifier(), alpha=0.0))
+    for _ in range(4):
+        assert distiller.train_on_batch(x, y)[0] == plain.train_on_batch(x, y)[0]
+    for a, b in zip(arrays(plain), arrays(distiller.student), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_alpha_one_needs_neither_labels_nor_a_loss():
+    x, _ = data()
+    distiller = distiller_of(alpha=1.0)
+    distiller.compile(keras.optimizers.Adam(0.02))
+    losses = distiller.fit(x, epochs=30, verbose=0).history["loss"]
+    assert losses[-1] < 0.3 * losses[0]
+    same = np.mean(
+        distiller.predict(x, verbose=0).argmax(-1)
+        == distiller.teacher.predict(x, verbose=0).argmax(-1)
+    )
+    assert same > 0.8
+    assert distiller.evaluate(x, verbose=0) == 0.0
+
+
+def test_alpha_below_one_without_labels_says_what_is_missing():
+    distiller = distiller_of(alpha=0.5)
+    distiller.compile("adam")
+    with pytest.raises(ValueError, match=r"alpha=0.5.*pass loss= to compile\(\) and labels"):
+        distiller.fit(data()[0], verbose=0)
+
+
+def test_the_teacher_is_not_touched():
+    x, y = data()
+    teacher = keras.Sequential(
+        [keras.Input((6,)), L.Dense(8), L.BatchNormalization(), L.Dropout(0.5), L.Dense(3)]
+    )
+    teacher.layers[0].trainable = False
+    before, flags = arrays(teacher), [layer.trainable for layer in teacher.layers]
+    nets.compiled(distiller_of(teacher=teacher)).fit(x, y, epochs=2, verbose=0)
+    for old, new in zip(before, arrays(teacher), strict=True):
+        np.testing.assert_array_equal(old, new)
+    assert [layer.trainable for layer in teacher.layers] == flags
+
+
+def test_evaluate_and_predict_use_the_student_alone():
+    x, y = data()
+    distiller = nets.compiled(distiller_of(alpha=0.7))
+    distiller.fit(x, y, epochs=1, verbose=0)
+    student = nets.compiled(distiller.student)
+    for variable in distiller.teacher.variables:
+        variable.assign(variable * np.nan)  # whoever reads the teacher now gets NaN
+    loss, accuracy = student.evaluate(x, y, verbose=0)
+    told = distiller.evaluate(x, y, verbose=0, return_dict=True)
+    assert told == pytest.approx({"loss": loss, "accuracy": accuracy})
+    np.testing.assert_array_equal(distiller.predict(x, verbose=0), student.predict(x, verbose=0))
+
+
+def test_metrics_tell_both_losses_while_training():
+    x, y = data()
+    history = (
+        nets.compiled(distiller_of(alpha=0.25))
+        .fit(x, y, epochs=2, validation_data=(x, y), verbose=0)
+        .history
+    )
+    assert {"loss", "accuracy", "student_loss", "distillation_loss"} <= set(history)
+    assert {"val_loss", "val_accuracy"} <= set(history)
+    assert "val_distillation_loss" not in history
+    mixed = 0.75 * history["student_loss"][0] + 0.25 * history["distillation_loss"][0]
+    assert history["loss"][0] == pytest.approx(mixed, rel=1e-4)
+
+
+def test_several_losses_are_weighted_and_named():
+    x, y = data()
+    losses = [tfc.SoftTargets(2.0), keras.losses.MeanSquaredError(name="mse")]
+    distiller = nets.compiled(
+        distiller_of(distillation_losses=losses, distillation_loss_weights=[1.0, 0.5], alpha=1.0)
+    )
+    told = distiller.train_on_batch(x, y, return_dict=True)
+    mixed = told["soft_targets"] + 0.5 * told["mse"]
+    assert told["distillation_loss"] == pytest.approx(mixed, rel=1e-5)
+    assert told["loss"] == pytest.approx(mixed, rel=1e-5)
+
+
+def test_a_sample_of_weight_zero_changes_nothing():
+    x, y = data(32)
+    weights = np.ones(32, "float32")
+    weights[16:] = 0
+    results = []
+    for junk in (0.0, 100.0):
+        keras.utils.set_random_seed(4)
+        changed = x.copy()
+        changed[16:] += junk
+        distiller = nets.compiled(distiller_of(alpha=0.6), metrics=[])
+        distiller.train_on_batch(changed, y, sample_weight=weights)
+        results.append(arrays(distiller.student))
+    for a, b in zip(*results, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+def test_several_outputs_and_dict_inputs():
+    teacher, student = nets.two_by_two(), nets.two_by_two()
+    distiller = tfc.Distiller(teacher, student, alpha=1.0)
+    distiller.compile(keras.optimizers.Adam(0.02))
+    x = nets.samples_for(teacher, 32)
+    losses = distiller.fit(x, epochs=10, verbose=0).history["loss"]
+    assert losses[-1] < losses[0]
+    terms = distiller._terms[0]
+    assert [t.student_outputs for t in terms] == ["linear", "sigmoid"]
+
+
+@pytest.mark.parametrize("compress", [False, True])
+def test_saves_loads_and_trains_on(tmp_path, compress):
+    x, y = data()
+    student = nets.tiny()
+    if compress:
+        student = tfc.quantize(tfc.prune(student, tfc.PolynomialDecay(0, 0.5, 0, 6, frequency=2)))
+    distiller = nets.compiled(
+        distiller_of(student, distillation_losses=[tfc.SoftTargets(4.0)], alpha=0.4)
+    )
+    distiller.fit(x, y, batch_size=16, shuffle=False, verbose=0)
+    distiller.save(tmp_path / "distiller.keras")
+    loaded = keras.saving.load_model(tmp_path / "distiller.keras")
+    assert (loaded.alpha, loaded.distillation_losses[0].temperature) == (0.4, 4.0)
+    first = distiller.fit(x, y, batch_size=16, shuffle=False, verbose=0).history
+    second = loaded.fit(x, y, batch_size=16, shuffle=False, verbose=0).history
+    assert first["loss"] == second["loss"] and first["accuracy"] == second["accuracy"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"jit_compile": True}, {"run_eagerly": True}, {"steps_per_execution": 2}],
+    ids=lambda o: next(iter(o)),
+)
+def test_each_way_of_running(options):
+    x, y = data()
+    distiller = nets.compiled(distiller_of(tfc.quantize(nets.tiny())), **options)
+    history = distiller.fit(x, y, batch_size=16, epochs=2, verbose=0).history["loss"]
+    assert history[-1] < history[0]
+
+
+def test_batchnorm_of_the_student_moves_once_a_step():
+    student = keras.Sequential(
+        [keras.Input((6,)), L.Dense(4), L.BatchNormalization(momentum=0.5), L.Dense(3)]
+    )
+    norm, kernel = student.layers[1], student.layers[0]
+    x, y = data()
+    distiller = nets.compiled(distiller_of(student))
+    wanted = 0.5 * np.mean(keras.ops.convert_to_numpy(kernel(x)), axis=0)
+    distiller.train_on_batch(x, y)
+    np.testing.assert_allclose(norm.moving_mean, wanted, rtol=1e-3, atol=1e-5)
+    before = keras.ops.convert_to_numpy(norm.moving_mean).copy()
+    distiller.evaluate(x, y, verbose=0)
+    np.testing.assert_array_equal(norm.moving_mean, before)
+
+
+def test_an_activation_that_hides_gradients_is_seen_through():
+    """A subclassed teacher must say what it puts out."""
+
+    class Subclassed(keras.Model):
+        def __init__(self):
+            super().__init__(name="hidden")
+            self.dense = L.Dense(3)
+
+        def call(self, x):
+            return self.dense(x)
+
+    teacher = Subclassed()
+    x, y = data()
+    teacher(x)
+    with pytest.raises(ValueError, match="cannot be seen.*teacher 'hidden'.*teacher_outputs"):
+        distiller_of(teacher=teacher)
+    loss = tfc.SoftTargets(3.0, teacher_outputs="linear")
+    nets.compiled(distiller_of(teacher=teacher, distillation_losses=loss)).train_on_batch(x, y)
+
+
+BAD = {
+    "teacher": (lambda: tfc.Distiller(3, nets.tiny()), TypeError, "teacher must be a Keras 3"),
+    "unbuilt": (
+        lambda: tfc.Distiller(teacher_of(), keras.Sequential([L.Dense(3)], name="raw")),
+        ValueError,
+        "student must be built.*'raw'",
+    ),
+    "shapes": (
+        lambda: tfc.Distiller(nets.tiny(), nets.nested_wide()),
+        ValueError,
+        r"teacher 'tiny' \[\(None, 3\)\], student 'wide' \[\(None, 5\)\]",
+    ),
+    "alpha": (lambda: distiller_of(alpha=1.5), ValueError, "alpha=1.5"),
+    "temperature": (lambda: distiller_of(temperature=-1), ValueError, "temperature=-1"),
+    "temperature twice": (
+        lambda: distiller_of(temperature=2.0, distillation_losses=tfc.SoftTargets()),
+        ValueError,
+        "temperature is for the default loss only",
+    ),
+    "loss": (lambda: distiller_of(distillation_losses="mse"), TypeError, "Received: 'mse'"),
+    "weights": (
+        lambda: distiller_of(distillation_loss_weights=[1.0, 2.0]),
+        ValueError,
+        "must be 1 numbers",
+    ),
+}
+
+
+@pytest.mark.parametrize(("act", "error", "message"), BAD.values(), ids=BAD)
+def test_bad_input_is_named(act, error, message):
+    with pytest.raises(error, match=message):
+        act()
+
+
+def test_teacher_and_student_must_be_two():
+    model = nets.tiny()
+    with pytest.raises(ValueError, match="the same model object"):
+        tfc.Distiller(model, model)

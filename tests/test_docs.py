@@ -1,0 +1,67 @@
+"""What the documentation shows is run."""
+
+import ast
+import doctest
+import importlib
+import re
+
+import pytest
+
+import tfcompress as tfc
+from tests.conftest import ROOT
+
+PUBLIC = sorted(name for name in tfc.__all__)
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_examples_in_docstrings(name, monkeypatch, quiet):
+    monkeypatch.chdir(ROOT)
+    found = getattr(tfc, name)
+    module = importlib.import_module(found.__module__)
+    runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE)
+    for test in doctest.DocTestFinder(recurse=False).find(found, name, module=module):
+        runner.run(test)
+    assert runner.summarize(verbose=False).failed == 0
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_public_names_are_documented(name):
+    found = getattr(tfc, name)
+    text = found.__doc__
+    assert text and text.splitlines()[0].endswith("."), name
+    is_result = hasattr(found, "__dataclass_fields__")
+    is_error = isinstance(found, type) and issubclass(found, (Exception, Warning))
+    if not (is_result or is_error or name == "WeightTransform"):
+        assert "Example:" in text and "Args:" in text, name
+
+
+def test_the_readme_example_runs(tmp_path, monkeypatch, fashion, quiet):
+    """The Python of the README, in order, on small data and with one epoch."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    assert blocks
+    code = "\n".join(blocks)
+    ast.parse(code)
+    code = re.sub(r"epochs ?= ?\d+", "epochs=1", code)
+    monkeypatch.chdir(tmp_path)
+    x, y, x_test, y_test = (a[:256] for a in fashion)
+    from tfcompress.demo.models import resnet
+
+    names = {
+        "x_train": x,
+        "y_train": y,
+        "x_val": x_test,
+        "y_val": y_test,
+        "x_test": x_test,
+        "y_test": y_test,
+        "teacher": resnet(name="teacher"),
+        "student": resnet((4, 8), 2, "student"),
+    }
+    exec(code, names)
+    assert (tmp_path / "student.tflite").stat().st_size > 1000
+
+
+def test_the_example_script_runs(python):
+    script = (ROOT / "examples" / "compress_your_model.py").read_text()
+    assert len(script.splitlines()) < 60
+    out = python(f"import sys; sys.argv = ['x', '--fast']\nexec({script!r})", timeout=600)
+    assert "student" in out and "gzip" in out

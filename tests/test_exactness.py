@@ -1,0 +1,124 @@
+"""The INT8 file computes what the trained model does, to the last steps of its scale."""
+
+import keras
+import numpy as np
+import pytest
+
+import tfcompress as tfc
+from tests import nets
+from tfcompress.export import measure
+from tfcompress.tflite.inspect import weights
+from tfcompress.tflite.run import TFLiteModel
+from tfcompress.wrap.strip import quantizers
+
+NAMES = list(nets.NETS)
+
+
+def agreement(model, path, fashion):
+    name = model.inputs[0]._keras_history.operation.name
+    return measure(model, path, {name: fashion[2][:500]})
+
+
+def is_exact(found):
+    return found.max_steps <= 2.01 and found.rmse <= 0.01 and found.top1 >= 0.995
+
+
+@pytest.fixture(scope="module")
+def exported(trained, tmp_path_factory):
+    made = {}
+
+    def get(name):
+        if name not in made:
+            aware = trained(name)[1]
+            path = tmp_path_factory.mktemp("int8") / f"{name}.tflite"
+            made[name] = aware, tfc.export_tflite(aware, path)
+        return made[name]
+
+    return get
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_qat_files_agree_with_their_model(name, exported, fashion):
+    aware, result = exported(name)
+    found = agreement(aware, result.path, fashion)
+    assert is_exact(found), found
+    x, y = fashion[2:]
+    accuracy = aware.evaluate(x, y, verbose=0)[1]
+    assert abs(TFLiteModel(result.path).evaluate(x, y) - accuracy) <= 0.003
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_qat_files_are_integer_and_per_channel(name, exported):
+    aware, result = exported(name)
+    assert result.float_tensors == [] and result.trained and result.scheme == "int8"
+    assert result.agreement.source == "training"
+    found = weights(TFLiteModel(result.path, delegates=False))
+    kernels = {n: (v, s) for n, (v, s) in found.items() if v.dtype == np.int8}
+    assert len(kernels) == sum(bool(getattr(la, "transforms", None)) for la in aware.layers)
+    for values, scales in kernels.values():
+        depthwise = values.shape[0] == 1 and len(values.shape) == 4
+        assert len(scales) == values.shape[-1 if depthwise else 0] > 1
+        assert np.abs(values.astype(int)).max() == 127
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_check_sees_a_wrong_range(name, exported, fashion, tmp_path):
+    """With one activation range scaled by 1.2 in the file's source, the check fails."""
+    aware, _ = exported(name)
+    learned = [q for q in quantizers(aware) if q.fixed_range is None]
+    quantizer = learned[-1]
+    minimum, maximum = quantizer.range()
+    source = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(aware))
+    source.set_weights(aware.get_weights())
+    changed = source.get_layer(quantizer.name)
+    changed.minimum.assign(1.2 * minimum)
+    changed.maximum.assign(1.2 * maximum)
+    path = tmp_path / "wrong.tflite"
+    tfc.export_tflite(source, path)
+    assert not is_exact(agreement(aware, path, fashion))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_ptq_loses_at_most_half_a_point(name, trained, fashion, tmp_path):
+    model = trained(name)[0]
+    x, y = fashion[2:]
+    result = tfc.export_tflite(
+        model, tmp_path / "ptq.tflite", representative_dataset=fashion[0][:300]
+    )
+    assert result.float_tensors == [] and not result.trained
+    file = TFLiteModel(result.path)
+    assert model.evaluate(x, y, verbose=0)[1] - file.evaluate(x, y) <= 0.005
+
+
+def test_pruned_weights_are_zero_in_the_file_at_the_same_places(fashion, tmp_path):
+    x, y = fashion[0][:1280], fashion[1][:1280]
+    schedule = tfc.PolynomialDecay(0.0, 0.75, 0, 20, frequency=5)
+    model = tfc.quantize(tfc.prune(nets.residual(), schedule))
+    nets.compiled(model).fit(x, y, epochs=2, batch_size=64, verbose=0)
+    result = tfc.export_tflite(model, tmp_path / "m.tflite")
+    stored = [v for v, _ in weights(TFLiteModel(result.path, delegates=False)).values()]
+    for layer in model.layers:
+        if not getattr(layer, "transforms", None):
+            continue
+        mask = keras.ops.convert_to_numpy(layer.weight_transforms[0].mask)
+        # TFLite keeps output channels first.
+        mask = np.moveaxis(mask, -1, 0)
+        matching = [v for v in stored if v.shape == mask.shape and not v[mask == 0].any()]
+        assert matching, f"no kernel of the file has the zeros of {layer.name}"
+        # Rounding may add zeros of its own, but not many.
+        assert min(np.mean(v == 0) for v in matching) < np.mean(mask == 0) + 0.1
+    assert result.report.sparsity >= 0.74
+
+
+def test_averages_agree_to_the_bit(tmp_path):
+    """Average pooling is modelled with its ties; nothing else is between input and output."""
+    model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.AveragePooling2D(2)])
+    from tfcompress.wrap.placement import PlaceQuantizers
+
+    aware = PlaceQuantizers(None).run(model)
+    x = np.random.default_rng(0).uniform(-1, 3, (64, 8, 8, 3)).astype("float32")
+    aware(x, training=True)
+    result = tfc.export_tflite(aware, tmp_path / "m.tflite", representative_dataset=x)
+    np.testing.assert_allclose(
+        TFLiteModel(result.path).predict(x), aware.predict(x, verbose=0), atol=1e-5
+    )

@@ -1,0 +1,260 @@
+import os
+import time
+
+import keras
+import numpy as np
+import pytest
+from keras import layers as L
+
+import tfcompress as tfc
+from tests import nets
+from tfcompress import export
+from tfcompress.tflite.run import TFLiteModel
+
+
+def seen(model, count=32):
+    """A model whose ranges have seen some data."""
+    model(nets.samples_for(model, count), training=True)
+    return model
+
+
+@pytest.mark.parametrize("make", nets.GRAPHS.values(), ids=nets.GRAPHS)
+@pytest.mark.parametrize("scheme", ["float32", "dynamic_int8", "int8", "qat"])
+def test_every_graph_under_every_scheme(make, scheme, tmp_path):
+    model = make()
+    x = nets.samples_for(model, 64)
+    options = {"scheme": scheme}
+    if scheme == "int8":
+        options["representative_dataset"] = x
+    if scheme == "qat":
+        model, options = tfc.quantize(model), {}
+        for seed in range(8):
+            model(nets.samples_for(model, 64, seed), training=True)
+    result = tfc.export_tflite(model, tmp_path / "m.tflite", **options)
+    assert result.scheme == ("int8" if scheme == "qat" else scheme)
+    if result.scheme == "int8":
+        assert result.float_tensors == []
+    outputs = TFLiteModel(result.path).predict(x)
+    wanted = model.predict(x, verbose=0)
+    outputs = outputs if isinstance(wanted, dict) else {"y": outputs}
+    for key, value in (wanted if isinstance(wanted, dict) else {"y": wanted}).items():
+        limit = 1e-4 if scheme == "float32" else 0.1 * np.std(value)
+        assert np.sqrt(np.mean((outputs[key] - value) ** 2)) <= limit
+
+
+def test_the_scheme_is_what_the_model_was_trained_for(tmp_path):
+    path = tmp_path / "m.tflite"
+    model = nets.tiny()
+    x = nets.samples_for(model, 32)
+    assert tfc.export_tflite(model, path).scheme == "float32"
+    assert tfc.export_tflite(model, path, representative_dataset=x).scheme == "int8"
+    result = tfc.export_tflite(seen(tfc.quantize(model)), path)
+    assert (result.scheme, result.trained) == ("int8", True)
+    assert result.agreement.source == "training" and result.agreement.samples == 1
+
+
+def test_names_of_inputs_and_outputs_survive(tmp_path):
+    model = seen(tfc.quantize(nets.two_by_two()))
+    result = tfc.export_tflite(model, tmp_path / "m.tflite", io_dtype="int8")
+    file = TFLiteModel(result.path)
+    assert {i.name for i in file.inputs} == {"a", "b"}
+    assert {o.name for o in file.outputs} == {"main", "side"}
+    signatures = file.interpreter._get_full_signature_list()
+    assert list(signatures) == ["serving_default"]
+    runner = file.interpreter.get_signature_runner()
+    made = runner(a=np.zeros((1, 6), np.int8), b=np.zeros((1, 4), np.int8))
+    assert set(made) == {"main", "side"}
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, None])
+@pytest.mark.parametrize("trained", [True, False])
+def test_batches(batch_size, trained, tmp_path):
+    model = nets.small_residual()
+    x = nets.samples_for(model, 10)
+    if trained:
+        model = seen(tfc.quantize(model))
+    result = tfc.export_tflite(
+        model, tmp_path / "m.tflite", batch_size=batch_size, representative_dataset=x
+    )
+    file = TFLiteModel(result.path)
+    assert file.inputs[0].shape == (batch_size, 8, 8, 2)
+    assert file.predict(x).shape == (10, 3)
+
+
+def test_mixed_float16_becomes_a_float32_file(tmp_path):
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        model = seen(tfc.quantize(nets.small_residual()))
+        result = tfc.export_tflite(model, tmp_path / "m.tflite")
+        assert result.float_tensors == [] and "float16" not in result.dtypes
+        # Without ranges to drop, the float file is compared in float16's precision.
+        plain = tfc.export_tflite(nets.small_residual(), tmp_path / "f.tflite")
+        assert plain.agreement.rmse < 1e-3
+    finally:
+        keras.config.set_dtype_policy("float32")
+
+
+def test_a_sparse_file_is_smaller(tmp_path):
+    model = keras.Sequential([keras.Input((256,)), L.Dense(256), L.Dense(256)])
+    pruned = tfc.prune(model, 0.9)
+    pruned(np.ones((1, 256)), training=True)
+    dense = tfc.export_tflite(pruned, tmp_path / "d.tflite")
+    sparse = tfc.export_tflite(pruned, tmp_path / "s.tflite", sparse=True)
+    assert sparse.bytes < 0.5 * dense.bytes
+
+
+def test_the_result_prints_what_matters(tmp_path):
+    result = tfc.export_tflite(seen(tfc.quantize(nets.tiny())), tmp_path / "m.tflite")
+    text = str(result)
+    for part in ("m.tflite", "gzip", "FULLY_CONNECTED 2", "int8", "float tensors", "RMSE"):
+        assert part in text
+    assert result.bytes == os.path.getsize(result.path) and result.gzip_bytes < result.bytes
+    assert result.seconds > 0
+
+
+def test_a_large_model_says_what_it_does(tmp_path, capsys):
+    tfc.export_tflite(nets.tiny(), tmp_path / "m.tflite", verbose=True)
+    said = capsys.readouterr().out
+    assert "converting" in said and "checking" in said and "wrote" in said
+    tfc.export_tflite(nets.tiny(), tmp_path / "m.tflite")
+    assert capsys.readouterr().out == ""
+
+
+def test_the_converter_is_quiet(tmp_path, capfd):
+    tfc.export_tflite(nets.tiny(), tmp_path / "m.tflite")
+    capfd.readouterr()
+    tfc.export_tflite(nets.tiny(), tmp_path / "m.tflite", scheme="dynamic_int8")
+    assert "error" not in capfd.readouterr().err.lower()
+
+
+# What must never come out.
+
+
+def broken(model, **options):
+    """Stands for the converter's silent failure: a file with no weights in it."""
+    empty = keras.models.clone_model(model)
+    empty.set_weights([np.zeros_like(w) for w in model.get_weights()])
+    return real_convert(empty, **options)
+
+
+real_convert = export.convert
+
+
+@pytest.mark.parametrize("scheme", ["float32", "dynamic_int8", "int8", "qat"])
+def test_a_file_with_missing_weights_is_refused(scheme, tmp_path, monkeypatch):
+    model = nets.small_residual()
+    options = {"scheme": scheme}
+    if scheme == "int8":
+        options["representative_dataset"] = nets.samples_for(model, 32)
+    if scheme == "qat":
+        model, options = tfc.quantize(model), {}
+        for seed in range(16):
+            model(nets.samples_for(model, seed=seed), training=True)
+    monkeypatch.setattr(export, "convert", broken)
+    target = tmp_path / "m.tflite"
+    target.write_bytes(b"the old file")
+    with pytest.raises(tfc.ExportError, match="does not compute what its model computes"):
+        tfc.export_tflite(model, target, **options)
+    assert target.read_bytes() == b"the old file" and os.listdir(tmp_path) == ["m.tflite"]
+
+
+def test_a_poor_ptq_warns_with_figures(tmp_path):
+    model = keras.Sequential([keras.Input((6,)), L.Dense(4)])
+    kernel = np.random.default_rng(0).normal(size=(6, 4)).astype("float32")
+    model.layers[0].set_weights([kernel, np.zeros(4, "float32")])
+    data = nets.samples_for(model, 200)
+    data[::50] *= 12  # a few outliers stretch the ranges until little is left for the rest
+
+    name = model.inputs[0]._keras_history.operation.name
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export, "_probes", lambda *_: ({name: data[1:40]}, "representative_dataset"))
+        with pytest.warns(tfc.CompressionWarning, match="poor copy of its model: RMSE 0"):
+            result = tfc.export_tflite(model, tmp_path / "m.tflite", representative_dataset=data)
+    assert os.path.exists(result.path) and 0.1 < result.agreement.rmse < 0.5
+
+
+def test_loops_that_would_crash_the_converter_end_in_an_exception(tmp_path):
+    model = keras.Sequential([keras.Input((5, 3)), L.LSTM(4)])
+    data = nets.samples_for(model, 16)
+    with pytest.raises(tfc.ExportError, match=r"recurrent layer.*unroll=True"):
+        tfc.export_tflite(model, tmp_path / "m.tflite", representative_dataset=data)
+    assert os.listdir(tmp_path) == []
+    unrolled = keras.Sequential([keras.Input((5, 3)), L.LSTM(4, unroll=True)])
+    result = tfc.export_tflite(unrolled, tmp_path / "m.tflite", representative_dataset=data)
+    assert result.float_tensors == []
+
+
+def untrained():
+    return tfc.quantize(nets.tiny())
+
+
+X = np.ones((8, 6), "float32")
+NAN = np.full((8, 6), np.nan, "float32")
+BAD = {
+    "not a model": ({"model": "model.keras"}, TypeError, "model must be a Keras 3 model"),
+    "unbuilt": ({"model": keras.Sequential([L.Dense(2)])}, ValueError, "must be built"),
+    "untrained ranges": ({"model": untrained}, ValueError, "ranges of model 'tiny' were never"),
+    "untrained ranges, with data": (
+        {"model": untrained, "representative_dataset": X},
+        ValueError,
+        "never trained",
+    ),
+    "dropping ranges": (
+        {"model": lambda: seen(untrained()), "scheme": "float32"},
+        ValueError,
+        "would drop the ranges",
+    ),
+    "unknown scheme": ({"scheme": "int4"}, ValueError, "scheme='int4'. Did you mean 'int8'"),
+    "int8 without data": ({"scheme": "int8"}, ValueError, "representative_dataset="),
+    "empty data": ({"representative_dataset": X[:0]}, ValueError, "is empty"),
+    "wrong shape": (
+        {"representative_dataset": np.ones((8, 5))},
+        ValueError,
+        r"representative_dataset has the wrong shape.*\(6\). Received: \(8, 5\)",
+    ),
+    "NaN": ({"representative_dataset": NAN}, ValueError, "48 NaN or infinite values"),
+    "no folder": ({"path": "missing/m.tflite"}, FileNotFoundError, "no folder 'missing'"),
+    "a folder": ({"path": "."}, IsADirectoryError, "path is a folder"),
+    "no path": ({"path": 3}, TypeError, "path must be a file path. Received: path=3"),
+    "unknown io_dtype": ({"io_dtype": "int16"}, ValueError, "io_dtype='int16'"),
+    "integers of a float file": ({"io_dtype": "int8"}, ValueError, "needs scheme='int8'"),
+    "batch": ({"batch_size": 0}, ValueError, "batch_size must be None or an integer >= 1"),
+    "verbose": ({"verbose": "loud"}, ValueError, "verbose"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "error", "message"), BAD.values(), ids=BAD)
+def test_bad_input_is_refused_at_once(arguments, error, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(export, "convert", None)  # whoever gets that far fails otherwise
+    arguments = {"model": nets.tiny, "path": "m.tflite", **arguments}
+    model = arguments.pop("model")
+    model = model() if callable(model) and not isinstance(model, keras.Model) else model
+    started = time.perf_counter()
+    with pytest.raises(error, match=message):
+        tfc.export_tflite(model, **arguments)
+    assert time.perf_counter() - started < 1
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_without_permission(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(PermissionError, match="no permission"):
+        tfc.export_tflite(nets.tiny(), tmp_path / "m.tflite")
+
+
+def test_nothing_half_written_stays(tmp_path, monkeypatch):
+    def fails(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "replace", fails)
+    with pytest.raises(OSError, match="disk full"):
+        tfc.export_tflite(nets.tiny(), tmp_path / "m.tflite")
+    assert os.listdir(tmp_path) == []
+
+
+def test_another_backend_is_told_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
+    with pytest.raises(tfc.ExportError, match="KERAS_BACKEND=tensorflow"):
+        tfc.export_tflite(nets.tiny(), tmp_path / "m.tflite")

@@ -1,0 +1,202 @@
+"""compare: models and files side by side, on the same data and the same runtime."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+import tempfile
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import numpy as np
+
+from tfcompress.data import collect
+from tfcompress.export import export_tflite, predict
+from tfcompress.graph.read import check_model, load_keras
+from tfcompress.tables import as_text, table
+from tfcompress.tflite.benchmark import benchmark
+from tfcompress.tflite.convert import input_specs
+from tfcompress.tflite.inspect import inspect_tflite
+from tfcompress.tflite.run import TFLiteModel, accuracy
+from tfcompress.wrap.strip import bake
+
+
+@dataclasses.dataclass(frozen=True)
+class ComparisonRow:
+    """One model or file.
+
+    Attributes:
+        name: The name it was given.
+        kind: "keras" or "tflite".
+        accuracy: Share of samples with the right label; None without data.
+        bytes: Size of the file; a Keras model is measured as a float32 file.
+        gzip_bytes: The same after gzip.
+        latency_ms: Median latency of one inference.
+    """
+
+    name: str
+    kind: str
+    accuracy: float | None
+    bytes: int
+    gzip_bytes: int
+    latency_ms: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """Rows in the order given; ratios are to the first.
+
+    Attributes:
+        rows: One for each model or file.
+        samples: Samples the accuracy was measured on.
+        threads: Threads of the interpreter.
+        runtime: Runtime of the latencies.
+    """
+
+    rows: list[ComparisonRow]
+    samples: int
+    threads: int
+    runtime: str
+
+    def __getitem__(self, name: str) -> ComparisonRow:
+        for row in self.rows:
+            if row.name == name:
+                return row
+        raise KeyError(f"{name!r}; there are {', '.join(repr(row.name) for row in self.rows)}")
+
+    def __rich__(self) -> Any:
+        first = self.rows[0]
+        rows = [
+            (
+                row.name,
+                None if row.accuracy is None else f"{row.accuracy:.2%}",
+                row.bytes,
+                row.gzip_bytes,
+                f"{first.gzip_bytes / row.gzip_bytes:.2f}x",
+                f"{row.latency_ms:.3f}",
+                f"{first.latency_ms / row.latency_ms:.2f}x",
+            )
+            for row in self.rows
+        ]
+        columns = ("model", "accuracy", "bytes", "gzip bytes", "smaller", "latency ms", "faster")
+        made = table("", columns, rows)
+        made.caption = (
+            f"{self.samples} samples; {self.threads} thread(s), {self.runtime}; Keras models are "
+            "measured as float32 .tflite files"
+        )
+        return made
+
+    def __str__(self) -> str:
+        return as_text(self.__rich__())
+
+
+def compare(
+    models: Mapping[str, Any],
+    x: Any = None,
+    y: Any = None,
+    *,
+    num_threads: int = 1,
+    runs: int = 200,
+) -> Comparison:
+    """Measures accuracy, bytes and latency of models and files side by side.
+
+    Latencies are measured in turns, so that noise of the machine falls on all alike. A Keras model
+    is measured as the float32 `.tflite` file it makes, a quantization-aware one as that of its
+    trained weights; its accuracy is that of the Keras model itself.
+
+    Args:
+        models: By name: Keras models, `TFLiteModel` objects, or paths of `.keras` and `.tflite`
+            files. Ratios in the table are to the first.
+        x: Samples, in any form that `export_tflite` takes; may hold the labels. None leaves the
+            accuracy out.
+        y: Labels: integers or one-hot rows.
+        num_threads: Threads of the interpreter.
+        runs: Inferences of each to measure.
+
+    Returns:
+        Plain data that prints as a table.
+
+    Raises:
+        FileNotFoundError: If a file does not exist.
+        TypeError: If an entry is neither a model nor a path.
+        ValueError: If there are no models, a file is damaged or unsafe to load, or data and models
+            do not fit.
+
+    Example:
+        >>> import tfcompress as tfc
+        >>> path = "tflite_models/fashion_mnist_student_int8.tflite"
+        >>> tfc.compare({"student": path}, runs=5).rows[0].kind
+        'tflite'
+    """
+    if not isinstance(models, Mapping) or not models:
+        raise ValueError(
+            "models must be a non-empty dict of models or paths by name. "
+            f"Received: models={models!r}"
+        )
+    loaded = {name: _load(name, model) for name, model in models.items()}
+    files: dict[str, TFLiteModel] = {}
+    accuracies: dict[str, float | None] = {}
+    count = 0
+    for name, model in loaded.items():
+        accuracies[name] = None
+        if x is not None:
+            accuracies[name], count = _accuracy(model, x, y)
+        files[name] = TFLiteModel(_as_file(model), num_threads)
+    latencies = benchmark(files, runs=runs)
+    rows = []
+    for name, file in files.items():
+        report = inspect_tflite(file.content)
+        kind = "keras" if isinstance(loaded[name], keras.Model) else "tflite"
+        rows.append(
+            ComparisonRow(
+                name,
+                kind,
+                accuracies[name],
+                report.bytes,
+                report.gzip_bytes,
+                latencies[name].median_ms,
+            )
+        )
+    return Comparison(rows, count, num_threads, next(iter(files.values())).runtime)
+
+
+def _load(name: str, model: Any) -> Any:
+    if isinstance(model, keras.Model):
+        check_model(model, f"models[{name!r}]")
+        return model
+    if isinstance(model, TFLiteModel):
+        return model
+    if not isinstance(model, (str, os.PathLike)):
+        raise TypeError(
+            f"models[{name!r}] must be a Keras model, a TFLiteModel or the path of a .keras or "
+            f".tflite file. Received: {type(model).__name__}"
+        )
+    if pathlib.Path(model).suffix == ".keras":
+        return load_keras(pathlib.Path(model))
+    return TFLiteModel(model)
+
+
+def _accuracy(model: Any, x: Any, y: Any) -> tuple[float, int]:
+    specs = input_specs(model) if isinstance(model, keras.Model) else model.specs()
+    features, labels = collect(x, specs, argument="x")
+    labels = labels if y is None else np.asarray(y)
+    if labels is None:
+        raise ValueError("y is missing: pass labels, or data that holds them.")
+    if isinstance(model, keras.Model):
+        outputs = predict(model, features)
+    else:
+        outputs = model.predict(features)
+    if not hasattr(outputs, "shape"):
+        raise ValueError("compare() measures the accuracy of models with a single output only.")
+    return accuracy(outputs, labels), len(labels)
+
+
+def _as_file(model: Any) -> bytes:
+    if isinstance(model, TFLiteModel):
+        return model.content
+    with tempfile.TemporaryDirectory(prefix="tfcompress-") as folder:
+        path = pathlib.Path(folder) / "model.tflite"
+        export_tflite(bake(model, ranges=False), path, scheme="float32", verbose=False)
+        return path.read_bytes()

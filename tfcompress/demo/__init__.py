@@ -1,0 +1,1 @@
+"""The main job on embedded data: teacher, student, one fit, one file, one table."""

@@ -1,0 +1,1 @@
+"""Distillation losses, one file a family."""

@@ -1,0 +1,375 @@
+"""export_tflite: from a Keras model to a file that was checked against it."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+import tempfile
+import time
+import warnings
+from typing import Any
+
+import keras
+import numpy as np
+
+from tfcompress.data import samples
+from tfcompress.errors import CompressionWarning, ExportError
+from tfcompress.graph.cost import plain
+from tfcompress.graph.read import check_model, walk_layers
+from tfcompress.scheme import SCHEMES, check_choice
+from tfcompress.tables import as_text
+from tfcompress.tflite import verify as verification
+from tfcompress.tflite.convert import convert, input_specs, output_names
+from tfcompress.tflite.inspect import FileReport, inspect_tflite
+from tfcompress.tflite.run import TFLiteModel
+from tfcompress.wrap.activations import InputSamples
+from tfcompress.wrap.strip import bake, quantizers, warn_unfinished
+
+CALIBRATION_SAMPLES = 512
+VERIFICATION_SAMPLES = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportResult:
+    """A file that was written.
+
+    Attributes:
+        path: Where it is.
+        scheme: "float32", "dynamic_int8" or "int8".
+        trained: Whether its ranges come from quantization-aware training.
+        agreement: How well it agrees with the Keras model; None if verify=False.
+        report: What is inside; see `FileReport`.
+        seconds: Time the export took.
+    """
+
+    path: str
+    scheme: str
+    trained: bool
+    agreement: verification.Agreement | None
+    report: FileReport
+    seconds: float
+
+    @property
+    def bytes(self) -> int:
+        """Size of the file."""
+        return self.report.bytes
+
+    @property
+    def gzip_bytes(self) -> int:
+        """Size of the file after gzip."""
+        return self.report.gzip_bytes
+
+    @property
+    def ops(self) -> dict[str, int]:
+        """How often each operation occurs in the file."""
+        return self.report.ops
+
+    @property
+    def dtypes(self) -> dict[str, int]:
+        """How many tensors of each type the file holds."""
+        return self.report.dtypes
+
+    @property
+    def float_tensors(self) -> list[str]:
+        """Names of the float32 tensors left inside, inputs and outputs not counted."""
+        return self.report.float_tensors
+
+    def __rich__(self) -> Any:
+        made = self.report.__rich__()
+        ranges = " (ranges from training)" if self.trained else ""
+        made.add_row("scheme", self.scheme + ranges)
+        made.add_row("agreement", str(self.agreement or "not checked"))
+        return made
+
+    def __str__(self) -> str:
+        return as_text(self.__rich__())
+
+
+def export_tflite(
+    model: keras.Model,
+    path: str | os.PathLike[str],
+    *,
+    scheme: str | None = None,
+    representative_dataset: Any = None,
+    io_dtype: str = "float32",
+    batch_size: int | None = 1,
+    sparse: bool = False,
+    verify: bool = True,
+    verbose: bool | str = "auto",
+) -> ExportResult:
+    """Writes a model to a `.tflite` file, and checks the file against the model first.
+
+    The file is run on real samples: the representative dataset, or the training samples that a
+    quantization-aware model keeps. A file that does not compute what the model computes is refused
+    and never reaches `path`; one that is honest but poor is written with a warning. The measure is
+    the RMSE of the outputs over their deviation: float32 files are refused above 0.001, int8 files
+    of a quantization-aware model above 0.1 (warning above 0.02), others above 0.5 (warning above
+    0.1). Only a float model of which no data is given is checked on uniform noise.
+
+    Args:
+        model: A built Sequential or Functional model, wrapped or not. It is not changed.
+        path: File to write; an existing one is replaced at the end, in one step.
+        scheme: "float32", "dynamic_int8" (int8 weights, float activations) or "int8" (integers
+            throughout). None is what the model was trained for; with a representative dataset,
+            int8.
+        representative_dataset: Samples like those of training, preprocessed alike: an array, a
+            tuple or dict of arrays, a `tf.data.Dataset`, or a function that returns an iterable. Up
+            to 512 samples are used. A quantization-aware model needs none.
+        io_dtype: Type of inputs and outputs: "float32", or "int8" or "uint8" for int8 files.
+            Integer inputs such as token numbers keep their type.
+        batch_size: Batch of the file; None leaves it open.
+        sparse: Store matrices with many zeros in TFLite's sparse format: smaller files, no faster
+            on x86.
+        verify: False skips the check, for a model that cannot be run here.
+        verbose: Whether to say what is being done; "auto" does for models that take long.
+
+    Returns:
+        What was written and how well it agrees with the model.
+
+    Raises:
+        ExportError: If the converter fails, or the file is broken.
+        OSError: If `path` cannot be written.
+        TypeError: If `model` is no Keras model, or the dataset has no known form.
+        ValueError: If the model is unbuilt, its ranges were never trained, an argument is unknown,
+            or the dataset is empty, of the wrong shape, or holds NaN.
+
+    Warns:
+        CompressionWarning: If the file is a poor copy, or a pruning schedule has not ended.
+
+    Example:
+        >>> import keras, numpy as np, tempfile
+        >>> import tfcompress as tfc
+        >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4)])
+        >>> data = np.random.default_rng(0).random((32, 8))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     result = tfc.export_tflite(
+        ...         model, folder + "/model.tflite", representative_dataset=data
+        ...     )
+        >>> result.scheme, result.float_tensors
+        ('int8', [])
+    """
+    started = time.perf_counter()
+    check_model(model)
+    target = _check_path(path)
+    trained = quantizers(model)
+    scheme = _choose_scheme(scheme, representative_dataset is not None, bool(trained))
+    _check_arguments(scheme, io_dtype, batch_size, verbose)
+    specs = input_specs(model)
+    given = None
+    if representative_dataset is not None:
+        given = samples(
+            representative_dataset,
+            specs,
+            limit=CALIBRATION_SAMPLES,
+            argument="representative_dataset",
+        )
+    use_ranges = bool(trained) and scheme == "int8"
+    if use_ranges:
+        _check_trained(model)
+    elif scheme == "int8" and given is None:
+        raise ValueError(
+            "scheme='int8' needs the ranges of the activations: pass representative_dataset="
+            "(samples like those of training), or train with quantize()."
+        )
+    if trained and scheme != "int8":
+        raise ValueError(
+            f"scheme={scheme!r} would drop the ranges that this model was trained with. Export it "
+            "as int8, or export strip(model)."
+        )
+    probes, source = _probes(model, specs, given) if verify else (None, "")
+    warn_unfinished(model, "export_tflite")
+    if backend_problem := _backend_problem():
+        raise ExportError(backend_problem)
+
+    say = _speaker(verbose, model)
+    say("converting")
+    content = convert(
+        bake(model),
+        names=output_names(model),
+        quantized={"float32": None, "dynamic_int8": "dynamic", "int8": "int8"}[scheme],
+        calibration=None if use_ranges or scheme != "int8" else given,
+        io_dtype=io_dtype,
+        batch_size=batch_size,
+        sparse=sparse,
+    )
+    agreement = None
+    if probes is not None:
+        say("checking the file against the model")
+        agreement = measure(model, content, probes, source)
+        tolerance = "int8 trained" if use_ranges else scheme
+        if scheme == "float32" and _computes_in_half(model):
+            tolerance = "float32 of half"
+        if warning := verification.judge(agreement, tolerance):
+            warnings.warn(warning, CompressionWarning, stacklevel=2)
+    report = dataclasses.replace(inspect_tflite(content), path=str(target))
+    _write(target, content)
+    seconds = time.perf_counter() - started
+    say(f"wrote {target} in {seconds:.1f} s")
+    return ExportResult(str(target), scheme, use_ranges, agreement, report, seconds)
+
+
+def measure(
+    model: keras.Model, content: Any, probes: dict[str, np.ndarray], source: str = "given"
+) -> verification.Agreement:
+    """Measures how well a file agrees with a Keras model.
+
+    Args:
+        model: The Keras model.
+        content: Path or bytes of the file.
+        probes: Samples by input name.
+        source: Where the samples come from, for the record.
+    """
+    names = output_names(model)
+    file = TFLiteModel(content)
+    expected = keras.tree.flatten(predict(model, probes))
+    actual = file.predict(probes)
+    if not isinstance(actual, dict):
+        actual = {names[0]: actual}
+    return verification.compare_outputs(
+        dict(zip(names, (np.asarray(e) for e in expected), strict=True)),
+        actual,
+        _output_scales(content),
+        source=source,
+        kernels=file.runtime,
+    )
+
+
+def predict(model: keras.Model, features: dict[str, np.ndarray]) -> Any:
+    """Runs a Keras model on arrays by input name."""
+    arrays = [features[spec.name] for spec in input_specs(model)]
+    structure = getattr(model, "_inputs_struct", None)
+    if len(arrays) == 1 and not isinstance(structure, (dict, list, tuple)):
+        return model.predict(arrays[0], verbose=0)
+    return model.predict(keras.tree.pack_sequence_as(structure, arrays), verbose=0)
+
+
+def _output_scales(content: Any) -> dict[str, float]:
+    """Returns the step of each output, also of outputs that the file ends by making floats."""
+    file = TFLiteModel(content, delegates=False)
+    details = {d["index"]: d for d in file.interpreter.get_tensor_details()}
+    source = {
+        int(op["outputs"][0]): int(op["inputs"][0])
+        for op in file.interpreter._get_ops_details()
+        if op["op_name"] == "DEQUANTIZE"
+    }
+    return {
+        info.name: info.scale
+        or float(details[source.get(info.index, info.index)]["quantization"][0])
+        for info in file.outputs
+    }
+
+
+def _choose_scheme(scheme: str | None, has_data: bool, is_trained: bool) -> str:
+    if scheme is None:
+        return "int8" if has_data or is_trained else "float32"
+    return check_choice(scheme, "scheme", SCHEMES)
+
+
+def _check_arguments(scheme: str, io_dtype: str, batch_size: Any, verbose: Any) -> None:
+    check_choice(io_dtype, "io_dtype", ("float32", "int8", "uint8"))
+    if io_dtype != "float32" and scheme != "int8":
+        raise ValueError(
+            f"io_dtype={io_dtype!r} needs scheme='int8'; a {scheme} file computes on floats. "
+            "Use io_dtype='float32'."
+        )
+    whole = isinstance(batch_size, int) and not isinstance(batch_size, bool)
+    if batch_size is not None and not (whole and batch_size >= 1):
+        raise ValueError(f"batch_size must be None or an integer >= 1. Received: {batch_size!r}")
+    if verbose not in (True, False, "auto"):
+        raise ValueError(f"verbose must be True, False or 'auto'. Received: {verbose!r}")
+
+
+def _check_path(path: Any) -> pathlib.Path:
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"path must be a file path. Received: path={path!r}")
+    target = pathlib.Path(path)
+    if target.is_dir():
+        raise IsADirectoryError(f"path is a folder: {str(target)!r}. Name a file in it.")
+    folder = target.parent
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"path cannot be written: there is no folder {str(folder)!r}. Create it first."
+        )
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(f"path cannot be written: no permission in {str(folder)!r}.")
+    return target
+
+
+def _check_trained(model: keras.Model) -> None:
+    untrained = [q.name for q in quantizers(model) if not q.is_trained]
+    if untrained:
+        raise ValueError(
+            f"The activation ranges of model {model.name!r} were never trained "
+            f"({len(untrained)} of them, e.g. {untrained[0]!r}). Fit the model first, also if only "
+            "for an epoch; for INT8 without training, pass strip(model) and a "
+            "representative_dataset."
+        )
+
+
+def _probes(
+    model: keras.Model, specs: Any, given: dict[str, np.ndarray] | None
+) -> tuple[dict[str, np.ndarray], str]:
+    if given is not None:
+        return (
+            {name: _spread(array, VERIFICATION_SAMPLES) for name, array in given.items()},
+            "representative_dataset",
+        )
+    keepers = [layer for _, layer in walk_layers(model) if isinstance(layer, InputSamples)]
+    if not keepers:
+        return verification.synthetic(specs, 16), "synthetic"
+    kept = {keeper.input._keras_history.operation.name: keeper.kept() for keeper in keepers}
+    if any(array is None for array in kept.values()):
+        raise ValueError(
+            "There are no samples to check the file on: the inputs have no fixed size, so none "
+            "were kept in training. Pass representative_dataset=."
+        )
+    return {spec.name: kept[spec.name].astype(spec.dtype) for spec in specs}, "training"
+
+
+def _spread(array: np.ndarray, count: int) -> np.ndarray:
+    if len(array) <= count:
+        return array
+    return array[np.linspace(0, len(array) - 1, count).astype(int)]
+
+
+def _computes_in_half(model: keras.Model) -> bool:
+    """Whether the model itself is less precise than its float32 file."""
+    dtypes = {plain(layer).compute_dtype for _, layer in walk_layers(model)}
+    return bool(dtypes & {"float16", "bfloat16"})
+
+
+def _backend_problem() -> str | None:
+    if keras.backend.backend() == "tensorflow":
+        return None
+    return (
+        f"Export needs Keras on TensorFlow; this process runs it on {keras.backend.backend()}. "
+        "Save the model to a .keras file, and load and export it in a process with "
+        "KERAS_BACKEND=tensorflow."
+    )
+
+
+def _speaker(verbose: bool | str, model: keras.Model) -> Any:
+    large = sum(int(np.prod(w.shape)) for w in model.weights) > 2_000_000
+    if verbose is True or (verbose == "auto" and large):
+        return lambda text: print(f"export_tflite: {text}", flush=True)
+    return lambda text: None
+
+
+def _write(target: pathlib.Path, content: bytes) -> None:
+    """Writes beside the target and renames: a reader sees the old file or the new one, whole."""
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        os.chmod(name, 0o666 & ~_umask())
+        os.replace(name, target)
+    except BaseException:
+        os.unlink(name)
+        raise
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current

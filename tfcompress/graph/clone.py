@@ -1,0 +1,154 @@
+"""Rebuilds a model call by call: the base of every change to a graph."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import keras
+from keras import tree
+
+from tfcompress.graph.read import Call, Graph, is_graph, read_graph
+
+
+def clone_layer(layer: Any, **overrides: Any) -> Any:
+    """Makes an unbuilt copy of a layer or operation from its config.
+
+    Args:
+        layer: What to copy.
+        **overrides: Config entries that replace the original ones.
+
+    Raises:
+        ValueError: If the layer cannot be made from its config.
+    """
+    try:
+        return type(layer).from_config({**layer.get_config(), **overrides})
+    except (NotImplementedError, TypeError) as error:
+        raise ValueError(
+            f"Layer {layer.name!r} ({type(layer).__name__}) cannot be copied: it must implement "
+            f"get_config() so that {type(layer).__name__}.from_config(config) makes an equal layer."
+        ) from error
+
+
+class Rewriter:
+    """Makes a new model from an old one; subclasses say what becomes of each call.
+
+    The old model and its layers are never changed. Layers that were shared stay shared, nested
+    models stay nested, names and structures of inputs and outputs are kept, and weights are carried
+    over at the end.
+    """
+
+    sequential_class: type[keras.Model] = keras.Sequential
+
+    def __init__(self) -> None:
+        self._replacements: dict[int, Any] = {}
+        self._sources: list[Any] = []  # alive, so that the ids in the memo stay unique
+        self._carried: list[tuple[Any, Any]] = []
+
+    def run(self, model: keras.Model) -> keras.Model:
+        """Returns the rewritten model, with the weights of the old one."""
+        new = self._rebuild(model, "")
+        for old_layer, new_layer in self._carried:
+            for old_variable, new_variable in self.match(old_layer, new_layer):
+                new_variable.assign(self.value_of(old_variable))
+        return new
+
+    # What subclasses override.
+
+    def visit(self, graph: Graph, call: Call, args: Any, kwargs: Any) -> Any:
+        """Emits one call; `args` and `kwargs` hold what was emitted for the call's inputs."""
+        return self.clone(call.operation)(*args, **kwargs)
+
+    def visit_model(self, graph: Graph, call: Call, args: Any, kwargs: Any) -> Any:
+        """Emits the call of a nested model, which is rewritten once."""
+        nested = self.once(call.operation, lambda: self._rebuild(call.operation, call.path + "/"))
+        return nested(*args, **kwargs)
+
+    def enter(self, model: keras.Model, path: str, inputs: list[Any]) -> list[Any]:
+        """Emits what follows the inputs of a model; path is "" for the outermost."""
+        return inputs
+
+    def leave(self, model: keras.Model, path: str, outputs: list[Any]) -> list[Any]:
+        """Emits what precedes the outputs of a model."""
+        return outputs
+
+    def class_for(self, model: keras.Model) -> type[keras.Model]:
+        """Chooses the class of the new model."""
+        return self.sequential_class if isinstance(model, keras.Sequential) else type(model)
+
+    def match(self, old: Any, new: Any) -> Iterable[tuple[Any, Any]]:
+        """Pairs the variables of a layer with those of its replacement."""
+        return zip(old.variables, new.variables, strict=True)
+
+    def value_of(self, variable: Any) -> Any:
+        """Returns the value that the copy of an old variable starts with."""
+        return variable
+
+    # What subclasses use.
+
+    def once(self, source: Any, make: Any) -> Any:
+        """Returns the one replacement of `source`, made at its first use."""
+        if id(source) not in self._replacements:
+            self._sources.append(source)
+            self._replacements[id(source)] = make()
+        return self._replacements[id(source)]
+
+    def clone(self, operation: Any, **overrides: Any) -> Any:
+        """Returns the one copy of `operation`; its weights will be carried over."""
+
+        def make() -> Any:
+            new = clone_layer(operation, **overrides)
+            if isinstance(operation, keras.layers.Layer):
+                self.carry(operation, new)
+            return new
+
+        return self.once(operation, make)
+
+    def carry(self, old: Any, new: Any) -> None:
+        """Has the variables of `new` take the values of those of `old` once both are built."""
+        self._carried.append((old, new))
+
+    def _rebuild(self, model: keras.Model, path: str) -> keras.Model:
+        graph = read_graph(model, path)
+        inputs = [clone_layer(t._keras_history.operation).output for t in model.inputs]
+        entered = self.enter(model, path, inputs)
+        emitted = {id(old): new for old, new in zip(model.inputs, entered, strict=True)}
+
+        def lookup(value: Any) -> Any:
+            return emitted[id(value)] if isinstance(value, keras.KerasTensor) else value
+
+        for call in graph.calls:
+            args = tree.map_structure(lookup, call.args)
+            kwargs = tree.map_structure(lookup, call.kwargs)
+            visit = self.visit_model if is_graph(call.operation) else self.visit
+            outputs = tree.flatten(visit(graph, call, args, kwargs))
+            emitted.update((id(old), new) for old, new in zip(call.outputs, outputs, strict=True))
+        outputs = self.leave(model, path, [emitted[id(t)] for t in model.outputs])
+        return self._assemble(model, inputs, outputs)
+
+    def _assemble(self, model: keras.Model, inputs: list[Any], outputs: list[Any]) -> keras.Model:
+        new_class = self.class_for(model)
+        if issubclass(new_class, keras.Sequential):
+            layers = [c.operation for c in read_graph(keras.Model(inputs, outputs)).calls]
+            layers.insert(0, inputs[0]._keras_history.operation)
+            new = keras.Sequential(layers, name=model.name)
+        else:
+            new = _functional(new_class, model, inputs, outputs)
+        if not model.trainable:
+            new.trainable = False
+        return new
+
+
+def _functional(
+    new_class: type[keras.Model], model: keras.Model, inputs: list[Any], outputs: list[Any]
+) -> keras.Model:
+    if isinstance(model, keras.Sequential):
+        return new_class(inputs[0], outputs[0], name=model.name)
+    inputs = tree.pack_sequence_as(model._inputs_struct, inputs)
+    outputs = tree.pack_sequence_as(model._outputs_struct, outputs)
+    try:
+        return new_class(inputs=inputs, outputs=outputs, name=model.name)
+    except TypeError:
+        # A subclass with a constructor of its own that builds a functional graph: as in
+        # keras.models.clone_model, the result is a plain model of the same graph.
+        return keras.Model(inputs=inputs, outputs=outputs, name=model.name)

@@ -1,0 +1,109 @@
+"""What a model costs: parameters and multiply-accumulates."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import keras
+
+from tfcompress.graph.read import Call, is_graph, read_graph
+
+_CONVOLUTIONS = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
+TRANSPOSED = (
+    keras.layers.Conv1DTranspose,
+    keras.layers.Conv2DTranspose,
+    keras.layers.Conv3DTranspose,
+)
+DEPTHWISE = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
+_SEPARABLE = (keras.layers.SeparableConv1D, keras.layers.SeparableConv2D)
+_RECURRENT = (keras.layers.LSTM, keras.layers.GRU, keras.layers.SimpleRNN)
+
+
+def plain(operation: Any) -> Any:
+    """Returns the layer inside a compression wrapper, or the operation itself."""
+    return operation.layer if getattr(operation, "is_compression_wrapper", False) else operation
+
+
+def parameters(model: keras.Model) -> int:
+    """Counts the weights of a model, without the state that compression adds to it.
+
+    Args:
+        model: A built Keras model, wrapped or not.
+
+    Returns:
+        The number of scalars in all weights, BatchNormalization statistics included.
+    """
+    return sum(math.prod(weight.shape) for weight in own_weights(model))
+
+
+def own_weights(layer: Any) -> list[Any]:
+    """Returns the weights of a layer or model without the state that compression adds."""
+    if getattr(layer, "is_compression_helper", False):
+        return []
+    if getattr(layer, "is_compression_wrapper", False):
+        return list(layer.layer.weights)
+    if is_graph(layer):
+        found = {id(w): w for inner in layer.layers for w in own_weights(inner)}
+        return list(found.values())
+    return list(layer.weights)
+
+
+def macs(model: keras.Model) -> int:
+    """Counts the multiply-accumulates of one inference on one sample.
+
+    Convolutions (also depthwise, separable, transposed), Dense, EinsumDense and recurrent layers
+    count; element-wise work does not. `summary` marks layers it cannot count.
+
+    Args:
+        model: A built Sequential or Functional model with a fixed input size, wrapped or not.
+    """
+    total = 0
+    for call in read_graph(model).calls:
+        operation = call.operation
+        total += macs(operation) if is_graph(operation) else call_macs(call) or 0
+    return total
+
+
+def call_macs(call: Call) -> int | None:
+    """Counts the multiply-accumulates of one call; None if they are not known."""
+    layer = plain(call.operation)
+    if not isinstance(layer, keras.layers.Layer):
+        return 0
+    weights = {w.path.split("/")[-1]: math.prod(w.shape) for w in layer.weights}
+    given, made = call.inputs[0].shape[1:], call.outputs[0].shape[1:]
+    try:
+        if isinstance(layer, _SEPARABLE):
+            size = weights["depthwise_kernel"] + weights["pointwise_kernel"]
+            return size * _positions(layer, made)
+        if isinstance(layer, TRANSPOSED):
+            return weights["kernel"] * _positions(layer, given)
+        if isinstance(layer, (*_CONVOLUTIONS, *DEPTHWISE)):
+            return weights["kernel"] * _positions(layer, made)
+        if isinstance(layer, keras.layers.Dense):
+            return weights["kernel"] * math.prod(made[:-1])
+        if isinstance(layer, keras.layers.EinsumDense):
+            return _einsum_macs(layer, call.inputs[0].shape, call.outputs[0].shape)
+        if isinstance(layer, _RECURRENT):
+            return (weights["kernel"] + weights["recurrent_kernel"]) * given[0]
+    except TypeError:  # a dimension is None
+        return None
+    matrices = any(len(w.shape) >= 2 for w in layer.trainable_weights)
+    return None if matrices and not isinstance(layer, keras.layers.Embedding) else 0
+
+
+def _positions(layer: Any, shape: tuple[int, ...]) -> int:
+    spatial = shape[1:] if layer.data_format == "channels_first" else shape[:-1]
+    return math.prod(spatial)
+
+
+def _einsum_macs(layer: Any, given: tuple[int, ...], made: tuple[int, ...]) -> int | None:
+    operands, result = layer.equation.split("->")
+    first, second = operands.split(",")
+    if "." in layer.equation:
+        return None
+    size = dict(zip(second, layer.kernel.shape, strict=True))
+    size.update(zip(result, made, strict=True))
+    size.update(zip(first, given, strict=True))
+    size[first[0]] = 1  # the batch
+    return math.prod(size.values())

@@ -1,0 +1,150 @@
+"""Reads a Keras model: its calls in order, who consumes what, its layers by path."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import zipfile
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Call:
+    """One call of an operation (a layer or a `keras.ops` node) in a model.
+
+    Attributes:
+        path: Names of the nested models and of the operation, joined by "/".
+        operation: The layer or operation called.
+        args: Its positional arguments, with symbolic tensors in them.
+        kwargs: Its keyword arguments, likewise.
+        inputs: The symbolic tensors among the arguments.
+        outputs: The symbolic tensors it returned, flat.
+    """
+
+    path: str
+    operation: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    inputs: list[Any]
+    outputs: list[Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Graph:
+    """The calls of one model in the order in which they run; nested models are single calls.
+
+    Attributes:
+        path: Path of the model, ending in "/"; "" for the outermost.
+        calls: All calls but those of the input layers.
+        consumers: The calls that read a tensor, by `id` of the tensor.
+        outputs: `id` of every output tensor of the model.
+    """
+
+    path: str
+    calls: list[Call]
+    consumers: dict[int, list[Call]]
+    outputs: set[int]
+
+
+def check_model(model: Any, argument: str = "model") -> None:
+    """Refuses what cannot be read as a graph: not a model, unbuilt, or subclassed.
+
+    Raises:
+        TypeError: If `model` is no Keras model.
+        ValueError: If it has no graph.
+    """
+    if not isinstance(model, keras.Model):
+        raise TypeError(
+            f"{argument} must be a Keras 3 model. Received: {model!r} of type "
+            f"{type(model).__module__}.{type(model).__name__}"
+        )
+    if not model.built or not model.layers:
+        raise ValueError(
+            f"{argument} must be built, so that its weights exist. Received: the unbuilt model "
+            f"{model.name!r}. Give it a keras.Input, or call model.build(input_shape), first."
+        )
+    if not is_graph(model):
+        raise ValueError(
+            f"{argument} must be a Sequential or Functional model. Received: {model.name!r}, a "
+            f"subclassed model ({type(model).__name__}) whose layers are called in Python code. "
+            "Rebuild it with the functional API: keras.Model(inputs, outputs)."
+        )
+
+
+def is_graph(layer: Any) -> bool:
+    """Returns whether `layer` is a Sequential or Functional model, readable as a graph."""
+    if isinstance(layer, keras.Sequential):
+        return type(layer).call is keras.Sequential.call and layer.built
+    functional: Any = next((c for c in type(layer).__mro__ if c.__name__ == "Functional"), None)
+    return (
+        isinstance(layer, keras.Model)
+        and functional is not None
+        and type(layer).call is functional.call
+    )
+
+
+def read_graph(model: keras.Model, path: str = "") -> Graph:
+    """Reads the calls of `model`.
+
+    Args:
+        model: A built Sequential or Functional model.
+        path: Path of the model itself if it is nested, ending in "/".
+    """
+    function = keras.Function(model.inputs, model.outputs)
+    calls: list[Call] = []
+    consumers: dict[int, list[Call]] = {}
+    for depth in sorted(function._nodes_by_depth, reverse=True):
+        for node in function._nodes_by_depth[depth]:
+            if node.is_input:
+                continue
+            call = Call(
+                path + node.operation.name,
+                node.operation,
+                node.arguments.args,
+                node.arguments.kwargs,
+                list(node.arguments.keras_tensors),
+                list(node.outputs),
+            )
+            calls.append(call)
+            for tensor in call.inputs:
+                consumers.setdefault(id(tensor), []).append(call)
+    return Graph(path, calls, consumers, {id(tensor) for tensor in model.outputs})
+
+
+def walk_layers(model: keras.Model, path: str = "") -> Iterator[tuple[str, keras.layers.Layer]]:
+    """Yields (path, layer) for every layer of `model` and of its nested models, once each."""
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.InputLayer):
+            continue
+        if is_graph(layer):
+            yield from walk_layers(layer, f"{path}{layer.name}/")
+        else:
+            yield path + layer.name, layer
+
+
+def load_keras(path: str | pathlib.Path) -> keras.Model:
+    """Loads a `.keras` file, refusing files that could run code.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is damaged, or holds Python code (a Lambda layer).
+    """
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"No such file: {str(path)!r}")
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"{str(path)!r} is not a .keras file, or it is damaged.")
+    try:
+        return keras.saving.load_model(path, safe_mode=True)
+    except (ValueError, TypeError, KeyError) as error:
+        if "unsafe" in str(error):
+            raise ValueError(
+                f"{str(path)!r} holds Python code (a Lambda layer), which could do anything when "
+                "loaded. If you trust it, load it yourself with "
+                "keras.saving.load_model(path, safe_mode=False) and pass the model."
+            ) from error
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{str(path)!r} could not be loaded: {reason}") from error

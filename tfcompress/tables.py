@@ -1,0 +1,54 @@
+"""Tables for people, from plain rows."""
+
+from __future__ import annotations
+
+import io
+import shutil
+from collections.abc import Sequence
+from typing import Any
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Any:
+    """Makes a `rich` table; numbers are set to the right."""
+    from rich.table import Table
+
+    made = Table(title=title, title_justify="left", title_style="bold")
+    for index, column in enumerate(columns):
+        numeric = any(isinstance(row[index], (int, float)) for row in rows)
+        right = numeric or (bool(rows) and all(_looks_numeric(row[index]) for row in rows))
+        made.add_column(column, justify="right" if right else "left")
+    for row in rows:
+        made.add_row(*(_cell(value) for value in row))
+    return made
+
+
+def as_text(*renderables: Any) -> str:
+    """Renders for a place without colours, such as `str()` of a result."""
+    from rich.console import Console
+
+    width = max(100, shutil.get_terminal_size((100, 20)).columns)
+    out = io.StringIO()
+    Console(file=out, width=width, no_color=True).print(*renderables, sep="\n")
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
+
+
+def size(count: int) -> str:
+    """Returns a number of bytes as people read it."""
+    return f"{count} B" if count < 1000 else f"{count / 1000:,.1f} kB"
+
+
+def _looks_numeric(value: Any) -> bool:
+    text = _cell(value)
+    return bool(text) and (text[0].isdigit() or text in ("-", "?"))
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return str(value)

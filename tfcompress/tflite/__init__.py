@@ -1,0 +1,1 @@
+"""A .tflite file: made, run, checked, measured."""

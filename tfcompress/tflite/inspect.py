@@ -1,0 +1,134 @@
+"""What is inside a .tflite file."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import gzip
+from typing import Any
+
+import numpy as np
+
+from tfcompress.tables import as_text, size, table
+from tfcompress.tflite.run import TFLiteModel
+
+
+@dataclasses.dataclass(frozen=True)
+class FileReport:
+    """The content of a file.
+
+    Attributes:
+        path: Where it was read.
+        bytes: Its size.
+        gzip_bytes: Its size after gzip, which is what a download costs.
+        arena_bytes: Working memory of one inference with built-in kernels.
+        inputs: (name, shape, dtype) of each input.
+        outputs: Likewise of each output.
+        ops: How often each operation occurs.
+        dtypes: How many tensors there are of each type.
+        float_tensors: Names of the float32 tensors other than inputs and outputs.
+        sparsity: Share of zeros among the integers and floats of all constant matrices.
+    """
+
+    path: str
+    bytes: int
+    gzip_bytes: int
+    arena_bytes: int
+    inputs: list[tuple[str, tuple[int | None, ...], str]]
+    outputs: list[tuple[str, tuple[int | None, ...], str]]
+    ops: dict[str, int]
+    dtypes: dict[str, int]
+    float_tensors: list[str]
+    sparsity: float
+
+    def __rich__(self) -> Any:
+        def side(items: list[tuple[str, tuple[int | None, ...], str]]) -> str:
+            return "; ".join(
+                f"{name} {dtype} ({', '.join('?' if n is None else str(n) for n in shape)})"
+                for name, shape, dtype in items
+            )
+
+        def counts(items: dict[str, int]) -> str:
+            return ", ".join(f"{name} {count}" for name, count in items.items())
+
+        inside = f"{len(self.float_tensors)}"
+        if self.float_tensors:
+            inside += ": " + ", ".join(self.float_tensors[:3])
+            inside += ", ..." if len(self.float_tensors) > 3 else ""
+        rows = [
+            ("size", f"{self.bytes:,} B ({self.gzip_bytes:,} B after gzip)"),
+            ("arena", size(self.arena_bytes)),
+            ("inputs", side(self.inputs)),
+            ("outputs", side(self.outputs)),
+            ("operations", counts(self.ops)),
+            ("tensor types", counts(self.dtypes)),
+            ("float tensors inside", inside),
+            ("zeros in the weights", f"{self.sparsity:.1%}"),
+        ]
+        return table(self.path, ("", "value"), rows)
+
+    def __str__(self) -> str:
+        return as_text(self.__rich__())
+
+
+def inspect_tflite(path_or_bytes: Any) -> FileReport:
+    """Reads what a `.tflite` file is made of.
+
+    Args:
+        path_or_bytes: Path of the file, or its content.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is no TFLite model, or a damaged one.
+
+    Example:
+        >>> import tfcompress as tfc
+        >>> report = tfc.inspect_tflite("tflite_models/fashion_mnist_student_int8.tflite")
+        >>> report.float_tensors
+        []
+    """
+    model = TFLiteModel(path_or_bytes, delegates=False)
+    interpreter = model.interpreter
+    ends = {info.index for info in (*model.inputs, *model.outputs)}
+    details = [d for d in interpreter.get_tensor_details() if d["name"]]
+    ops = collections.Counter(op["op_name"] for op in interpreter._get_ops_details())
+    dtypes = collections.Counter(np.dtype(d["dtype"]).name for d in details)
+    inside = [d["name"] for d in details if d["dtype"] is np.float32 and d["index"] not in ends]
+    return FileReport(
+        model.name,
+        len(model.content),
+        len(gzip.compress(model.content, 9)),
+        model.arena_bytes(),
+        [(i.name, i.shape, i.dtype) for i in model.inputs],
+        [(i.name, i.shape, i.dtype) for i in model.outputs],
+        dict(ops.most_common()),
+        dict(dtypes.most_common()),
+        inside,
+        _sparsity(model),
+    )
+
+
+def weights(model: TFLiteModel) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Returns the constant matrices of a file: integers (or floats) and their scales, by name.
+
+    Biases, shapes and other vectors are left out.
+    """
+    found = {}
+    for details in model.interpreter.get_tensor_details():
+        if len(details["shape"]) < 2 or details["dtype"] not in (np.int8, np.float32, np.uint8):
+            continue
+        try:
+            values = model.interpreter.tensor(details["index"])()
+        except (ValueError, RuntimeError):  # a working tensor of the runtime
+            continue
+        if model.is_stored(values):
+            scales = details["quantization_parameters"]["scales"]
+            found[details["name"]] = (values.copy(), scales)
+    return found
+
+
+def _sparsity(model: TFLiteModel) -> float:
+    arrays = [values for values, _ in weights(model).values()]
+    total = sum(array.size for array in arrays)
+    zeros = total - sum(int(np.count_nonzero(array)) for array in arrays)
+    return zeros / total if total else 0.0

@@ -1,0 +1,331 @@
+"""TFLiteModel: a .tflite file that predicts like a Keras model. Needs no TensorFlow."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from tfcompress.data import InputSpec, collect
+from tfcompress.tflite.benchmark import BenchmarkResult, benchmark
+
+_BATCH = 64  # samples at a time, where the file leaves the batch open
+
+
+def interpreter_module() -> Any:
+    """Returns the module of the first runtime that is installed.
+
+    Raises:
+        ImportError: If there is none.
+    """
+    try:
+        from ai_edge_litert import interpreter
+
+        return interpreter
+    except ImportError:
+        pass
+    try:
+        from tflite_runtime import interpreter
+
+        return interpreter
+    except ImportError:
+        pass
+    try:
+        from tensorflow import lite
+
+        return lite
+    except ImportError:
+        raise ImportError(
+            "No TFLite runtime is installed: pip install ai-edge-litert (or tflite-runtime)."
+        ) from None
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorInfo:
+    """An input or output of a file.
+
+    Attributes:
+        name: Its name in the signature, or its tensor's name.
+        index: Its tensor's number.
+        shape: Its shape with the batch, None where it may vary.
+        dtype: numpy name of its type in the file.
+        scale: Step between neighbouring integers; 0 if it is not quantized.
+        zero_point: The integer that stands for 0.
+    """
+
+    name: str
+    index: int
+    shape: tuple[int | None, ...]
+    dtype: str
+    scale: float
+    zero_point: int
+
+    def quantized(self, values: np.ndarray) -> np.ndarray:
+        """Turns real values into the type of the tensor."""
+        if not self.scale:
+            return values.astype(self.dtype, copy=False)
+        limits = np.iinfo(self.dtype)
+        steps = np.round(values.astype(np.float32) / np.float32(self.scale)) + self.zero_point
+        return np.clip(steps, limits.min, limits.max).astype(self.dtype)
+
+    def dequantized(self, values: np.ndarray) -> np.ndarray:
+        """Turns values of the tensor into real values."""
+        if not self.scale:
+            return values
+        return ((values.astype(np.int32) - self.zero_point) * np.float32(self.scale)).astype(
+            np.float32
+        )
+
+
+class TFLiteModel:
+    """Runs a `.tflite` file on ai-edge-litert, tflite-runtime or TensorFlow, whichever is there.
+
+    Integer inputs and outputs are converted for you: give and get real values, as with the Keras
+    model.
+
+    Args:
+        path_or_bytes: Path of the file, or its content.
+        num_threads: Threads of the interpreter.
+        delegates: False turns off the default delegate (XNNPACK), leaving the runtime's built-in
+            kernels.
+
+    Attributes:
+        content: The bytes of the file.
+        inputs: `TensorInfo` of each input, in the order of the file's signature.
+        outputs: Likewise of the outputs.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        TypeError: If `path_or_bytes` is neither a path nor bytes.
+        ValueError: If it is no TFLite model, or a damaged one.
+
+    Example:
+        >>> import tfcompress as tfc
+        >>> model = tfc.TFLiteModel("tflite_models/fashion_mnist_student_int8.tflite")
+        >>> import numpy as np
+        >>> model.predict(np.zeros((3, 28, 28, 1))).shape
+        (3, 10)
+    """
+
+    def __init__(
+        self,
+        path_or_bytes: str | os.PathLike[str] | bytes,
+        num_threads: int = 1,
+        *,
+        delegates: bool = True,
+    ) -> None:
+        if isinstance(num_threads, bool) or not isinstance(num_threads, int) or num_threads < 1:
+            raise ValueError(f"num_threads must be an integer >= 1. Received: {num_threads!r}")
+        self.name, self.content = _read(path_or_bytes)
+        self.num_threads = num_threads
+        self.delegates = delegates
+        self._module = interpreter_module()
+        self._interpreter = self._make_interpreter()
+        self.inputs, self.outputs = self._signature()
+        self._shapes: dict[int, tuple[int, ...]] = {}
+
+    @property
+    def runtime(self) -> str:
+        """Name of the runtime and of the kernels that run."""
+        package = self._module.__name__.split(".")[0]
+        return package + ("" if self.delegates else " (built-in kernels)")
+
+    @property
+    def interpreter(self) -> Any:
+        """The runtime's interpreter, tensors allocated."""
+        return self._interpreter
+
+    def _make_interpreter(self) -> Any:
+        options: dict[str, Any] = {}
+        if not self.delegates:
+            options["experimental_op_resolver_type"] = (
+                self._module.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+            )
+        try:
+            interpreter = self._module.Interpreter(
+                model_content=self.content, num_threads=self.num_threads, **options
+            )
+            interpreter.allocate_tensors()
+        except (ValueError, RuntimeError) as error:
+            reason = (str(error).strip() or "no reason given").splitlines()[0]
+            raise ValueError(f"{self.name} is not a usable TFLite model: {reason}") from error
+        return interpreter
+
+    def _signature(self) -> tuple[list[TensorInfo], list[TensorInfo]]:
+        signatures = self._interpreter._get_full_signature_list()
+        signature = next(iter(signatures.values())) if signatures else {}
+        sides = []
+        for details, key in (
+            (self._interpreter.get_input_details(), "inputs"),
+            (self._interpreter.get_output_details(), "outputs"),
+        ):
+            names = {index: name for name, index in signature.get(key, {}).items()}
+            sides.append([_info(d, names.get(d["index"], d["name"])) for d in details])
+        return sides[0], sides[1]
+
+    def predict(self, x: Any) -> Any:
+        """Returns the outputs for all samples.
+
+        Args:
+            x: An array of samples; for several inputs a dict by input name or a tuple of arrays in
+                the order of `inputs`; or a `tf.data.Dataset` or other iterable of such (labels are
+                ignored). Values are real values, also for integer inputs with a scale.
+
+        Returns:
+            An array of shape (samples, ...), real-valued; a dict by output name if there are
+            several.
+
+        Raises:
+            ValueError: If `x` is empty or of the wrong shape.
+        """
+        return self._predict(collect(x, self.specs(), argument="x")[0])
+
+    def evaluate(self, x: Any, y: Any = None) -> float:
+        """Returns the accuracy: the share of samples whose largest output is at the label.
+
+        Outputs of one unit count as 1 above 0.5, or above 0 if any lies outside [0, 1] (logits).
+
+        Args:
+            x: Samples as for `predict`, or labelled data.
+            y: Integer labels, or one-hot rows; None if `x` holds them.
+
+        Raises:
+            ValueError: If labels are missing, or the file has several outputs.
+        """
+        features, labels = collect(x, self.specs(), argument="x")
+        if y is not None:
+            labels = np.asarray(y)
+        if labels is None:
+            raise ValueError("y is missing: pass labels, or data that holds them.")
+        outputs = self._predict(features)
+        if isinstance(outputs, dict):
+            raise ValueError(f"evaluate() needs a single output; {self.name} has {len(outputs)}.")
+        return accuracy(outputs, labels)
+
+    def benchmark(self, runs: int = 200, warmup: int = 20) -> BenchmarkResult:
+        """Measures the latency of one inference.
+
+        Args:
+            runs: Inferences to measure.
+            warmup: Inferences before that.
+        """
+        return benchmark({self.name: self}, runs=runs, warmup=warmup)[self.name]
+
+    def arena_bytes(self) -> int:
+        """Returns the working memory of one inference in bytes, built-in kernels.
+
+        The span of all tensors that are not constants, as the runtime laid them out.
+        """
+        model = TFLiteModel(self.content, self.num_threads, delegates=False)
+        spans = []
+        for details in model.interpreter.get_tensor_details():
+            try:
+                array = model.interpreter.tensor(details["index"])()
+            except (ValueError, RuntimeError):  # a constant of no size, or fused away
+                continue
+            if not isinstance(array, np.ndarray):  # a scalar comes as a copy
+                continue
+            if array.nbytes and not model.is_stored(array):
+                spans.append((array.ctypes.data, array.ctypes.data + array.nbytes))
+        return max(end for _, end in spans) - min(begin for begin, _ in spans) if spans else 0
+
+    def is_stored(self, array: np.ndarray) -> bool:
+        """Returns whether a view from the interpreter shows a constant in the file itself."""
+        offset = array.ctypes.data - np.frombuffer(self.content, np.uint8).ctypes.data
+        return 0 <= offset < len(self.content)
+
+    def invoke_once(self) -> None:
+        """Runs one inference on whatever the inputs hold."""
+        self._interpreter.invoke()
+
+    def specs(self) -> list[InputSpec]:
+        """Returns what `predict` expects at each input."""
+        return [
+            InputSpec(i.name, i.shape[1:], "float32" if i.scale else i.dtype) for i in self.inputs
+        ]
+
+    def _predict(self, features: dict[str, np.ndarray]) -> Any:
+        total = len(features[self.inputs[0].name])
+        fixed = self.inputs[0].shape[0]
+        size = fixed or min(total, _BATCH)
+        made: list[list[np.ndarray]] = [[] for _ in self.outputs]
+        for start in range(0, total, size):
+            count = min(size, total - start)
+            values = []
+            for info in self.inputs:
+                part = info.quantized(features[info.name][start : start + count])
+                if fixed and count < size:
+                    part = np.concatenate([part, np.repeat(part[-1:], size - count, axis=0)])
+                values.append(part)
+            self.set_inputs(values)
+            self._interpreter.invoke()
+            for parts, info in zip(made, self.outputs, strict=True):
+                value = self._interpreter.get_tensor(info.index)
+                parts.append(info.dequantized(value)[:count])
+        arrays = [np.concatenate(parts) for parts in made]
+        if len(arrays) == 1:
+            return arrays[0]
+        return {info.name: array for info, array in zip(self.outputs, arrays, strict=True)}
+
+    def set_inputs(self, values: list[np.ndarray]) -> None:
+        """Sets the input tensors, in the types of the file; inputs of variable shape adapt."""
+        resized = False
+        for info, value in zip(self.inputs, values, strict=True):
+            if self._shapes.get(info.index, info.shape) != value.shape and None in info.shape:
+                self._interpreter.resize_tensor_input(info.index, value.shape)
+                self._shapes[info.index] = value.shape
+                resized = True
+        if resized:
+            self._interpreter.allocate_tensors()
+        for info, value in zip(self.inputs, values, strict=True):
+            self._interpreter.set_tensor(info.index, value)
+
+
+def accuracy(outputs: np.ndarray, labels: Any) -> float:
+    """Returns the share of samples whose prediction is the label (see `TFLiteModel.evaluate`)."""
+    labels = np.asarray(labels)
+    if len(labels) != len(outputs):
+        raise ValueError(f"y has {len(labels)} labels for {len(outputs)} samples.")
+    if outputs.shape[-1] == 1:
+        threshold = 0.5 if outputs.min() >= 0 and outputs.max() <= 1 else 0.0
+        return float(np.mean((outputs.ravel() > threshold) == (labels.ravel() > 0.5)))
+    if labels.ndim == outputs.ndim and labels.shape[-1] == outputs.shape[-1]:
+        labels = labels.argmax(-1)
+    predicted = outputs.argmax(-1)
+    return float(np.mean(predicted == labels.reshape(predicted.shape)))
+
+
+def _read(source: Any) -> tuple[str, bytes]:
+    if isinstance(source, (bytes, bytearray)):
+        name, content = "the content given", bytes(source)
+    elif isinstance(source, (str, os.PathLike)):
+        path = pathlib.Path(source)
+        if not path.is_file():
+            raise FileNotFoundError(f"No such file: {str(path)!r}")
+        name, content = str(path), path.read_bytes()
+    else:
+        raise TypeError(
+            "path_or_bytes must be the path or the bytes of a .tflite file. Received: "
+            f"{type(source).__name__}"
+        )
+    if content[4:8] != b"TFL3":
+        raise ValueError(f"{name} is not a TFLite model: it lacks the mark 'TFL3'.")
+    return name, content
+
+
+def _info(details: dict[str, Any], name: str) -> TensorInfo:
+    scale, zero_point = details["quantization"]
+    shape = tuple(None if n == -1 else int(n) for n in details["shape_signature"])
+    dtype = np.dtype(details["dtype"]).name
+    quantized = np.dtype(details["dtype"]).kind in "iu" and scale
+    return TensorInfo(
+        name,
+        details["index"],
+        shape or tuple(details["shape"]),
+        dtype,
+        float(scale) if quantized else 0.0,
+        int(zero_point) if quantized else 0,
+    )

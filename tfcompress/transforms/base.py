@@ -1,0 +1,87 @@
+"""The contract of a weight transform.
+
+How to write one
+----------------
+A weight transform maps the stored value of one weight to the value the layer computes with. It
+never overwrites the stored value: only the optimizer changes that. To add one:
+
+1. Subclass `WeightTransform` in a file of its own in this folder and register it for Keras
+   serialization (`@keras.saving.register_keras_serializable("tfcompress")`).
+2. Set `order`, its place in the canonical sequence (mask 0, cluster 10, fake-quantization 20), and
+   `keeps_zeros` if `call` maps 0 to 0 exactly.
+3. Implement `call(weight)`: a float32 tensor in, a tensor of the same shape out, written in
+   `keras.ops` so that it trains on every Keras backend. If the map is a step function, define its
+   gradient (usually straight through).
+4. If it has state, create it in `build(shape)` with `add_weight` and change it in
+   `update(weight)`, which runs once per training pass before `call`. Compute new values inside
+   `keras.ops.cond`, assign outside of it: that is what `tf.distribute` demands.
+5. Return every constructor argument from `get_config`.
+6. Export the class from `transforms/__init__.py` and add a test file; `tests/shared_checks.py`
+   runs every transform through shapes, gradients, save and load, strip and sparsity.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+
+
+class WeightTransform(keras.layers.Layer):
+    """Maps one stored weight to the value its layer computes with.
+
+    A transform is a Keras layer only so that its state is saved, restored and distributed like any
+    other; it is applied by `CompressionWrapper`, never called in a model by itself.
+
+    Attributes:
+        order: Place in the canonical sequence; smaller runs first.
+        keeps_zeros: True if `call` maps exact zeros to exact zeros.
+    """
+
+    order: int = 0
+    keeps_zeros: bool = False
+
+    def __init__(self, **kwargs: Any) -> None:
+        # Weights are read in full precision: under mixed_float16 a magnitude or a scale that went
+        # through float16 would rank and round differently from the stored weight.
+        kwargs["dtype"] = "float32"
+        super().__init__(autocast=False, **kwargs)
+        self.built: bool
+        self.channel_axes: tuple[int, ...] = ()
+
+    def attach(self, shape: Sequence[int], channel_axes: Sequence[int]) -> None:
+        """Creates the state for one weight.
+
+        Args:
+            shape: Shape of the weight.
+            channel_axes: Axes of the weight that enumerate its output channels; empty where the
+                runtime keeps one scale for the whole tensor.
+        """
+        if self.built:
+            return
+        self.channel_axes = tuple(channel_axes)
+        self.build(tuple(shape))
+        self.built = True
+
+    def build(self, shape: tuple[int, ...]) -> None:
+        """Creates the state; the default transform has none."""
+
+    def update(self, weight: Any) -> None:
+        """Changes the state, once per training pass and before `call`; nothing by default.
+
+        Args:
+            weight: The stored weight, a float32 tensor.
+        """
+
+    def call(self, weight: Any) -> Any:
+        """Returns the value to compute with, a tensor of the shape of `weight`."""
+        raise NotImplementedError(f"{type(self).__name__} must implement call(weight).")
+
+    def unfinished(self) -> str | None:
+        """Says why the transform should not be exported yet, or None if it may be."""
+        return None
+
+    def report(self) -> dict[str, Any]:
+        """Returns what `summary` shows of this transform, by column."""
+        return {}

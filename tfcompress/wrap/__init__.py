@@ -1,0 +1,1 @@
+"""Wrapping a model for compression-aware training, and unwrapping it."""

@@ -1,0 +1,264 @@
+"""Quantization of activations: ranges learned while training, samples of the inputs kept."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import keras
+from keras import ops
+
+from tfcompress.wrap.wrapper import first_call_in_pass
+
+_NARROWEST = 1e-4  # a tensor that was always zero still needs a grid of some width
+
+
+def fake_quant(x: Any, minimum: Any, maximum: Any, bits: int = 8) -> Any:
+    """Rounds `x` onto the asymmetric grid of `2 ** bits` steps over [minimum, maximum]."""
+    return keras.quantizers.fake_quant_with_min_max_vars(x, minimum, maximum, num_bits=bits)
+
+
+def round_average(x: Any, minimum: Any, maximum: Any, bits: int = 8) -> Any:
+    """Rounds averages of values on a grid back onto it, ties as the runtime rounds them.
+
+    Averages of four integers end in 1/2 every fourth time. AVERAGE_POOL_2D rounds these away from
+    the integer 0 (which stands for the middle of the range, not for the real 0), fake-quantization
+    rounds them up. A push of a thousandth of a step decides the ties and nothing else.
+    """
+    steps = 2**bits - 1
+    scale = (maximum - minimum) / steps
+    zero_point = ops.round(-minimum / scale)
+    middle = ((steps + 1) / 2 - zero_point) * scale
+    push = ops.sign(x - ops.cast(middle, x.dtype)) * ops.cast(scale / 1000, x.dtype)
+    return fake_quant(x + ops.stop_gradient(push), minimum, maximum, bits)
+
+
+@keras.saving.register_keras_serializable("tfcompress")
+class ActivationQuantizer(keras.layers.Layer):
+    """Rounds activations onto the grid the runtime will use, and learns its range.
+
+    The range is the moving average of the batches' minima and maxima. It starts as the plain mean
+    over the first batches, so it is right from the first step on; zero always lies inside, so that
+    padding is exact. Before any training the layer hands activations through unchanged. Called
+    with `averaged=True`, it rounds an average back onto the grid of the values averaged and learns
+    nothing.
+
+    Args:
+        fixed_range: (minimum, maximum) of operations whose range is known; nothing is learned.
+        non_negative: True if the input cannot be negative; its minimum is 0 then.
+        momentum: Weight of the past in the moving average, per step.
+        **kwargs: Arguments of `keras.layers.Layer`.
+
+    References:
+        Jacob et al. 2018, arXiv:1712.05877.
+    """
+
+    is_compression_helper = True
+
+    def __init__(
+        self,
+        fixed_range: tuple[float, float] | None = None,
+        *,
+        non_negative: bool = False,
+        momentum: float = 0.99,
+        **kwargs: Any,
+    ) -> None:
+        # Ranges are float32 whatever the policy of the model; activations keep their dtype.
+        kwargs["dtype"] = "float32"
+        super().__init__(autocast=False, **kwargs)
+        self.supports_masking = True
+        self.fixed_range: tuple[float, float] | None = (
+            None if fixed_range is None else (fixed_range[0], fixed_range[1])
+        )
+        self.non_negative = non_negative
+        self.momentum = momentum
+
+    def build(self, input_shape: Any) -> None:
+        """Creates the range and the step counter."""
+        if self.fixed_range is not None:
+            return
+        for name in ("minimum", "maximum"):
+            variable = self.add_weight(
+                name=name, shape=(), initializer="zeros", trainable=False, aggregation="mean"
+            )
+            setattr(self, name, variable)
+        self.step = self.add_weight(
+            name="step",
+            shape=(),
+            dtype="int32",
+            initializer="zeros",
+            trainable=False,
+            aggregation="only_first_replica",
+        )
+
+    def call(self, inputs: Any, training: bool | None = None, averaged: bool = False) -> Any:
+        """Returns the inputs, rounded onto the grid."""
+        rounding = round_average if averaged else fake_quant
+        if self.fixed_range is not None:
+            return rounding(inputs, *self.fixed_range)
+        if training and not averaged and first_call_in_pass(self):
+            self._observe(inputs)
+
+        def rounded() -> Any:
+            minimum = ops.convert_to_tensor(self.minimum)
+            # A tensor that was always zero still needs a grid of some width.
+            maximum = ops.maximum(ops.convert_to_tensor(self.maximum), minimum + _NARROWEST)
+            return rounding(inputs, minimum, maximum)
+
+        if training:
+            return rounded()
+        return ops.cond(ops.convert_to_tensor(self.step) > 0, rounded, lambda: inputs)
+
+    def _observe(self, inputs: Any) -> None:
+        step = ops.convert_to_tensor(self.step)
+        rate = ops.maximum(1.0 - self.momentum, 1.0 / (ops.cast(step, "float32") + 1.0))
+        values = ops.stop_gradient(inputs)
+        highest = ops.cast(ops.max(values), "float32")
+        lowest = ops.zeros(()) if self.non_negative else ops.cast(ops.min(values), "float32")
+        # One overflow (float16 under loss scaling) must not spoil the range for good.
+        usable = ops.logical_and(ops.isfinite(lowest), ops.isfinite(highest))
+        for variable, observed in (
+            (self.minimum, ops.minimum(lowest, 0.0)),
+            (self.maximum, ops.maximum(highest, 0.0)),
+        ):
+            old = ops.convert_to_tensor(variable)
+            variable.assign(ops.where(usable, old + rate * (observed - old), old))
+        self.step.assign(step + ops.cast(usable, "int32"))
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether the range was learned from at least one batch (or is fixed)."""
+        return self.fixed_range is not None or int(ops.convert_to_numpy(self.step)) > 0
+
+    def range(self) -> tuple[float, float]:
+        """Returns (minimum, maximum) as they are now."""
+        if self.fixed_range is not None:
+            return self.fixed_range
+        low, high = (float(ops.convert_to_numpy(v)) for v in (self.minimum, self.maximum))
+        return low, max(high, low + _NARROWEST)
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        """Returns the shape of the input."""
+        return input_shape
+
+    def compute_output_spec(
+        self, inputs: Any, training: bool | None = None, averaged: bool = False
+    ) -> Any:
+        """Returns the shape and dtype of the input."""
+        return keras.KerasTensor(inputs.shape, dtype=inputs.dtype)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor arguments."""
+        return {
+            **super().get_config(),
+            "fixed_range": self.fixed_range,
+            "non_negative": self.non_negative,
+            "momentum": self.momentum,
+        }
+
+
+@keras.saving.register_keras_serializable("tfcompress")
+class FixedFakeQuant(keras.layers.Layer):
+    """Rounds onto a constant grid; stands for a trained quantizer while a model is exported.
+
+    Args:
+        minimum: Lower end of the range.
+        maximum: Upper end of the range.
+        **kwargs: Arguments of `keras.layers.Layer`.
+    """
+
+    is_compression_helper = True
+
+    def __init__(self, minimum: float, maximum: float, **kwargs: Any) -> None:
+        kwargs["dtype"] = "float32"  # whatever the global policy
+        super().__init__(**kwargs)
+        self.minimum = minimum
+        self.maximum = maximum
+
+    def call(self, inputs: Any, averaged: bool = False) -> Any:
+        """Returns the inputs, rounded onto the grid."""
+        # The file averages on integers by itself: only the grid has to be told to the converter.
+        return fake_quant(inputs, self.minimum, self.maximum)
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        """Returns the shape of the input."""
+        return input_shape
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor arguments."""
+        return {**super().get_config(), "minimum": self.minimum, "maximum": self.maximum}
+
+
+@keras.saving.register_keras_serializable("tfcompress")
+class InputSamples(keras.layers.Layer):
+    """Hands an input of the model through and keeps samples of it from training.
+
+    `export_tflite` checks the file against the model on these samples. They are real training data
+    and are stored in the `.keras` file; `strip` removes them.
+
+    Args:
+        capacity: Samples to keep, the last ones seen; None for about 2 MB worth, at most 32.
+            Inputs of variable size keep none.
+        **kwargs: Arguments of `keras.layers.Layer`.
+    """
+
+    is_compression_helper = True
+    _LIMIT = 32
+    _BUDGET = 500_000  # numbers, all samples of an input together
+
+    def __init__(self, capacity: int | None = None, **kwargs: Any) -> None:
+        kwargs["dtype"] = "float32"
+        super().__init__(autocast=False, **kwargs)
+        self.supports_masking = True
+        self.capacity = capacity
+
+    def build(self, input_shape: Any) -> None:
+        """Creates the buffer."""
+        shape = tuple(input_shape[1:])
+        if None in shape:
+            self.capacity = 0
+        if self.capacity is None:
+            fitting = self._BUDGET // max(1, math.prod(shape))
+            self.capacity = max(1, min(self._LIMIT, fitting))
+        if self.capacity:
+            self.samples = self.add_weight(
+                name="samples",
+                shape=(self.capacity, *shape),
+                initializer="zeros",
+                trainable=False,
+                aggregation="only_first_replica",
+            )
+            self.step = self.add_weight(
+                name="step",
+                shape=(),
+                dtype="int32",
+                initializer="zeros",
+                trainable=False,
+                aggregation="only_first_replica",
+            )
+
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
+        """Returns the inputs."""
+        if training and self.capacity and first_call_in_pass(self):
+            step = ops.convert_to_tensor(self.step)
+            sample = ops.cast(ops.stop_gradient(inputs[:1]), "float32")
+            start = (ops.mod(step, self.capacity), *(0 for _ in inputs.shape[1:]))
+            kept = ops.slice_update(ops.convert_to_tensor(self.samples), start, sample)
+            self.samples.assign(kept)
+            self.step.assign(step + 1)
+        return inputs
+
+    def kept(self) -> Any:
+        """Returns the samples kept so far as one array; None if there are none."""
+        if not self.capacity:
+            return None
+        count = min(int(ops.convert_to_numpy(self.step)), self.capacity)
+        return ops.convert_to_numpy(self.samples)[:count] if count else None
+
+    def compute_output_spec(self, inputs: Any, training: bool | None = None) -> Any:
+        """Returns the shape and dtype of the input."""
+        return keras.KerasTensor(inputs.shape, dtype=inputs.dtype)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor arguments."""
+        return {**super().get_config(), "capacity": self.capacity}

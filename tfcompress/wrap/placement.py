@@ -1,0 +1,291 @@
+"""Where activations are quantized: one table of rules, and the rewriting that follows it.
+
+The runtime computes one operation on integers if its inputs and outputs have ranges, except that
+
+- it fuses BatchNormalization and ReLU into the convolution or dense layer before them, and ReLU
+  into an addition, so that nothing stands in between to be rounded;
+- operations that only move values about share the range of their input;
+- averaging shares it too, and rounds its result onto it;
+- softmax, sigmoid and tanh have ranges that the runtime prescribes.
+
+`ROLES` says which operation is which; whatever it does not name is quantized at its output.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import keras
+
+from tfcompress.graph.canonicalize import activation_name
+from tfcompress.graph.clone import Rewriter
+from tfcompress.graph.cost import plain
+from tfcompress.graph.read import Call, Graph, walk_layers
+from tfcompress.wrap.activations import ActivationQuantizer, InputSamples
+
+LINEAR = "linear"  # a weighted sum: what follows may be fused into it
+NORMALIZATION = "normalization"  # fused into the weighted sum before it
+RELU = "relu"  # fused into whatever computed its input
+SUM = "sum"  # an addition: a ReLU that follows is fused into it
+MOVE = "move"  # values pass unchanged: the output has the grid of the input
+AVERAGE = "average"  # the grid of the input, but values must be rounded onto it again
+OUTPUT = "output"  # anything else: quantized at its output
+
+ROLES: dict[str, str] = {
+    **dict.fromkeys(
+        (
+            "Dense EinsumDense Conv1D Conv2D Conv3D DepthwiseConv1D DepthwiseConv2D "
+            "Conv1DTranspose Conv2DTranspose Conv3DTranspose"
+        ).split(),
+        LINEAR,
+    ),
+    "BatchNormalization": NORMALIZATION,
+    **dict.fromkeys("ReLU Relu Relu6".split(), RELU),
+    "Add": SUM,
+    **dict.fromkeys(
+        (
+            "MaxPooling1D MaxPooling2D MaxPooling3D GlobalMaxPooling1D GlobalMaxPooling2D "
+            "GlobalMaxPooling3D MaxPool ZeroPadding1D ZeroPadding2D ZeroPadding3D Cropping1D "
+            "Cropping2D Cropping3D Reshape Flatten Permute RepeatVector Identity Dropout "
+            "SpatialDropout1D SpatialDropout2D SpatialDropout3D AlphaDropout GaussianDropout "
+            "GaussianNoise ActivityRegularization Transpose Squeeze ExpandDims GetItem"
+        ).split(),
+        MOVE,
+    ),
+    **dict.fromkeys(
+        # A global average that no rule could turn into one of these is a MEAN, with its own grid.
+        "AveragePooling1D AveragePooling2D AveragePooling3D AveragePool".split(),
+        AVERAGE,
+    ),
+}
+
+FIXED_RANGES: dict[str, tuple[float, float]] = {
+    "softmax": (0.0, 255 / 256),
+    "sigmoid": (0.0, 255 / 256),
+    "tanh": (-1.0, 127 / 128),
+}
+
+_FUSES = {LINEAR: {NORMALIZATION, RELU}, NORMALIZATION: {RELU}, SUM: {RELU}}
+
+
+def role(operation: Any) -> str:
+    """Returns the role of a layer (wrapped or not) or `keras.ops` node in the table."""
+    layer = plain(operation)
+    name = _keras_name(layer)
+    if name == "Activation":
+        activation = activation_name(layer)
+        return {"linear": MOVE, "relu": RELU, "relu6": RELU}.get(activation or "", OUTPUT)
+    if name == "ReLU" and (layer.negative_slope or layer.threshold or layer.max_value not in _CAPS):
+        return OUTPUT  # the runtime has no such fused activation
+    found = ROLES.get(name, OUTPUT)
+    if found == LINEAR and activation_name(layer) != "linear":
+        return OUTPUT  # an activation that canonicalization does not know
+    return found
+
+
+def fixed_range(operation: Any) -> tuple[float, float] | None:
+    """Returns the range that the runtime prescribes for an operation's output, if it does."""
+    layer = plain(operation)
+    name = _keras_name(layer)
+    return FIXED_RANGES.get(
+        (activation_name(layer) or "") if name == "Activation" else name.lower()
+    )
+
+
+_CAPS = (None, 6, 6.0)
+
+
+def _keras_name(layer: Any) -> str:
+    """Returns the Keras class that `layer` behaves as; "" if its class has a call of its own."""
+    for cls in type(layer).__mro__:
+        if cls.__module__.split(".")[0] == "keras":
+            return cls.__name__
+        if "call" in vars(cls):
+            break
+    return ""
+
+
+@dataclasses.dataclass(frozen=True)
+class _State:
+    """What is known of a tensor: the role still open for fusing, or the quantizer it is on.
+
+    Attributes:
+        pending: A key of `_FUSES` while the tensor waits for what will be fused; else None.
+        quantized: Whether its values are on a grid.
+        quantizer: The layer that put it there; None if that stands in an outer model.
+        non_negative: Whether its values cannot be negative.
+    """
+
+    pending: str | None = None
+    quantized: bool = False
+    quantizer: ActivationQuantizer | None = None
+    non_negative: bool = False
+
+
+class ChainedModel(keras.Model):
+    """What a Sequential model becomes under `quantize`; `strip` makes it Sequential again.
+
+    A Sequential model cannot hold a layer twice, and a quantizer around an averaging layer is one
+    layer called twice.
+    """
+
+
+keras.saving.register_keras_serializable("tfcompress")(ChainedModel)
+
+
+class PlaceQuantizers(Rewriter):
+    """Inserts activation quantizers into a model whose weights are wrapped already.
+
+    Args:
+        selected: Paths of the operations to quantize, or None for all. What the runtime fuses into
+            a selected operation is quantized with it.
+    """
+
+    sequential_class = ChainedModel
+
+    def __init__(self, selected: set[str] | None) -> None:
+        super().__init__()
+        self._selected = selected
+        self._states: dict[int, _State] = {}
+        self._on_grid: dict[int, Any] = {}
+        self._model_states: dict[int, list[_State]] = {}
+        self._names: dict[str, int] = {}
+        self._alive: list[Any] = []
+
+    def run(self, model: keras.Model) -> keras.Model:
+        """Returns the model with quantizers placed."""
+        self._names.update((path.split("/")[-1], 1) for path, _ in walk_layers(model))
+        return super().run(model)
+
+    def enter(self, model: keras.Model, path: str, inputs: list[Any]) -> list[Any]:
+        """Keeps samples of the outermost inputs; inputs of nested models come quantized."""
+        if path:
+            for tensor in inputs:
+                self._note(tensor, _State(quantized=True))
+            return inputs
+        return [InputSamples(name=self._name(f"{t.name}_samples"))(t) for t in inputs]
+
+    def leave(self, model: keras.Model, path: str, outputs: list[Any]) -> list[Any]:
+        """Remembers the states of a nested model's outputs for those who call it."""
+        self._model_states[id(model)] = [self._state(tensor) for tensor in outputs]
+        return outputs
+
+    def visit_model(self, graph: Graph, call: Call, args: Any, kwargs: Any) -> Any:
+        """Calls a nested model on quantized inputs; its open outputs are closed here."""
+        if self._selected is None or any(p.startswith(call.path + "/") for p in self._selected):
+            args, kwargs = keras.tree.map_structure(self._quantize, (args, kwargs))
+        outputs = super().visit_model(graph, call, args, kwargs)
+        emitted = []
+        states = self._model_states[id(call.operation)]
+        for old, new, state in zip(call.outputs, keras.tree.flatten(outputs), states, strict=True):
+            state = dataclasses.replace(state, quantizer=None)
+            emitted.append(self._close(graph, call, old, self._note(new, state)))
+        return emitted
+
+    def visit(self, graph: Graph, call: Call, args: Any, kwargs: Any) -> Any:
+        """Calls an operation and quantizes what the rules say."""
+        operation = self.clone(call.operation)
+        given = [t for t in keras.tree.flatten((args, kwargs)) if _is_float(t)]
+        fused = any(self._state(t).pending for t in given)
+        if not fused and self._selected is not None and call.path not in self._selected:
+            return operation(*args, **kwargs)
+        if not fused:
+            args, kwargs = keras.tree.map_structure(self._quantize, (args, kwargs))
+            given = [t for t in keras.tree.flatten((args, kwargs)) if _is_float(t)]
+        kind = role(operation)
+        if kind == AVERAGE and self._state(given[0]).quantizer is None:
+            # Its grid belongs to an outer model, whose layers cannot be called in this one.
+            args, kwargs = keras.tree.map_structure(
+                lambda t: self._new_quantizer(t) if _is_float(t) else t, (args, kwargs)
+            )
+            given = [t for t in keras.tree.flatten((args, kwargs)) if _is_float(t)]
+        states = [self._state(t) for t in given]
+        emitted = []
+        for old, new in zip(
+            call.outputs, keras.tree.flatten(operation(*args, **kwargs)), strict=True
+        ):
+            if _is_float(new):
+                new = self._emit(graph, call, kind, states, old, new)
+            emitted.append(new)
+        return emitted
+
+    def _emit(
+        self, graph: Graph, call: Call, kind: str, states: list[_State], old: Any, new: Any
+    ) -> Any:
+        if kind == MOVE and states:
+            # Dropout scales what it keeps while training; at inference it only passes values on.
+            return self._note(new, dataclasses.replace(states[0], pending=None))
+        if kind == AVERAGE and states and states[0].quantizer is not None:
+            self._note(new, states[0])
+            return self._apply(states[0].quantizer, new, states[0], averaged=True)
+        prescribed = fixed_range(call.operation)
+        if prescribed is not None:
+            name = self._name(f"{plain(call.operation).name}_quantizer")
+            quantizer = ActivationQuantizer(prescribed, name=name)
+            return self._apply(quantizer, new, _State(non_negative=prescribed[0] == 0))
+        state = _State(kind if kind in _FUSES else None, non_negative=kind == RELU)
+        return self._close(graph, call, old, self._note(new, state))
+
+    def _close(self, graph: Graph, call: Call, old: Any, new: Any) -> Any:
+        """Quantizes a new tensor unless the one operation that reads it will be fused with it."""
+        state = self._state(new)
+        if state.quantized or not _is_float(new):
+            return new
+        readers = graph.consumers.get(id(old), [])
+        leaves = id(old) in graph.outputs
+        if state.pending:
+            if leaves and not readers and graph.path:
+                return new  # decided where the nested model is called
+            if not leaves and len(readers) == 1 and self._fuses(state.pending, readers[0]):
+                return new
+        return self._quantize(new, name=plain(call.operation).name)
+
+    def _fuses(self, pending: str, reader: Call) -> bool:
+        return role(reader.operation) in _FUSES[pending]
+
+    def _quantize(self, tensor: Any, name: str | None = None) -> Any:
+        """Returns the tensor on a grid of its own, quantizing it if that was not done before."""
+        if not _is_float(tensor) or self._state(tensor).quantized:
+            return tensor
+        if id(tensor) not in self._on_grid:
+            self._on_grid[id(tensor)] = self._new_quantizer(tensor, name)
+        return self._on_grid[id(tensor)]
+
+    def _new_quantizer(self, tensor: Any, name: str | None = None) -> Any:
+        name = name or tensor._keras_history.operation.name.removesuffix("_samples")
+        state = self._state(tensor)
+        self._alive.append(tensor)
+        return self._apply(
+            ActivationQuantizer(
+                non_negative=state.non_negative, name=self._name(f"{name}_quantizer")
+            ),
+            tensor,
+            state,
+        )
+
+    def _apply(
+        self, quantizer: ActivationQuantizer, tensor: Any, state: _State, **kwargs: Any
+    ) -> Any:
+        return self._note(
+            quantizer(tensor, **kwargs),
+            _State(None, True, quantizer, non_negative=state.non_negative),
+        )
+
+    def _state(self, tensor: Any) -> _State:
+        return self._states.get(id(tensor), _State())
+
+    def _note(self, tensor: Any, state: _State) -> Any:
+        self._alive.append(tensor)
+        self._states[id(tensor)] = state
+        return tensor
+
+    def _name(self, wanted: str) -> str:
+        """Returns a layer name not given before."""
+        count = self._names.get(wanted, 0)
+        self._names[wanted] = count + 1
+        return f"{wanted}_{count}" if count else wanted
+
+
+def _is_float(value: Any) -> bool:
+    return isinstance(value, keras.KerasTensor) and keras.backend.is_float_dtype(value.dtype)

@@ -1,0 +1,208 @@
+"""strip: back to the ordinary model; bake: the same for export, with ranges as constants."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from typing import Any
+
+import keras
+from keras import ops
+
+from tfcompress.errors import CompressionWarning
+from tfcompress.graph.canonicalize import rule_named
+from tfcompress.graph.clone import Rewriter, clone_layer
+from tfcompress.graph.read import Call, Graph, check_model, walk_layers
+from tfcompress.wrap.activations import ActivationQuantizer, FixedFakeQuant, InputSamples
+from tfcompress.wrap.placement import ChainedModel
+from tfcompress.wrap.wrapper import CompressionWrapper
+
+
+def strip(model: Any) -> Any:
+    """Returns the ordinary model: transforms applied for good, everything added taken out.
+
+    Architecture, classes and names are those of the model that was wrapped, and nothing of
+    tfcompress is left in it. Pruned weights are zero; weights under quantization-aware training lie
+    on their INT8 grid. Learned activation ranges are dropped: to export an INT8 file, export the
+    unstripped model.
+
+    Args:
+        model: A model (or layer) from `prune` or `quantize`. It is not changed.
+
+    Returns:
+        A new model, not compiled.
+
+    Raises:
+        TypeError: If `model` is no model.
+        ValueError: If there is nothing to strip.
+
+    Warns:
+        CompressionWarning: If trained ranges are dropped, or a schedule has not ended.
+
+    Example:
+        >>> import keras
+        >>> import tfcompress as tfc
+        >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4)])
+        >>> type(tfc.strip(tfc.quantize(model))).__name__
+        'Sequential'
+    """
+    if isinstance(model, CompressionWrapper):
+        layer = clone_layer(model.layer)
+        layer.build_from_config(model.layer.get_build_config())
+        values = baked_values(model)
+        for old, new in zip(model.layer.variables, layer.variables, strict=True):
+            new.assign(values.get(id(old), old))
+        return layer
+    check_model(model)
+    if not is_wrapped(model):
+        raise ValueError(f"model {model.name!r} has nothing to strip: it was not wrapped.")
+    if any(q.fixed_range is None and q.is_trained for q in quantizers(model)):
+        warnings.warn(
+            "strip() drops the activation ranges learned in training. To write an INT8 file, call "
+            "export_tflite() on the unstripped model.",
+            CompressionWarning,
+            stacklevel=2,
+        )
+    warn_unfinished(model, "strip")
+    return _Strip().run(model)
+
+
+def bake(model: keras.Model, *, ranges: bool = True) -> keras.Model:
+    """Returns a float32 model that computes what the trained one does, ready for conversion.
+
+    Args:
+        model: A Sequential or Functional model, wrapped or not.
+        ranges: Whether activation quantizers stay, as constants, or go.
+
+    Returns:
+        A model of plain layers, with weights as they are used (pruned, on their grids).
+    """
+    return _Bake(ranges).run(model)
+
+
+def is_wrapped(model: keras.Model) -> bool:
+    """Returns whether anything of tfcompress is in the model."""
+    helpers = (CompressionWrapper, ActivationQuantizer, InputSamples)
+    return any(isinstance(layer, helpers) for _, layer in walk_layers(model))
+
+
+def quantizers(model: keras.Model) -> list[ActivationQuantizer]:
+    """Returns the activation quantizers of a model; empty if it is not quantization-aware."""
+    return [layer for _, layer in walk_layers(model) if isinstance(layer, ActivationQuantizer)]
+
+
+def baked_values(wrapper: CompressionWrapper) -> dict[int, Any]:
+    """Returns the transformed value of each compressible weight, by `id` of the variable."""
+    return {
+        id(weight): wrapper.effective_value(weight, transforms)
+        for weight, transforms in wrapper.pipelines()
+    }
+
+
+def warn_unfinished(model: keras.Model, action: str) -> None:
+    """Warns once, with the first layer as the example, if a schedule has not ended."""
+    unfinished = [
+        (path, reason)
+        for path, layer in walk_layers(model)
+        if isinstance(layer, CompressionWrapper)
+        for transform in layer.weight_transforms
+        if (reason := transform.unfinished())
+    ]
+    if unfinished:
+        path, reason = unfinished[0]
+        warnings.warn(
+            f"{action}: layer {path!r} is not finished: {reason} "
+            f"({len(unfinished)} weights in all). Train on, or let the schedule end earlier.",
+            CompressionWarning,
+            stacklevel=3,
+        )
+
+
+@dataclasses.dataclass
+class _Parts:
+    """Stands for the output of a split layer until its last part is reached."""
+
+    wrappers: list[CompressionWrapper]
+    args: Any
+    kwargs: Any
+
+
+class _Strip(Rewriter):
+    def __init__(self) -> None:
+        super().__init__()
+        self._values: dict[int, Any] = {}
+
+    def class_for(self, model: keras.Model) -> type[keras.Model]:
+        return keras.Sequential if isinstance(model, ChainedModel) else super().class_for(model)
+
+    def value_of(self, variable: Any) -> Any:
+        return self._values.get(id(variable), variable)
+
+    def visit(self, graph: Graph, call: Call, args: Any, kwargs: Any) -> Any:
+        if isinstance(call.operation, (ActivationQuantizer, InputSamples)):
+            return args[0]
+        if not isinstance(call.operation, CompressionWrapper):
+            return super().visit(graph, call, args, kwargs)
+        wrapper = call.operation
+        self._values.update(baked_values(wrapper))
+        if wrapper.origin is None:
+            return self.clone(wrapper.layer)(*args, **kwargs)
+        if wrapper.origin["part"] == 0:
+            parts = _Parts([wrapper], args, kwargs)
+        else:
+            before = args[0]
+            parts = _Parts([*before.wrappers, wrapper], before.args, before.kwargs)
+        if len(parts.wrappers) < wrapper.origin["parts"]:
+            return parts
+        return self._restored(parts.wrappers)(*parts.args, **parts.kwargs)
+
+    def _restored(self, wrappers: list[CompressionWrapper]) -> Any:
+        def make() -> Any:
+            origin = wrappers[0].origin or {}
+            layer = keras.saving.deserialize_keras_object(origin["layer"])
+            self.carry(wrappers, layer)
+            return layer
+
+        return self.once(wrappers[0], make)
+
+    def match(self, old: Any, new: Any) -> Any:
+        if not isinstance(old, list):
+            return super().match(old, new)
+        rule = rule_named(old[0].origin["rule"])
+        return zip(rule.variables([wrapper.layer for wrapper in old]), new.variables, strict=True)
+
+
+class _Bake(Rewriter):
+    def __init__(self, ranges: bool) -> None:
+        super().__init__()
+        self._ranges = ranges
+        self._values: dict[int, Any] = {}
+
+    def value_of(self, variable: Any) -> Any:
+        value = self._values.get(id(variable), variable)
+        return ops.convert_to_tensor(value)
+
+    def clone(self, operation: Any, **overrides: Any) -> Any:
+        if isinstance(operation, keras.layers.Layer) and "dtype" in operation.get_config():
+            overrides.setdefault("dtype", _in_float32(operation.dtype_policy))
+        return super().clone(operation, **overrides)
+
+    def visit(self, graph: Graph, call: Call, args: Any, kwargs: Any) -> Any:
+        operation = call.operation
+        quantizer = isinstance(operation, ActivationQuantizer)
+        if isinstance(operation, InputSamples) or (quantizer and not self._ranges):
+            return args[0]
+        if quantizer:
+            fixed = self.once(
+                operation, lambda: FixedFakeQuant(*operation.range(), name=operation.name)
+            )
+            return fixed(*args, **kwargs)
+        if isinstance(operation, CompressionWrapper):
+            self._values.update(baked_values(operation))
+            operation = operation.layer
+        return self.clone(operation)(*args, **kwargs)
+
+
+def _in_float32(policy: Any) -> Any:
+    mixed = policy.name.startswith("mixed_") or policy.name in ("float16", "bfloat16")
+    return "float32" if mixed else policy

@@ -1,0 +1,249 @@
+"""CompressionWrapper: a layer that computes with transformed weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import keras
+from keras import ops, tree
+
+from tfcompress.graph.cost import DEPTHWISE, TRANSPOSED
+from tfcompress.transforms import WeightTransform
+
+_NEVER_COMPRESSED = {"bias", "recurrent_bias", "gamma", "beta", "alpha", "scale"}
+_LAST_AXIS = (
+    keras.layers.Dense,
+    keras.layers.Conv1D,
+    keras.layers.Conv2D,
+    keras.layers.Conv3D,
+    keras.layers.SeparableConv1D,
+    keras.layers.SeparableConv2D,
+)
+
+
+def variable_name(variable: Any) -> str:
+    """Returns the last part of a variable's path: "kernel", "embeddings", ..."""
+    return variable.path.split("/")[-1]
+
+
+def compressible_weights(layer: Any) -> list[Any]:
+    """Returns the weights of a built layer that transforms apply to: its trainable matrices.
+
+    Kernels and embeddings, also those of layers inside the layer (the cell of an LSTM, the
+    projections of an attention layer); no biases, no normalization, no activation slopes.
+    """
+    # By how they were made, not by `weight.trainable`, which freezing a layer turns off.
+    learned = {id(v) for part in layer._flatten_layers() for v in part._trainable_variables}
+    return [
+        weight
+        for weight in layer.weights
+        if id(weight) in learned
+        and len(weight.shape) >= 2
+        and keras.backend.is_float_dtype(weight.dtype)
+        and variable_name(weight) not in _NEVER_COMPRESSED
+    ]
+
+
+def channel_axes(layer: Any, weight: Any) -> tuple[int, ...]:
+    """Returns the axes of a kernel for which TFLite keeps a scale per index.
+
+    Empty where the runtime keeps one scale for the whole tensor (embeddings, batched products).
+    """
+    name = variable_name(weight)
+    if isinstance(layer, DEPTHWISE) or name == "depthwise_kernel":
+        return (-2, -1)
+    if isinstance(layer, TRANSPOSED):
+        return (-2,)
+    if isinstance(layer, _LAST_AXIS):
+        return (-1,)
+    return ()
+
+
+def first_call_in_pass(layer: keras.layers.Layer) -> bool:
+    """Returns whether this is the first call of `layer` in the current pass of its model.
+
+    Keras opens one call context for the outermost layer called and closes it when that returns, so
+    the context is the pass. It lives in the thread that runs the pass: the replicas of a
+    distribution strategy each have their own.
+    """
+    context = layer._get_call_context()
+    seen = context.get_value("tfcompress_seen")
+    if seen is None:
+        seen = set()
+        context.set_value("tfcompress_seen", seen)
+    first = id(layer) not in seen
+    seen.add(id(layer))
+    return first
+
+
+@keras.saving.register_keras_serializable("tfcompress")
+class CompressionWrapper(keras.layers.Layer):
+    """Runs a layer with its weights replaced by transformed ones.
+
+    The stored weights change only through the optimizer; every call substitutes
+    `transforms(weight)` for each compressible weight. All else that the layer does is kept:
+    moving statistics, random seeds, added losses, masks, its dtype policy. The wrapper carries the
+    layer's name.
+
+    Args:
+        layer: The layer to wrap, built or not.
+        transforms: `WeightTransform` prototypes; each compressible weight gets its own copies, in
+            the canonical order whatever the order given.
+        origin: Set by `quantize` where it replaced one layer by several: which layer it was.
+        **kwargs: Arguments of `keras.layers.Layer`.
+
+    Raises:
+        TypeError: If `layer` is no layer, or one of `transforms` no transform.
+        ValueError: If `layer` is wrapped already, or two transforms are of the same kind.
+
+    Example:
+        >>> import keras
+        >>> import tfcompress as tfc
+        >>> from tfcompress.transforms import MagnitudeMask
+        >>> layer = tfc.CompressionWrapper(keras.layers.Dense(4), [MagnitudeMask(0.5)])
+        >>> layer(keras.ops.ones((2, 8))).shape
+        TensorShape([2, 4])
+    """
+
+    is_compression_wrapper = True
+
+    def __init__(
+        self,
+        layer: keras.layers.Layer,
+        transforms: Sequence[WeightTransform] = (),
+        *,
+        origin: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if not isinstance(layer, keras.layers.Layer):
+            raise TypeError(f"layer must be a Keras layer. Received: layer={layer!r}")
+        if isinstance(layer, CompressionWrapper):
+            raise ValueError(
+                f"layer {layer.name!r} is wrapped already. Use prune() or quantize(), which add to "
+                "the transforms of a wrapped layer."
+            )
+        for transform in transforms:
+            if not isinstance(transform, WeightTransform):
+                raise TypeError(f"transforms must be WeightTransforms. Received: {transform!r}")
+        kinds = [type(transform) for transform in transforms]
+        if len(set(kinds)) < len(kinds):
+            raise ValueError(
+                f"layer {layer.name!r} would get two transforms of the same kind: "
+                f"{', '.join(kind.__name__ for kind in kinds)}. Each kind applies once; to change "
+                "a setting, strip() the model and wrap it again."
+            )
+        kwargs.setdefault("name", layer.name)
+        # float32 and no autocast: the wrapper hands tensors through, the layer casts for itself.
+        kwargs["dtype"] = "float32"
+        super().__init__(autocast=False, **kwargs)
+        self.supports_masking = True
+        self.layer = layer
+        self.transforms = sorted(transforms, key=lambda t: t.order)
+        self.origin = origin
+        self.weight_transforms: list[WeightTransform] = []
+        self._allow_non_tensor_positional_args = layer._allow_non_tensor_positional_args
+        if layer.built:
+            self._attach()
+
+    def _attach(self) -> None:
+        for weight in compressible_weights(self.layer):
+            for prototype in self.transforms:
+                transform = type(prototype).from_config(prototype.get_config())
+                transform.attach(weight.shape, channel_axes(self.layer, weight))
+                self.weight_transforms.append(transform)
+        self.built = True
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Calls the wrapped layer, building it first as it builds itself."""
+        if not self.built:
+            if not self.layer.built:
+                # Layers differ in the signature of build(); all build themselves when called.
+                self.layer(
+                    *tree.map_structure(_symbolic, args), **tree.map_structure(_symbolic, kwargs)
+                )
+            self._attach()
+        return super().__call__(*args, **kwargs)
+
+    def pipelines(self) -> Iterator[tuple[Any, list[WeightTransform]]]:
+        """Yields each compressible weight with its transforms in order."""
+        count = len(self.transforms)
+        weights = compressible_weights(self.layer) if count else []
+        for index, weight in enumerate(weights):
+            yield weight, list(self.weight_transforms[index * count : (index + 1) * count])
+
+    def effective_value(
+        self, weight: Any, transforms: Sequence[WeightTransform], update: bool = False
+    ) -> Any:
+        """Returns the tensor that the layer computes with in place of `weight`.
+
+        Args:
+            weight: A compressible weight.
+            transforms: Its transforms in order.
+            update: Whether each transform first changes its state, as once a training pass.
+        """
+        value = ops.cast(ops.convert_to_tensor(weight), "float32")
+        for transform in transforms:
+            if update:
+                transform.update(value)
+            value = transform.call(value)
+        return ops.cast(value, weight.dtype)
+
+    def call(self, *args: Any, training: bool | None = None, **kwargs: Any) -> Any:
+        """Calls the layer with its transformed weights."""
+        update = bool(training) and first_call_in_pass(self)
+        # Every variable is mapped, at its current value: one that is missing would be read past an
+        # outer stateless scope (JAX training), and its updates would be lost.
+        values = {id(v): (v, ops.convert_to_tensor(v)) for v in self.layer.variables}
+        for weight, transforms in self.pipelines():
+            values[id(weight)] = (weight, self.effective_value(weight, transforms, update))
+        with keras.StatelessScope(list(values.values()), collect_losses=True) as scope:
+            before = [(v, scope.get_current_value(v)) for v, _ in values.values()]
+            outputs = self.layer(*args, **kwargs)
+        for variable, old in before:
+            new = scope.get_current_value(variable)
+            if new is not old:
+                variable.assign(new)
+        for loss in scope.losses:
+            self.add_loss(ops.cast(loss, "float32"))
+        return outputs
+
+    def compute_output_spec(self, *args: Any, **kwargs: Any) -> Any:
+        """Returns what the layer itself would return, symbolically."""
+        kwargs.pop("training", None)
+        return self.layer.compute_output_spec(*args, **kwargs)
+
+    def compute_output_shape(self, *args: Any, **kwargs: Any) -> Any:
+        """Returns the output shape of the layer."""
+        return self.layer.compute_output_shape(*args, **kwargs)
+
+    def compute_mask(self, inputs: Any, previous_mask: Any) -> None:
+        """Returns nothing: the layer has attached the mask to its outputs itself."""
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor arguments."""
+        config = super().get_config()
+        config["layer"] = keras.saving.serialize_keras_object(self.layer)
+        config["transforms"] = [keras.saving.serialize_keras_object(t) for t in self.transforms]
+        config["origin"] = self.origin
+        return config
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> CompressionWrapper:
+        """Makes a wrapper from the result of `get_config`."""
+        config = dict(config)
+        layer = keras.saving.deserialize_keras_object(config.pop("layer"))
+        transforms = [keras.saving.deserialize_keras_object(t) for t in config.pop("transforms")]
+        return cls(layer, transforms, **config)
+
+    def get_build_config(self) -> None:
+        """Returns nothing: the config of the layer inside holds what builds it."""
+
+    def build_from_config(self, config: Any) -> None:
+        """Does nothing: a layer that was built when saved is built by its own config."""
+
+
+def _symbolic(value: Any) -> Any:
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return keras.KerasTensor(value.shape, dtype=keras.backend.standardize_dtype(value.dtype))
+    return value
