@@ -50,7 +50,7 @@ def test_the_scheme_is_what_the_model_was_trained_for(tmp_path):
     assert tfc.export_tflite(model, path, representative_dataset=x).scheme == "int8"
     result = tfc.export_tflite(seen(tfc.quantize(model)), path)
     assert (result.scheme, result.trained) == ("int8", True)
-    assert result.agreement.source == "training" and result.agreement.samples == 1
+    assert result.agreement.source == "training" and result.agreement.samples == 32
 
 
 def test_names_of_inputs_and_outputs_survive(tmp_path):
@@ -181,7 +181,7 @@ def test_loops_that_would_crash_the_converter_end_in_an_exception(tmp_path):
     assert os.listdir(tmp_path) == []
     unrolled = keras.Sequential([keras.Input((5, 3)), L.LSTM(4, unroll=True)])
     result = tfc.export_tflite(unrolled, tmp_path / "m.tflite", representative_dataset=data)
-    assert result.float_tensors == []
+    assert result.scheme == "int8" and result.agreement.rmse < 0.1
 
 
 def untrained():

@@ -198,8 +198,8 @@ def export_tflite(
         say("checking the file against the model")
         agreement = measure(model, content, probes, source)
         tolerance = "int8 trained" if use_ranges else scheme
-        if scheme == "float32" and _computes_in_half(model):
-            tolerance = "float32 of half"
+        if (use_ranges or scheme == "float32") and _computes_in_half(model):
+            tolerance += " of half"
         if warning := verification.judge(agreement, tolerance):
             warnings.warn(warning, CompressionWarning, stacklevel=2)
     report = dataclasses.replace(inspect_tflite(content), path=str(target))

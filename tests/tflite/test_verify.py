@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -49,6 +51,15 @@ def test_poor_but_honest_files_warn_with_figures():
     assert "RMSE 0.2000" in judge(poor, "int8") and "preprocessed" in judge(poor, "int8")
     with pytest.raises(ExportError):
         judge(poor, "int8 trained")
+
+
+def test_two_steps_are_exact_where_the_model_has_the_same_grid():
+    coarse = Agreement(10, "given", 0.05, 2.0, 1.0, 1.0, "any")
+    assert judge(coarse, "int8 trained") is None
+    assert judge(dataclasses.replace(coarse, max_steps=3.0), "int8 trained")
+    assert judge(dataclasses.replace(coarse, rmse=0.2), "int8")  # stretched by outliers
+    with pytest.raises(ExportError):
+        judge(dataclasses.replace(coarse, rmse=0.2), "int8 trained")
 
 
 def test_synthetic_samples_suit_the_inputs():

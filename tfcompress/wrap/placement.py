@@ -5,6 +5,7 @@ The runtime computes one operation on integers if its inputs and outputs have ra
 - it fuses BatchNormalization and ReLU into the convolution or dense layer before them, and ReLU
   into an addition, so that nothing stands in between to be rounded;
 - operations that only move values about share the range of their input;
+- what is concatenated shares the range of the result, so it is not rounded before;
 - averaging shares it too, and rounds its result onto it;
 - softmax, sigmoid and tanh have ranges that the runtime prescribes.
 
@@ -22,13 +23,14 @@ from tfcompress.graph.canonicalize import activation_name
 from tfcompress.graph.clone import Rewriter
 from tfcompress.graph.cost import plain
 from tfcompress.graph.read import Call, Graph, walk_layers
-from tfcompress.wrap.activations import ActivationQuantizer, InputSamples
+from tfcompress.wrap.activations import ActivationQuantizer, InputSamples, samples_to_keep
 
 LINEAR = "linear"  # a weighted sum: what follows may be fused into it
 NORMALIZATION = "normalization"  # fused into the weighted sum before it
 RELU = "relu"  # fused into whatever computed its input
 SUM = "sum"  # an addition: a ReLU that follows is fused into it
 MOVE = "move"  # values pass unchanged: the output has the grid of the input
+JOIN = "join"  # a concatenation: its inputs are on the grid of its output
 AVERAGE = "average"  # the grid of the input, but values must be rounded onto it again
 OUTPUT = "output"  # anything else: quantized at its output
 
@@ -53,6 +55,7 @@ ROLES: dict[str, str] = {
         ).split(),
         MOVE,
     ),
+    "Concatenate": JOIN,
     **dict.fromkeys(
         # A global average that no rule could turn into one of these is a MEAN, with its own grid.
         "AveragePooling1D AveragePooling2D AveragePooling3D AveragePool".split(),
@@ -111,7 +114,8 @@ class _State:
     """What is known of a tensor: the role still open for fusing, or the quantizer it is on.
 
     Attributes:
-        pending: A key of `_FUSES` while the tensor waits for what will be fused; else None.
+        pending: While the tensor waits for the operation that decides its grid: a key of `_FUSES`
+            or JOIN; else None.
         quantized: Whether its values are on a grid.
         quantizer: The layer that put it there; None if that stands in an outer model.
         non_negative: Whether its values cannot be negative.
@@ -164,7 +168,8 @@ class PlaceQuantizers(Rewriter):
             for tensor in inputs:
                 self._note(tensor, _State(quantized=True))
             return inputs
-        return [InputSamples(name=self._name(f"{t.name}_samples"))(t) for t in inputs]
+        capacity = samples_to_keep([tensor.shape for tensor in inputs])
+        return [InputSamples(capacity, name=self._name(f"{t.name}_samples"))(t) for t in inputs]
 
     def leave(self, model: keras.Model, path: str, outputs: list[Any]) -> list[Any]:
         """Remembers the states of a nested model's outputs for those who call it."""
@@ -190,9 +195,10 @@ class PlaceQuantizers(Rewriter):
         fused = any(self._state(t).pending for t in given)
         if not fused and self._selected is not None and call.path not in self._selected:
             return operation(*args, **kwargs)
-        if not fused:
-            args, kwargs = keras.tree.map_structure(self._quantize, (args, kwargs))
-            given = [t for t in keras.tree.flatten((args, kwargs)) if _is_float(t)]
+        args, kwargs = keras.tree.map_structure(
+            lambda t: t if self._state(t).pending else self._quantize(t), (args, kwargs)
+        )
+        given = [t for t in keras.tree.flatten((args, kwargs)) if _is_float(t)]
         kind = role(operation)
         if kind == AVERAGE and self._state(given[0]).quantizer is None:
             # Its grid belongs to an outer model, whose layers cannot be called in this one.
@@ -215,7 +221,7 @@ class PlaceQuantizers(Rewriter):
     ) -> Any:
         if kind == MOVE and states:
             # Dropout scales what it keeps while training; at inference it only passes values on.
-            return self._note(new, dataclasses.replace(states[0], pending=None))
+            return self._note(new, states[0])
         if kind == AVERAGE and states and states[0].quantizer is not None:
             self._note(new, states[0])
             return self._apply(states[0].quantizer, new, states[0], averaged=True)
@@ -224,7 +230,8 @@ class PlaceQuantizers(Rewriter):
             name = self._name(f"{plain(call.operation).name}_quantizer")
             quantizer = ActivationQuantizer(prescribed, name=name)
             return self._apply(quantizer, new, _State(non_negative=prescribed[0] == 0))
-        state = _State(kind if kind in _FUSES else None, non_negative=kind == RELU)
+        positive = kind == RELU or (kind == JOIN and all(s.non_negative for s in states))
+        state = _State(kind if kind in _FUSES else None, non_negative=positive)
         return self._close(graph, call, old, self._note(new, state))
 
     def _close(self, graph: Graph, call: Call, old: Any, new: Any) -> Any:
@@ -239,10 +246,22 @@ class PlaceQuantizers(Rewriter):
                 return new  # decided where the nested model is called
             if not leaves and len(readers) == 1 and self._fuses(state.pending, readers[0]):
                 return new
+        if role(call.operation) != JOIN and self._is_joined(graph, old):
+            return self._note(new, dataclasses.replace(state, pending=JOIN))
         return self._quantize(new, name=plain(call.operation).name)
 
     def _fuses(self, pending: str, reader: Call) -> bool:
-        return role(reader.operation) in _FUSES[pending]
+        return role(reader.operation) in _FUSES.get(pending, ())
+
+    def _is_joined(self, graph: Graph, tensor: Any) -> bool:
+        """Whether a tensor goes into a concatenation and nowhere else, moved about or not."""
+        readers = graph.consumers.get(id(tensor), [])
+        if len(readers) != 1 or id(tensor) in graph.outputs:
+            return False
+        kind = role(readers[0].operation)
+        return kind == JOIN or (
+            kind == MOVE and all(self._is_joined(graph, output) for output in readers[0].outputs)
+        )
 
     def _quantize(self, tensor: Any, name: str | None = None) -> Any:
         """Returns the tensor on a grid of its own, quantizing it if that was not done before."""
