@@ -106,3 +106,13 @@ def test_the_inputs_of_one_sample_stay_together():
     kept = [layer.kept() for layer in model.layers if isinstance(layer, InputSamples)]
     assert len(kept[0]) == len(kept[1]) == 7
     np.testing.assert_array_equal(*(array.reshape(7, -1)[:, 0] for array in kept))
+
+
+def test_the_gradient_passes_straight_through():
+    import tensorflow as tf
+
+    x = tf.constant([[-3.0, -0.3, 0.7, 5.0]])
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        y = fake_quant(x, -1.0, 1.0) * tf.constant([[1.0, 2.0, 3.0, 4.0]])
+    np.testing.assert_array_equal(tape.gradient(y, x), [[1, 2, 3, 4]])

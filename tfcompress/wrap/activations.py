@@ -14,7 +14,26 @@ _NARROWEST = 1e-4  # a tensor that was always zero still needs a grid of some wi
 
 
 def fake_quant(x: Any, minimum: Any, maximum: Any, bits: int = 8) -> Any:
-    """Rounds `x` onto the asymmetric grid of `2 ** bits` steps over [minimum, maximum]."""
+    """Rounds `x` onto the asymmetric grid of `2 ** bits` steps over [minimum, maximum].
+
+    The gradient passes straight through, clipped values included: the range follows what it sees,
+    so these are few, and the fused gradient, which computes gradients of the range as well, costs
+    twice the rounding itself.
+    """
+
+    @ops.custom_gradient
+    def rounded(x: Any, minimum: Any, maximum: Any) -> Any:
+        def gradient(*args: Any, upstream: Any = None) -> Any:
+            upstream = args[0] if upstream is None else upstream
+            return upstream, ops.zeros_like(minimum), ops.zeros_like(maximum)
+
+        return round_onto(x, minimum, maximum, bits), gradient
+
+    return rounded(x, *(ops.convert_to_tensor(end, "float32") for end in (minimum, maximum)))
+
+
+def round_onto(x: Any, minimum: Any, maximum: Any, bits: int = 8) -> Any:
+    """Is `fake_quant` in the form that a converter knows."""
     return keras.quantizers.fake_quant_with_min_max_vars(x, minimum, maximum, num_bits=bits)
 
 
@@ -178,7 +197,7 @@ class FixedFakeQuant(keras.layers.Layer):
     def call(self, inputs: Any, averaged: bool = False) -> Any:
         """Returns the inputs, rounded onto the grid."""
         # The file averages on integers by itself: only the grid has to be told to the converter.
-        return fake_quant(inputs, self.minimum, self.maximum)
+        return round_onto(inputs, self.minimum, self.maximum)
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         """Returns the shape of the input."""
