@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 
-BATCH, TURNS, STEPS = 64, 3, 10
+BATCH, TURNS, STEPS = 64, 8, 10
 
 
 def mobilenet_like():
