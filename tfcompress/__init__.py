@@ -11,8 +11,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tfcompress.compare import compare
+    from tfcompress.distill.cache import cache_teacher
+    from tfcompress.distill.cached import CachedTeacher
     from tfcompress.distill.distiller import Distiller
-    from tfcompress.distill.losses.response import SoftTargets
+    from tfcompress.distill.losses.base import DistillationLoss
+    from tfcompress.distill.losses.feature import (
+        FSP,
+        AttentionMaps,
+        AttentionTransfer,
+        FeatureMatching,
+        tinybert_losses,
+    )
+    from tfcompress.distill.losses.relation import RKDAngle, RKDDistance, SimilarityPreserving
+    from tfcompress.distill.losses.response import DecoupledTargets, HardTargets, SoftTargets
+    from tfcompress.distill.teachers import ensemble
     from tfcompress.errors import CompressionWarning, ExportError
     from tfcompress.export import ExportResult, export_tflite
     from tfcompress.tflite.inspect import inspect_tflite
@@ -27,43 +39,71 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "AttentionMaps": "distill.losses.feature",
+    "AttentionTransfer": "distill.losses.feature",
+    "CachedTeacher": "distill.cached",
     "CompressionWarning": "errors",
     "CompressionWrapper": "wrap.wrapper",
     "ConstantSparsity": "transforms.schedules",
+    "DecoupledTargets": "distill.losses.response",
+    "DistillationLoss": "distill.losses.base",
     "Distiller": "distill.distiller",
     "ExportError": "errors",
     "ExportResult": "export",
+    "FSP": "distill.losses.feature",
+    "FeatureMatching": "distill.losses.feature",
+    "HardTargets": "distill.losses.response",
     "PolynomialDecay": "transforms.schedules",
+    "RKDAngle": "distill.losses.relation",
+    "RKDDistance": "distill.losses.relation",
+    "SimilarityPreserving": "distill.losses.relation",
     "SoftTargets": "distill.losses.response",
     "TFLiteModel": "tflite.run",
     "WeightTransform": "transforms.base",
+    "cache_teacher": "distill.cache",
     "compare": "compare",
+    "ensemble": "distill.teachers",
     "export_tflite": "export",
     "inspect_tflite": "tflite.inspect",
     "prune": "wrap.apply",
     "quantize": "wrap.apply",
     "strip": "wrap.strip",
     "summary": "wrap.summary",
+    "tinybert_losses": "distill.losses.feature",
 }
 
 __all__ = [
+    "AttentionMaps",
+    "AttentionTransfer",
+    "CachedTeacher",
     "CompressionWarning",
     "CompressionWrapper",
     "ConstantSparsity",
+    "DecoupledTargets",
+    "DistillationLoss",
     "Distiller",
     "ExportError",
     "ExportResult",
+    "FSP",
+    "FeatureMatching",
+    "HardTargets",
     "PolynomialDecay",
+    "RKDAngle",
+    "RKDDistance",
+    "SimilarityPreserving",
     "SoftTargets",
     "TFLiteModel",
     "WeightTransform",
+    "cache_teacher",
     "compare",
+    "ensemble",
     "export_tflite",
     "inspect_tflite",
     "prune",
     "quantize",
     "strip",
     "summary",
+    "tinybert_losses",
 ]
 
 
@@ -81,7 +121,14 @@ def __dir__() -> list[str]:
 
 def _register_with_keras(_: Any) -> None:
     """Makes our classes known to Keras, so that saved models load after `import tfcompress`."""
-    for module in ("transforms", "wrap.activations", "wrap.placement", "distill.distiller"):
+    for module in (
+        "transforms",
+        "wrap.activations",
+        "wrap.placement",
+        "distill.distiller",
+        "distill.losses.feature",
+        "distill.losses.relation",
+    ):
         importlib.import_module(f"tfcompress.{module}")
 
 

@@ -141,8 +141,8 @@ def test_several_outputs_and_dict_inputs():
     x = nets.samples_for(teacher, 32)
     losses = distiller.fit(x, epochs=10, verbose=0).history["loss"]
     assert losses[-1] < losses[0]
-    terms = distiller._terms[0]
-    assert [t.student_outputs for t in terms] == ["linear", "sigmoid"]
+    (term,) = distiller._plan.terms
+    assert [loss.student_outputs for loss in term._per_output] == ["linear", "sigmoid"]
 
 
 @pytest.mark.parametrize("compress", [False, True])
@@ -220,7 +220,7 @@ BAD = {
     "shapes": (
         lambda: tfc.Distiller(nets.tiny(), nets.nested_wide()),
         ValueError,
-        r"teacher 'tiny' \[\(None, 3\)\], student 'wide' \[\(None, 5\)\]",
+        r"teacher \[\(None, 3\)\], student \[\(None, 5\)\]",
     ),
     "alpha": (lambda: distiller_of(alpha=1.5), ValueError, "alpha=1.5"),
     "temperature": (lambda: distiller_of(temperature=-1), ValueError, "temperature=-1"),

@@ -2,34 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
 from keras import ops, tree
 
+from tfcompress.distill.cached import CachedTeacher, split_batch
+from tfcompress.distill.features import Feature, Recorder
+from tfcompress.distill.losses.base import DistillationLoss
 from tfcompress.distill.losses.response import SoftTargets
+from tfcompress.distill.teachers import LiveTeacher, ensemble, output_shapes
+from tfcompress.distill.terms import Term, make_terms, serialize_weight, weight_now
 
 
 @keras.saving.register_keras_serializable("tfcompress")
 class Distiller(keras.Model):
     """Trains a student with `(1 - alpha) * compiled loss + alpha * sum(w_i * L_i)`.
 
-    Compile, fit, save and load it like any Keras model. The teacher runs once a step in inference
-    mode; neither its weights nor its `trainable` flags change. `evaluate` and `predict` use the
-    student alone, and so cost what the student costs. The student may be wrapped by `prune` and
-    `quantize`; when training is done, `distiller.student` is the result.
+    Compile, fit, save and load it like any Keras model. However many losses there are, teacher and
+    student run once a step each, the teacher in inference mode; neither its weights nor its
+    `trainable` flags change. `evaluate` and `predict` use the student alone, and so cost what the
+    student costs. The student may be wrapped by `prune` and `quantize`; when training is done,
+    `distiller.student` is the result. Every loss is a metric of its own; so are `student_loss` and
+    `distillation_loss`.
 
     Losses that the student's layers add (regularizers, `add_loss`) count in full, whatever alpha.
     With alpha=1 neither labels nor a compiled loss are needed: `fit(x)` does.
 
     Args:
-        teacher: A built Keras model, trained for the task.
-        student: A built Keras model whose outputs have the teacher's shapes.
-        distillation_losses: One loss, or a list, called with the teacher's and the student's
-            outputs (and the sample weights); any `keras.losses.Loss`. None is `SoftTargets`, Hinton
-            et al. 2015.
-        distillation_loss_weights: A weight for each loss; None is 1 each.
+        teacher: A built Keras model, trained for the task; a list of them, whose outputs are
+            averaged (see `ensemble`); or the `CachedTeacher` that `cache_teacher` returns.
+        student: A built Keras model.
+        distillation_losses: One loss or a list: the losses of this package, any `keras.losses.Loss`
+            on the outputs, and those of `keras.distillation`. None is `SoftTargets`, Hinton et al.
+            2015.
+        distillation_loss_weights: A weight for each loss: a number, a
+            `keras.optimizers.schedules.LearningRateSchedule`, or a function of the training step.
+            None is 1 each.
         alpha: Share of the distillation losses in [0, 1]. 0 is plain training.
         temperature: Softness of the default loss; None is 3.0. With losses of your own, each
             carries its own temperature.
@@ -60,10 +71,10 @@ class Distiller(keras.Model):
 
     def __init__(
         self,
-        teacher: keras.Model,
+        teacher: Any,
         student: keras.Model,
         distillation_losses: Any = None,
-        distillation_loss_weights: Sequence[float] | float | None = None,
+        distillation_loss_weights: Sequence[float | Callable[[Any], Any]] | float | None = None,
         *,
         alpha: float = 0.5,
         temperature: float | None = None,
@@ -71,7 +82,11 @@ class Distiller(keras.Model):
         **kwargs: Any,
     ) -> None:
         super().__init__(name=name, **kwargs)
-        for argument, model in (("teacher", teacher), ("student", student)):
+        if isinstance(teacher, (list, tuple)):
+            teacher = teacher[0] if len(teacher) == 1 else ensemble(teacher)
+        cached = isinstance(teacher, CachedTeacher)
+        models = [("student", student)] if cached else [("teacher", teacher), ("student", student)]
+        for argument, model in models:
             if not isinstance(model, keras.Model):
                 raise TypeError(
                     f"{argument} must be a Keras 3 model. Received: {argument}={model!r} of type "
@@ -83,7 +98,10 @@ class Distiller(keras.Model):
                     "it once on a batch, or give it a keras.Input, first."
                 )
         if teacher is student:
-            raise ValueError("teacher and student are the same model object.")
+            raise ValueError(
+                "teacher and student are the same model object. For self-distillation, teach a "
+                "copy: keras.models.clone_model(teacher)."
+            )
         if isinstance(alpha, bool) or not 0.0 <= alpha <= 1.0:
             raise ValueError(
                 "alpha must be in [0, 1]: the share of the distillation losses. "
@@ -94,62 +112,38 @@ class Distiller(keras.Model):
                 "temperature is for the default loss only; losses of your own carry theirs. "
                 f"Received: temperature={temperature!r} and distillation_losses."
             )
-        _check_outputs(teacher, student)
         self.teacher = teacher
         self.student = student
         self.alpha = float(alpha)
         self.temperature = temperature
-        if distillation_losses is None:
-            self.distillation_losses: list[Any] = [
-                SoftTargets(3.0 if temperature is None else temperature)
-            ]
-        else:
-            self.distillation_losses = (
-                list(distillation_losses)
-                if isinstance(distillation_losses, (list, tuple))
-                else [distillation_losses]
-            )
         self._default_loss = distillation_losses is None
+        if distillation_losses is None:
+            distillation_losses = SoftTargets(3.0 if temperature is None else temperature)
+        if not isinstance(distillation_losses, (list, tuple)):
+            distillation_losses = [distillation_losses]
+        self.distillation_losses = list(distillation_losses)
         self.distillation_loss_weights = _check_weights(
             distillation_loss_weights, len(self.distillation_losses)
         )
-        self._terms = self._per_output(teacher, student)
+        self._plan = _Plan(teacher, student, self.distillation_losses)
         self._training_now = True
         self.student_loss_tracker = keras.metrics.Mean(name="student_loss")
         self.distillation_loss_tracker = keras.metrics.Mean(name="distillation_loss")
         self.term_trackers = (
-            [keras.metrics.Mean(name=loss_name) for loss_name in self._loss_names()]
+            [keras.metrics.Mean(name=term.name) for term in self._plan.terms]
             if len(self.distillation_losses) > 1
             else []
         )
         self.built = True
 
-    def _per_output(self, teacher: keras.Model, student: keras.Model) -> list[list[Any]]:
-        """Returns for each loss the callables of each output."""
-        count = max(1, len(student.outputs or [])) if hasattr(student, "outputs") else 1
-        terms = []
-        for loss in self.distillation_losses:
-            if isinstance(loss, SoftTargets):
-                terms.append([loss.for_output(teacher, student, i) for i in range(count)])
-            elif isinstance(loss, keras.losses.Loss):
-                terms.append([loss] * count)
-            else:
-                raise TypeError(
-                    "distillation_losses must be keras.losses.Loss objects, such as "
-                    f"tfcompress.SoftTargets. Received: {loss!r}"
-                )
-        return terms
-
-    def _loss_names(self) -> list[str]:
-        names: list[str] = []
-        for loss in self.distillation_losses:
-            same = sum(n.startswith(loss.name) for n in names)
-            names.append(f"{loss.name}_{same}" if same else loss.name)
-        return names
-
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
         """Returns the outputs of the student."""
-        return self.student(inputs, training=training)
+        inputs, _ = split_batch(inputs)
+        if not training or self.alpha == 0.0:
+            return self.student(inputs, training=training)
+        # Keras calls the model first and asks for the loss then, on the same thread.
+        outputs, _pass.features = self._plan.record(inputs, training=True)
+        return outputs
 
     def compute_loss(
         self,
@@ -171,7 +165,7 @@ class Distiller(keras.Model):
             )
         parts = []
         if training and self.alpha > 0.0:
-            parts.append(self.alpha * self._distillation_loss(x, y_pred, sample_weight))
+            parts.append(self.alpha * self._distillation_loss(x, y, y_pred, sample_weight))
         if compiled is not None:
             if training:
                 self.student_loss_tracker.update_state(compiled)
@@ -185,21 +179,18 @@ class Distiller(keras.Model):
             return parts[0]
         return ops.sum(parts) if parts else ops.zeros(())
 
-    def _distillation_loss(self, x: Any, y_pred: Any, sample_weight: Any) -> Any:
-        known = self.teacher(x, training=False)
-        known = tree.flatten(tree.map_structure(ops.stop_gradient, known))
-        learned = tree.flatten(y_pred)
-        weights = _weights_per_output(sample_weight, len(learned))
+    def _distillation_loss(self, x: Any, y: Any, y_pred: Any, sample_weight: Any) -> Any:
+        outputs, features = self._plan.teacher(*split_batch(x))
+        learned = (tree.flatten(y_pred), vars(_pass).pop("features", {}))
         total = ops.zeros(())
-        for index, (factor, losses) in enumerate(
-            zip(self.distillation_loss_weights, self._terms, strict=True)
+        step = self.optimizer.iterations
+        for index, (weight, term) in enumerate(
+            zip(self.distillation_loss_weights, self._plan.terms, strict=True)
         ):
-            term = ops.zeros(())
-            for loss, teacher, student, weight in zip(losses, known, learned, weights, strict=True):
-                term = term + loss(teacher, student, sample_weight=weight)
+            value = term((outputs, features), learned, y, sample_weight)
             if self.term_trackers:
-                self.term_trackers[index].update_state(term)
-            total = total + factor * term
+                self.term_trackers[index].update_state(value)
+            total = total + weight_now(weight, step) * value
         self.distillation_loss_tracker.update_state(total)
         return total
 
@@ -222,7 +213,11 @@ class Distiller(keras.Model):
                 results.pop(tracker.name, None)
         return results
 
-    # The teacher is saved with the distiller but takes no part in its training.
+    # The teacher is saved with the distiller but takes no part in its training; projectors do.
+
+    def _trained(self) -> list[Any]:
+        losses = self.distillation_losses if self.alpha > 0.0 else []
+        return [self.student, *(loss for loss in losses if isinstance(loss, DistillationLoss))]
 
     @property
     def losses(self) -> list[Any]:
@@ -231,13 +226,17 @@ class Distiller(keras.Model):
 
     @property
     def trainable_variables(self) -> list[Any]:
-        """The student's trainable variables."""
-        return self.student.trainable_variables if self.trainable else []
+        """The trainable variables of the student and of projectors."""
+        if not self.trainable:
+            return []
+        return [v for part in self._trained() for v in part.trainable_variables]
 
     @property
     def trainable_weights(self) -> list[Any]:
-        """The student's trainable weights."""
-        return self.student.trainable_weights if self.trainable else []
+        """The trainable weights of the student and of projectors."""
+        if not self.trainable:
+            return []
+        return [v for part in self._trained() for v in part.trainable_weights]
 
     @property
     def non_trainable_variables(self) -> list[Any]:
@@ -256,12 +255,16 @@ class Distiller(keras.Model):
         serialize = keras.saving.serialize_keras_object
         return {
             "name": self.name,
-            "teacher": serialize(self.teacher),
+            "teacher": self.teacher.path
+            if isinstance(self.teacher, CachedTeacher)
+            else serialize(self.teacher),
             "student": serialize(self.student),
             "distillation_losses": None
             if self._default_loss
             else [serialize(loss) for loss in self.distillation_losses],
-            "distillation_loss_weights": self.distillation_loss_weights,
+            "distillation_loss_weights": [
+                serialize_weight(w) for w in self.distillation_loss_weights
+            ],
             "alpha": self.alpha,
             "temperature": self.temperature,
         }
@@ -270,8 +273,15 @@ class Distiller(keras.Model):
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Distiller:
         """Makes a distiller from the result of `get_config`."""
         config = dict(config)
+        if isinstance(config["teacher"], str):
+            config["teacher"] = CachedTeacher(config["teacher"])
         for key in ("teacher", "student"):
-            config[key] = keras.saving.deserialize_keras_object(config[key], custom_objects)
+            if isinstance(config[key], dict):
+                config[key] = keras.saving.deserialize_keras_object(config[key], custom_objects)
+        config["distillation_loss_weights"] = [
+            keras.saving.deserialize_keras_object(w, custom_objects) if isinstance(w, dict) else w
+            for w in config["distillation_loss_weights"]
+        ]
         if config["distillation_losses"] is not None:
             config["distillation_losses"] = [
                 keras.saving.deserialize_keras_object(loss, custom_objects)
@@ -280,32 +290,43 @@ class Distiller(keras.Model):
         return cls(**config)
 
 
-def _check_outputs(teacher: keras.Model, student: keras.Model) -> None:
-    shapes = []
-    for model in (teacher, student):
-        if not getattr(model, "outputs", None):
-            return  # a subclassed model tells its shapes only when it runs
-        shapes.append([tuple(t.shape) for t in model.outputs])
-    if shapes[0] != shapes[1]:
-        raise ValueError(
-            "teacher and student must have outputs of the same shapes. Received: teacher "
-            f"{teacher.name!r} {shapes[0]}, student {student.name!r} {shapes[1]}"
-        )
+_pass = threading.local()  # what the student's layers made in the pass that runs on this thread
 
 
-def _check_weights(weights: Any, count: int) -> list[float]:
+class _Plan:
+    """The losses of a distiller, resolved for its models; Keras must not track it.
+
+    Raises:
+        TypeError: If a loss is none.
+        ValueError: If a layer does not exist, or shapes do not fit.
+    """
+
+    def __init__(self, teacher: Any, student: keras.Model, losses: list[Any]) -> None:
+        self.terms: list[Term] = make_terms(losses, teacher, student)
+        wanted: tuple[list[Feature], list[Feature]] = ([], [])
+        for term in self.terms:
+            for known, needed in zip(wanted, term.features, strict=True):
+                known += needed
+        self.record = Recorder(student, wanted[1], "student_layer")
+        if isinstance(teacher, CachedTeacher):
+            self.teacher: Any = teacher
+            teacher.check_features(wanted[0], any(t.uses_outputs for t in self.terms))
+        else:
+            self.teacher = LiveTeacher(teacher, wanted[0])
+        teacher_outputs, teacher_features = self.teacher.shapes()
+        student_outputs, student_features = output_shapes(student), self.record.shapes()
+        for term in self.terms:
+            term.prepare((teacher_outputs, teacher_features), (student_outputs, student_features))
+
+
+def _check_weights(weights: Any, count: int) -> list[Any]:
     if weights is None:
         return [1.0] * count
     weights = list(weights) if isinstance(weights, (list, tuple)) else [weights]
-    numbers = all(isinstance(w, (int, float)) and w >= 0 for w in weights)
-    if len(weights) != count or not numbers:
+    usable = all(callable(w) or (isinstance(w, (int, float)) and w >= 0) for w in weights)
+    if len(weights) != count or not usable:
         raise ValueError(
-            f"distillation_loss_weights must be {count} numbers >= 0, one for each of "
-            f"distillation_losses. Received: {weights!r}"
+            f"distillation_loss_weights must be {count} numbers >= 0, schedules or functions of "
+            f"the step, one for each of distillation_losses. Received: {weights!r}"
         )
-    return [float(w) for w in weights]
-
-
-def _weights_per_output(sample_weight: Any, count: int) -> list[Any]:
-    weights = tree.flatten(sample_weight) if sample_weight is not None else [None]
-    return weights * count if len(weights) == 1 else weights
+    return [w if callable(w) else float(w) for w in weights]

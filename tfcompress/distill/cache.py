@@ -1,0 +1,371 @@
+"""A teacher that runs once: what the losses need of it is kept on disk.
+
+Layout of a cache: `manifest.json` says what is in it and of which teacher; the folders
+`shard-00000` and so on hold the outputs and features of `shard_size` samples each, as .npy files,
+and a digest of the samples. Each is written aside and renamed, so what stands there is whole,
+whenever the process dies.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+from keras import tree
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from tfcompress.distill.cached import MANIFEST, CachedTeacher, shard_name
+from tfcompress.distill.features import Feature, find_layer
+from tfcompress.distill.losses.response import SoftTargets, layer_kind, output_kind
+from tfcompress.distill.teachers import LiveTeacher
+from tfcompress.distill.terms import make_terms
+
+
+def cache_teacher(
+    teacher: keras.Model,
+    dataset: Any,
+    path: str | os.PathLike[str],
+    losses: Any = None,
+    *,
+    top_k: int | None = None,
+    augment: Callable[..., Any] | None = None,
+    seed: int = 0,
+    batch_size: int = 256,
+    shard_size: int = 4096,
+    verbose: bool = True,
+) -> CachedTeacher:
+    """Runs a teacher once over a dataset and keeps what the losses need, for `Distiller`.
+
+    Killed at any moment, it goes on where it stopped when called again. Called on a finished cache
+    it checks, without running the teacher, that teacher, data and losses are the same, and refuses
+    others. Outputs are kept in float32, features in float16.
+
+    Pays in: disk (40 bytes a sample for the logits of ten classes); saves the teacher's forward
+    pass in every step of every epoch.
+
+    Args:
+        teacher: A built Keras model.
+        dataset: Arrays `x`, `(x, y)` or `(x, y, sample_weight)`, or a `tf.data.Dataset` of such
+            elements, batched or not, that yields the same samples in the same order each time: not
+            shuffled, and not augmented at random.
+        path: Folder for the cache; made if it does not exist.
+        losses: The losses of the `Distiller` to come; None is `SoftTargets`.
+        top_k: Keep the k largest logits (or probabilities) of each output and the mass of the rest,
+            which is spread evenly: for thousands of classes. None keeps all.
+        augment: `augment(x, seed=s)` changes one sample, the same way for the same seed `s` (two
+            integers), as the functions `tf.image.stateless_...` do. Teacher and student see the
+            same change, the same in every epoch.
+        seed: Seed of the augmentation.
+        batch_size: Samples the teacher runs on at a time.
+        shard_size: Samples in a file.
+        verbose: Whether to show progress.
+
+    Returns:
+        The cache; fit the distiller on its `dataset(batch_size)`.
+
+    Raises:
+        TypeError: If `dataset` has no known form.
+        ValueError: If the folder holds a cache of another teacher, other data or other losses.
+
+    Example:
+        >>> import keras, numpy as np, tempfile
+        >>> import tfcompress as tfc
+        >>> def net(units):
+        ...     return keras.Sequential(
+        ...         [keras.Input((4,)), keras.layers.Dense(units), keras.layers.Dense(3)]
+        ...     )
+        >>> x, y = np.ones((64, 4), "float32"), np.zeros(64, "int64")
+        >>> cache = tfc.cache_teacher(net(16), (x, y), tempfile.mkdtemp() + "/t", verbose=False)
+        >>> distiller = tfc.Distiller(cache, net(2), alpha=1.0)
+        >>> distiller.compile("adam")
+        >>> history = distiller.fit(cache.dataset(batch_size=16), verbose=0)
+    """
+    losses = SoftTargets() if losses is None else losses
+    losses = list(losses) if isinstance(losses, (list, tuple)) else [losses]
+    if not isinstance(teacher, keras.Model) or not teacher.built:
+        raise ValueError(f"teacher must be a built Keras model. Received: teacher={teacher!r}")
+    features, uses_outputs = _needs(losses, teacher)
+    source = _Source(dataset, teacher, augment, seed)
+    live = LiveTeacher(teacher, features)
+    folder = pathlib.Path(path)
+    told = _describe(teacher, live, features, uses_outputs, top_k, shard_size, source)
+    samples = _open(folder, told)
+    _fill(folder, told, live, source, top_k, batch_size, samples, verbose)
+    cache = CachedTeacher(folder)
+    cache._source = source
+    return cache
+
+
+class _Source:
+    """The samples in order, one by one, augmented."""
+
+    def __init__(self, dataset: Any, teacher: keras.Model, augment: Any, seed: int) -> None:
+        import tensorflow as tf
+
+        if not isinstance(dataset, tf.data.Dataset):
+            if not isinstance(dataset, tuple):
+                dataset = (dataset,)
+            dataset = tf.data.Dataset.from_tensor_slices(dataset)
+        elif not isinstance(dataset.element_spec, tuple):
+            dataset = dataset.map(lambda x: (x,))
+        spec = tree.flatten(dataset.element_spec[0])[0]
+        wanted = teacher.inputs[0].shape if getattr(teacher, "inputs", None) else None
+        if wanted is not None and len(spec.shape) == len(wanted):
+            dataset = dataset.unbatch()
+        elif wanted is not None and len(spec.shape) != len(wanted) - 1:
+            raise ValueError(
+                f"dataset holds samples of shape {tuple(spec.shape)}; the teacher takes "
+                f"{tuple(wanted[1:])}."
+            )
+        if augment is not None:
+            dataset = dataset.enumerate().map(
+                lambda i, sample: (
+                    augment(sample[0], seed=tf.stack([tf.cast(seed, tf.int64), i])),
+                    *sample[1:],
+                )
+            )
+        self.samples = dataset
+        self.augmented = augment is not None
+        self.seed = seed
+
+
+def _needs(losses: list[Any], teacher: keras.Model) -> tuple[list[Feature], bool]:
+    terms = make_terms(losses, teacher, teacher, resolve=False)
+    features = list(dict.fromkeys(f for term in terms for f in term.features[0]))
+    return features, any(term.uses_outputs for term in terms)
+
+
+def _describe(
+    teacher: keras.Model,
+    live: LiveTeacher,
+    features: list[Feature],
+    uses_outputs: bool,
+    top_k: int | None,
+    shard_size: int,
+    source: _Source,
+) -> dict[str, Any]:
+    outputs, shapes = live.shapes()
+    if uses_outputs and outputs is None:
+        raise ValueError(
+            f"The outputs of the subclassed teacher {teacher.name!r} have no known shape: wrap it, "
+            "keras.Model(inputs, teacher(inputs))."
+        )
+    kept = (outputs or []) if uses_outputs else []
+    digest = hashlib.sha256()
+    for variable in teacher.variables:
+        digest.update(np.ascontiguousarray(keras.ops.convert_to_numpy(variable)).tobytes())
+    return {
+        "teacher": teacher.name,
+        "weights": digest.hexdigest(),
+        "outputs": [list(shape) for shape in kept],
+        "output_kinds": [output_kind(teacher, i) for i in range(len(kept))],
+        "features": [[f.path, f.quantity, list(shapes[f])] for f in features],
+        "layer_kinds": {
+            f.path: layer_kind(find_layer(teacher, f.path, "teacher_layer")) for f in features
+        },
+        "top_k": top_k,
+        "shard_size": shard_size,
+        "augmented": source.seed if source.augmented else None,
+        "samples": None,
+    }
+
+
+_MEANS = {
+    "weights": "another teacher",
+    "teacher": "another teacher",
+    "outputs": "other losses",
+    "output_kinds": "other losses",
+    "features": "other losses",
+    "layer_kinds": "other losses",
+    "top_k": "another top_k",
+    "shard_size": "another shard_size",
+    "augmented": "another augmentation",
+}
+
+
+def _open(folder: pathlib.Path, told: dict[str, Any]) -> int | None:
+    """Makes a cache, or checks the one that is there; returns its samples if it is finished."""
+    manifest = folder / MANIFEST
+    if not manifest.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        strangers = [p.name for p in folder.iterdir() if not p.name.startswith(".cache-")]
+        if strangers:
+            raise ValueError(
+                f"path={str(folder)!r} holds other files ({strangers[0]!r}); name an empty folder."
+            )
+        _write(manifest, told)
+        return None
+    there = json.loads(manifest.read_text())
+    for key, meaning in _MEANS.items():
+        if there.get(key) != told[key]:
+            raise ValueError(
+                f"path={str(folder)!r} holds a cache made with {meaning} ({key}: {there.get(key)!r}"
+                f", now {told[key]!r}). Name another folder, or delete this one."
+            )
+    return there["samples"]
+
+
+def _fill(
+    folder: pathlib.Path,
+    told: dict[str, Any],
+    live: LiveTeacher,
+    source: _Source,
+    top_k: int | None,
+    batch_size: int,
+    samples: int | None,
+    verbose: bool,
+) -> None:
+    """Writes the shards that are missing and checks the data of those that are there."""
+    for leftover in folder.glob(".cache-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    run = _runner(live, told, top_k)
+    count = 0
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    cardinality = int(source.samples.cardinality())
+    with Progress(*columns, disable=not verbose) as progress:
+        task = progress.add_task("Caching the teacher", total=max(cardinality, 0) or None)
+        batches = source.samples.map(lambda *sample: sample[0]).batch(told["shard_size"])
+        for index, x in enumerate(batches.as_numpy_iterator()):
+            digest = _digest(x)
+            shard = folder / shard_name(index)
+            size = len(tree.flatten(x)[0])
+            if not shard.is_dir():
+                if samples is not None:
+                    raise ValueError(
+                        f"The cache in {str(folder)!r} holds {samples} samples; the dataset has "
+                        "more. Name another folder, or delete this one."
+                    )
+                _save(shard, digest, run(x, size, batch_size))
+            elif (shard / "data.txt").read_text() != digest:
+                raise ValueError(
+                    f"path={str(folder)!r} holds a cache of other data: samples {count} to "
+                    f"{count + size} differ, or come in another order. The dataset must yield the "
+                    "same samples each time; shuffle what cache.dataset() does, not before."
+                )
+            count += size
+            progress.update(task, completed=count)
+    if not count:
+        raise ValueError("dataset is empty: it yielded no samples.")
+    if samples not in (None, count):
+        raise ValueError(
+            f"The cache in {str(folder)!r} holds {samples} samples; the dataset has {count}. Name "
+            "another folder, or delete this one."
+        )
+    if samples is None:
+        _write(folder / MANIFEST, {**told, "samples": count})
+
+
+def _runner(live: LiveTeacher, told: dict[str, Any], top_k: int | None) -> Callable[..., Any]:
+    import tensorflow as tf
+
+    @tf.function
+    def forward(x: Any) -> tuple[list[Any], list[Any]]:
+        outputs, found = live(x, None)
+        return outputs if told["outputs"] else [], list(found.values())
+
+    def run(x: Any, size: int, batch_size: int) -> dict[str, np.ndarray]:
+        parts: dict[str, list[np.ndarray]] = {}
+        for start in range(0, size, batch_size):
+            part = tree.map_structure(
+                lambda a, s=start: tf.constant(a[s : s + batch_size]),
+                x,
+            )
+            outputs, features = forward(part)
+            named: dict[str, np.ndarray] = {}
+            for i, output in enumerate(outputs):
+                kind = told["output_kinds"][i]
+                named |= _store_output(f"output_{i}", output.numpy(), kind, top_k)
+            for i, feature in enumerate(features):
+                named[f"feature_{i}"] = _half(feature.numpy(), told["features"][i][0])
+            for key, array in named.items():
+                parts.setdefault(key, []).append(array)
+        return {key: np.concatenate(arrays) for key, arrays in parts.items()}
+
+    return run
+
+
+def _half(values: np.ndarray, path: str) -> np.ndarray:
+    if np.abs(values).max(initial=0.0) > np.finfo(np.float16).max:
+        raise ValueError(
+            f"The features of {path!r} reach {np.abs(values).max():.0f}, which float16 cannot "
+            "hold. Name a layer behind a normalization."
+        )
+    return values.astype(np.float16)
+
+
+def _digest(x: Any) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for array in tree.flatten(x):
+        digest.update(f"{array.dtype}{array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def _save(shard: pathlib.Path, digest: str, arrays: dict[str, np.ndarray]) -> None:
+    """Writes a shard aside, waits until it is on disk, and gives it its name."""
+    aside = pathlib.Path(tempfile.mkdtemp(dir=shard.parent, prefix=".cache-"))
+    for key, array in arrays.items():
+        with open(aside / f"{key}.npy", "wb") as file:
+            np.save(file, array)
+            file.flush()
+            os.fsync(file.fileno())
+    (aside / "data.txt").write_text(digest)
+    os.rename(aside, shard)
+
+
+def _write(manifest: pathlib.Path, told: dict[str, Any]) -> None:
+    aside = manifest.with_name(f".cache-{os.getpid()}.json")
+    with open(aside, "w") as file:
+        json.dump(told, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(aside, manifest)
+
+
+def _store_output(
+    key: str, values: np.ndarray, kind: str | None, top_k: int | None
+) -> dict[str, np.ndarray]:
+    """Returns the arrays to keep of one output, by name.
+
+    Args:
+        key: Name of the output.
+        values: Logits or probabilities (batch, ..., classes).
+        kind: "linear", "softmax" or "sigmoid".
+        top_k: How many to keep; None for all.
+
+    Raises:
+        ValueError: If the output has no such thing as its largest classes.
+    """
+    values = values.astype(np.float32)
+    if top_k is None or top_k >= values.shape[-1]:
+        return {key: values}
+    if kind not in ("linear", "softmax") or values.shape[-1] < 2 or top_k < 1:
+        raise ValueError(
+            f"top_k={top_k!r} must be >= 1 and needs logits or a softmax over several classes; "
+            f"{key} is {kind}, shaped {values.shape}."
+        )
+    order = np.argpartition(values, -top_k, axis=-1)[..., -top_k:]
+    kept = np.take_along_axis(values, order, axis=-1)
+    others = np.ones(values.shape, bool)
+    np.put_along_axis(others, order, False, axis=-1)
+    count = values.shape[-1] - top_k
+    if kind == "softmax":
+        rest = np.sum(values, axis=-1, where=others) / count
+    else:
+        largest = np.max(values, axis=-1, keepdims=True)
+        mass = np.sum(np.exp(values - largest), axis=-1, where=others)
+        rest = np.log(np.maximum(mass, 1e-30)) + largest[..., 0] - math.log(count)
+    return {
+        f"{key}_values": kept,
+        f"{key}_indices": order.astype(np.int32),
+        f"{key}_rest": rest.astype(np.float32),
+    }

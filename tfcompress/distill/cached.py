@@ -1,0 +1,196 @@
+"""What a teacher computed once, read from disk and joined to its samples in the input pipeline."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from tfcompress.distill.features import Feature
+from tfcompress.distill.teachers import Shape
+
+MANIFEST = "manifest.json"
+
+
+def split_batch(x: Any) -> tuple[Any, Any]:
+    """Splits the inputs of a batch from what a cache joined to them (None without a cache)."""
+    if isinstance(x, dict) and set(x) == {"inputs", "teacher"}:
+        return x["inputs"], x["teacher"]
+    return x, None
+
+
+class CachedTeacher:
+    """What `cache_teacher` kept; pass it to `Distiller` as the teacher.
+
+    Args:
+        path: Folder of a complete cache.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        ValueError: If it was never finished.
+
+    Example:
+        >>> import keras, numpy as np, tempfile
+        >>> import tfcompress as tfc
+        >>> teacher = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+        >>> x, folder = np.ones((64, 4), "float32"), tempfile.mkdtemp() + "/t"
+        >>> len(tfc.cache_teacher(teacher, x, folder, verbose=False))
+        64
+        >>> tfc.CachedTeacher(folder).shapes()[0]
+        [(None, 3)]
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = str(path)
+        manifest = pathlib.Path(path) / MANIFEST
+        if not manifest.is_file():
+            raise FileNotFoundError(f"No cache of a teacher in {self.path!r}. Use cache_teacher().")
+        self._told = json.loads(manifest.read_text())
+        if self._told["samples"] is None:
+            raise ValueError(
+                f"The cache in {self.path!r} was never finished. Call cache_teacher() with the "
+                "same arguments: it goes on where it stopped."
+            )
+        self.name = self._told["teacher"]
+        self._source: Any = None
+
+    def __len__(self) -> int:
+        return int(self._told["samples"])
+
+    def __repr__(self) -> str:
+        return f"CachedTeacher({self.path!r}: {len(self)} samples of {self.name!r})"
+
+    def kind(self, which: int | str) -> str:
+        """Returns "linear", "softmax" or "sigmoid" of an output, by number, or a layer, by path."""
+        kinds = self._told["output_kinds"] if isinstance(which, int) else self._told["layer_kinds"]
+        return kinds[which] if isinstance(which, int) else kinds.get(which, "linear")
+
+    def shapes(self) -> tuple[list[Shape], dict[Feature, Shape]]:
+        """Returns the shapes of the outputs and of the features."""
+        outputs = [tuple(shape) for shape in self._told["outputs"]]
+        return outputs, {Feature(p, q): tuple(s) for p, q, s in self._told["features"]}
+
+    def check_features(self, features: list[Feature], uses_outputs: bool) -> None:
+        """Raises ValueError if losses need what is not kept."""
+        outputs, kept = self.shapes()
+        missing = [f"{f.path} ({f.quantity})" for f in features if f not in kept]
+        if uses_outputs and not outputs:
+            missing.append("the outputs")
+        if missing:
+            raise ValueError(
+                f"The cache in {self.path!r} does not hold {', '.join(missing)}, which the losses "
+                "need. Cache again to another folder, with cache_teacher(..., losses=[...])."
+            )
+
+    def __call__(self, x: Any, given: Any) -> tuple[list[Any], dict[Feature, Any]]:
+        """Returns outputs and features of a batch."""
+        if given is None:
+            raise ValueError(
+                "A cached teacher needs the batches of its own dataset: fit on "
+                "teacher.dataset(batch_size=...) instead of the data themselves."
+            )
+        outputs, features = self.shapes()
+        found = {f: given[f"feature_{i}"] for i, f in enumerate(features)}
+        return [given[f"output_{i}"] for i in range(len(outputs))], found
+
+    def dataset(
+        self,
+        batch_size: int = 32,
+        *,
+        shuffle: bool | int = True,
+        seed: int | None = None,
+        drop_remainder: bool = False,
+    ) -> Any:
+        """Returns a `tf.data.Dataset` of batches to fit a `Distiller` on.
+
+        Args:
+            batch_size: Samples in a batch.
+            shuffle: True shuffles all samples anew in each epoch; a number is the size of the
+                buffer that samples are drawn from, for data that do not fit into memory.
+            seed: Seed of the shuffling.
+            drop_remainder: Whether to leave out a last batch that is not full.
+
+        Raises:
+            ValueError: If this object was not returned by `cache_teacher`, which knows the data.
+        """
+        if self._source is None:
+            raise ValueError(
+                "This cache was opened without its data. Call cache_teacher(teacher, dataset, "
+                f"{self.path!r}) again: it checks that all is as it was, and does not run the "
+                "teacher."
+            )
+        import tensorflow as tf
+
+        stored = self._stored()
+        types = [tf.as_dtype(s.dtype) for s in stored.values()]
+
+        def join(index: Any, sample: tuple[Any, ...]) -> tuple[Any, ...]:
+            rows = tf.numpy_function(
+                lambda chosen: [s.rows(chosen) for s in stored.values()], [index], types
+            )
+            for row, one in zip(rows, stored.values(), strict=True):
+                row.set_shape((None, *one.shape))
+            joined = dict(zip(stored, rows, strict=True))
+            return ({"inputs": sample[0], "teacher": joined}, *sample[1:])
+
+        data = self._source.samples.enumerate()
+        if shuffle:
+            size = len(self) if shuffle is True else int(shuffle)
+            data = data.shuffle(size, seed=seed, reshuffle_each_iteration=True)
+        data = data.batch(batch_size, drop_remainder=drop_remainder)
+        return data.map(join, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+
+    def _stored(self) -> dict[str, StoredOutput]:
+        folder, size = pathlib.Path(self.path), self._told["shard_size"]
+        shards = [folder / shard_name(i) for i in range(-(-len(self) // size))]
+        outputs, features = self.shapes()
+        keys = [
+            *((f"output_{i}", shape) for i, shape in enumerate(outputs)),
+            *((f"feature_{i}", shape) for i, shape in enumerate(features.values())),
+        ]
+        return {key: StoredOutput(shards, key, size, shape[1:]) for key, shape in keys}
+
+
+def shard_name(index: int) -> str:
+    """Returns the name of the folder of a shard."""
+    return f"shard-{index:05d}"
+
+
+class StoredOutput:
+    """Rows of one output or feature, by number of the sample.
+
+    Args:
+        shards: Folders of the shards, in order.
+        key: Name of the output.
+        shard_size: Samples in each shard but the last.
+        shape: Shape of one row.
+    """
+
+    def __init__(
+        self, shards: list[pathlib.Path], key: str, shard_size: int, shape: tuple[int | None, ...]
+    ) -> None:
+        self.shape = shape
+        self._size = shard_size
+        self._parts = {}
+        names = [key] if (shards[0] / f"{key}.npy").is_file() else []
+        for name in names or [f"{key}_values", f"{key}_indices", f"{key}_rest"]:
+            self._parts[name.removeprefix(key)] = [
+                np.load(shard / f"{name}.npy", mmap_mode="r") for shard in shards
+            ]
+        self.dtype = next(iter(self._parts.values()))[0].dtype
+
+    def rows(self, index: np.ndarray) -> np.ndarray:
+        """Returns the rows of a batch of samples."""
+        found = {
+            name: np.stack([shards[i // self._size][i % self._size] for i in index])
+            for name, shards in self._parts.items()
+        }
+        if "" in found:
+            return found[""]
+        values, order, rest = found["_values"], found["_indices"], found["_rest"]
+        full = np.repeat(rest[..., None], self.shape[-1] or 0, axis=-1)
+        np.put_along_axis(full, order, values, axis=-1)
+        return full

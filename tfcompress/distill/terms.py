@@ -1,0 +1,196 @@
+"""One loss of a distiller, with what it needs of both models: whatever kind of loss it is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+from keras import ops, tree
+
+from tfcompress.distill.features import Feature
+from tfcompress.distill.losses.base import DistillationLoss, same_shape
+from tfcompress.distill.losses.response import ResponseLoss
+
+Known = tuple[Any, dict[Feature, Any]]
+"""Outputs and features, or the shapes of both."""
+
+
+class Term:
+    """Calls a loss on what it asks for.
+
+    Args:
+        loss: A loss of this package, of Keras, or of `keras.distillation`.
+        per_output: For each output the loss that compares it; empty if `loss` compares features.
+        features: What is needed of the teacher's and of the student's layers.
+        name: Name of its metric.
+    """
+
+    def __init__(
+        self,
+        loss: Any,
+        per_output: list[Any],
+        features: tuple[list[Feature], list[Feature]],
+        name: str,
+    ) -> None:
+        self.loss = loss
+        self.features = features
+        self.name = name
+        self._per_output = per_output
+
+    @property
+    def uses_outputs(self) -> bool:
+        """Whether the teacher's outputs are compared."""
+        return not self.features[0]
+
+    def __call__(self, teacher: Known, student: Known, labels: Any, sample_weight: Any) -> Any:
+        """Returns the loss of a batch, a scalar."""
+        if not self._per_output:
+            known, learned = self._compared(teacher, student)
+            return _call(self.loss, known, learned, labels, sample_weight)
+        total = ops.zeros(())
+        count = len(self._per_output)
+        for loss, known, learned, y, weight in zip(
+            self._per_output,
+            teacher[0],
+            student[0],
+            _spread(labels, count),
+            _spread(sample_weight, count),
+            strict=True,
+        ):
+            total = total + _call(loss, known, learned, y, weight)
+        return total
+
+    def prepare(self, teacher: Known, student: Known) -> None:
+        """Checks the shapes and makes the variables, before any training.
+
+        Raises:
+            ValueError: If they do not fit.
+        """
+        if self._per_output:
+            if teacher[0] is None or student[0] is None:
+                return  # a subclassed model tells its shapes only when it runs
+            fits = len(teacher[0]) == len(student[0]) and all(
+                same_shape(a, b) for a, b in zip(teacher[0], student[0], strict=True)
+            )
+            if not fits:
+                raise ValueError(
+                    f"{self.name} compares the outputs: teacher and student must have outputs of "
+                    f"the same shapes. Received: teacher {teacher[0]}, student {student[0]}. To "
+                    "compare layers instead, name teacher_layer and student_layer."
+                )
+            for loss, known, learned in zip(self._per_output, teacher[0], student[0], strict=True):
+                if isinstance(loss, DistillationLoss):
+                    loss.prepare(known, learned)
+        elif isinstance(self.loss, DistillationLoss):
+            for (outputs, _), features, role in zip(
+                (teacher, student), self.features, ("teacher", "student"), strict=True
+            ):
+                if not features and (outputs is None or len(outputs) != 1):
+                    raise ValueError(
+                        f"{type(self.loss).__name__} compares one output: name {role}_layer, "
+                        f"because the {role} has "
+                        + ("outputs of unknown shape." if outputs is None else f"{len(outputs)}.")
+                    )
+            self.loss.prepare(*self._compared(teacher, student))
+
+    def _compared(self, teacher: Known, student: Known) -> tuple[Any, Any]:
+        return _pick(teacher, self.features[0]), _pick(student, self.features[1])
+
+
+def make_terms(
+    losses: list[Any], teacher: Any, student: keras.Model, *, resolve: bool = True
+) -> list[Term]:
+    """Returns a term for each loss.
+
+    Args:
+        losses: The losses.
+        teacher: The teacher.
+        student: The student.
+        resolve: Whether to find out which outputs are logits.
+
+    Raises:
+        TypeError: If one is no loss.
+        ValueError: If it cannot be seen what a model puts out.
+    """
+    outputs = max(1, len(getattr(student, "outputs", None) or []))
+    terms: list[Term] = []
+    for loss in losses:
+        per_output: list[Any] = []
+        features: tuple[list[Feature], list[Feature]] = ([], [])
+        if isinstance(loss, DistillationLoss):
+            features = loss.features()
+            if isinstance(loss, ResponseLoss) and resolve:
+                if not any(features):
+                    per_output = [loss.for_output(teacher, student, i) for i in range(outputs)]
+                else:
+                    loss = loss.for_output(teacher, student)
+        elif isinstance(loss, keras.distillation.DistillationLoss):
+            names = [getattr(loss, f"{r}_layer_name", None) for r in ("teacher", "student")]
+            features = tuple([Feature(name)] if name else [] for name in names)  # type: ignore[assignment]
+            per_output = [] if any(names) else [loss] * outputs
+        elif isinstance(loss, keras.losses.Loss):
+            per_output = [loss] * outputs
+        else:
+            raise TypeError(
+                "distillation_losses must be losses of tfcompress, such as SoftTargets, "
+                "keras.losses.Loss or keras.distillation.DistillationLoss objects. "
+                f"Received: {loss!r}"
+            )
+        base = getattr(loss, "name", None) or type(loss).__name__
+        same = sum(t.name == base or t.name.rpartition("_")[0] == base for t in terms)
+        terms.append(Term(loss, per_output, features, f"{base}_{same}" if same else base))
+    return terms
+
+
+def weight_now(weight: Any, step: Any) -> Any:
+    """Returns the weight of a loss in this step."""
+    if not callable(weight):
+        return weight
+    return ops.cast(weight(ops.convert_to_tensor(step)), "float32")
+
+
+def serialize_weight(weight: Any) -> Any:
+    """Returns a weight in a form that can be saved.
+
+    Raises:
+        ValueError: If it is a function that Keras cannot find again.
+    """
+    if not callable(weight):
+        return weight
+    if isinstance(weight, keras.optimizers.schedules.LearningRateSchedule):
+        return keras.saving.serialize_keras_object(weight)
+    if keras.saving.get_registered_name(weight) == getattr(weight, "__name__", None):
+        raise ValueError(
+            f"The function {weight!r} in distillation_loss_weights cannot be saved. Decorate it "
+            "with keras.saving.register_keras_serializable, or use a schedule of "
+            "keras.optimizers.schedules."
+        )
+    return keras.saving.serialize_keras_object(weight)
+
+
+def _pick(known: Known, features: list[Feature]) -> Any:
+    outputs, found = known
+    if not features:
+        return outputs[0]
+    made = [found[feature] for feature in features]
+    return made[0] if len(made) == 1 else made
+
+
+def _spread(value: Any, count: int) -> list[Any]:
+    flat = tree.flatten(value) if value is not None else [None]
+    return flat * count if len(flat) == 1 else flat
+
+
+def _call(loss: Any, teacher: Any, student: Any, labels: Any, sample_weight: Any) -> Any:
+    if isinstance(loss, DistillationLoss):
+        if loss.needs_labels:
+            return loss(teacher, student, sample_weight=sample_weight, labels=labels)
+        return loss(teacher, student, sample_weight=sample_weight)
+    if isinstance(loss, keras.losses.Loss):
+        return loss(teacher, student, sample_weight=sample_weight)
+    if sample_weight is not None:
+        raise ValueError(
+            f"keras.distillation.{type(loss).__name__} ignores sample_weight; use a loss of "
+            "tfcompress, which does not, or fit without sample_weight and class_weight."
+        )
+    return loss.compute_loss(teacher, student)
