@@ -25,6 +25,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from tfcompress.distill.cached import MANIFEST, CachedTeacher, shard_name
 from tfcompress.distill.features import Feature, find_layer
+from tfcompress.distill.losses.base import same_shape
 from tfcompress.distill.losses.response import SoftTargets, layer_kind, output_kind
 from tfcompress.distill.teachers import LiveTeacher
 from tfcompress.distill.terms import make_terms
@@ -117,15 +118,15 @@ class _Source:
             dataset = tf.data.Dataset.from_tensor_slices(dataset)
         elif not isinstance(dataset.element_spec, tuple):
             dataset = dataset.map(lambda x: (x,))
-        spec = tree.flatten(dataset.element_spec[0])[0]
-        wanted = teacher.inputs[0].shape if getattr(teacher, "inputs", None) else None
-        if wanted is not None and len(spec.shape) == len(wanted):
-            dataset = dataset.unbatch()
-        elif wanted is not None and len(spec.shape) != len(wanted) - 1:
-            raise ValueError(
-                f"dataset holds samples of shape {tuple(spec.shape)}; the teacher takes "
-                f"{tuple(wanted[1:])}."
-            )
+        shape = tuple(tree.flatten(dataset.element_spec[0])[0].shape)
+        wanted = tuple(teacher.inputs[0].shape) if getattr(teacher, "inputs", None) else None
+        if wanted is not None:
+            if not same_shape((None, *shape), wanted) and not same_shape(shape, wanted):
+                raise ValueError(
+                    f"dataset holds samples of shape {shape}; the teacher takes {wanted[1:]}."
+                )
+            if len(shape) == len(wanted):
+                dataset = dataset.unbatch()
         if augment is not None:
             dataset = dataset.enumerate().map(
                 lambda i, sample: (

@@ -136,7 +136,8 @@ class CachedTeacher:
             joined = dict(zip(stored, rows, strict=True))
             return ({"inputs": sample[0], "teacher": joined}, *sample[1:])
 
-        data = self._source.samples.enumerate()
+        known = tf.data.experimental.assert_cardinality(len(self))
+        data = self._source.samples.apply(known).enumerate()
         if shuffle:
             size = len(self) if shuffle is True else int(shuffle)
             data = data.shuffle(size, seed=seed, reshuffle_each_iteration=True)

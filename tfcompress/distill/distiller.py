@@ -168,7 +168,7 @@ class Distiller(keras.Model):
             parts.append(self.alpha * self._distillation_loss(x, y, y_pred, sample_weight))
         if compiled is not None:
             if training:
-                self.student_loss_tracker.update_state(compiled)
+                self.student_loss_tracker.update_state(compiled * self._replicas())
             if not training or self.alpha == 0.0:
                 parts.append(compiled)
             elif self.alpha < 1.0:
@@ -184,15 +184,20 @@ class Distiller(keras.Model):
         learned = (tree.flatten(y_pred), vars(_pass).pop("features", {}))
         total = ops.zeros(())
         step = self.optimizer.iterations
+        replicas = self._replicas()
         for index, (weight, term) in enumerate(
             zip(self.distillation_loss_weights, self._plan.terms, strict=True)
         ):
-            value = term((outputs, features), learned, y, sample_weight)
+            value = term((outputs, features), learned, y, sample_weight, replicas)
             if self.term_trackers:
-                self.term_trackers[index].update_state(value)
+                self.term_trackers[index].update_state(value * replicas)
             total = total + weight_now(weight, step) * value
-        self.distillation_loss_tracker.update_state(total)
+        self.distillation_loss_tracker.update_state(total * replicas)
         return total
+
+    def _replicas(self) -> int:
+        """Returns how many replicas share a step: Keras adds their losses up."""
+        return getattr(getattr(self, "distribute_strategy", None), "num_replicas_in_sync", 1)
 
     def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> Any:
         """Updates the compiled metrics where there are labels for them."""

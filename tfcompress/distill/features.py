@@ -11,7 +11,7 @@ import dataclasses
 import difflib
 import inspect
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -116,8 +116,20 @@ class Recorder:
             found = self(inputs, training=False)[1]
             return [found[feature] for feature in features]
 
-        specs = keras.backend.compute_output_spec(run, _input_spec(self.model))
+        specs = _Probe(run).compute_output_spec(_input_spec(self.model))
         return {f: tuple(s.shape) for f, s in zip(features, specs, strict=True)}
+
+
+class _Probe(keras.layers.Layer):
+    """Calls a function on symbols."""
+
+    def __init__(self, function: Callable[[Any], Any]) -> None:
+        super().__init__()
+        self._function = function
+
+    def call(self, inputs: Any) -> Any:
+        """Returns what the function makes of the inputs."""
+        return self._function(inputs)
 
 
 def _input_spec(model: keras.Model) -> Any:
@@ -139,6 +151,7 @@ def _input_spec(model: keras.Model) -> Any:
 _guard = threading.Lock()
 _active = threading.local()
 _taps: dict[tuple[int, str], int] = {}
+_before: dict[tuple[int, str], Any] = {}
 
 
 @contextlib.contextmanager
@@ -153,6 +166,7 @@ def _listening(feature: Feature, layer: Any, found: dict[Feature, Any]) -> Itera
     with _guard:
         _taps[key] = _taps.get(key, 0) + 1
         if _taps[key] == 1:
+            _before[key] = vars(layer).get(method)
             vars(layer)[method] = _tapped(getattr(layer, method), key, feature.quantity)
     ears = vars(_active).setdefault("ears", {})
     ears.setdefault(key, []).append((feature, found))
@@ -164,7 +178,9 @@ def _listening(feature: Feature, layer: Any, found: dict[Feature, Any]) -> Itera
             _taps[key] -= 1
             if not _taps[key]:
                 del _taps[key]
-                vars(layer).pop(method, None)
+                del vars(layer)[method]
+                if (own := _before.pop(key)) is not None:
+                    vars(layer)[method] = own
 
 
 def _tapped(original: Any, key: tuple[int, str], quantity: str) -> Any:

@@ -42,11 +42,13 @@ class Term:
         """Whether the teacher's outputs are compared."""
         return not self.features[0]
 
-    def __call__(self, teacher: Known, student: Known, labels: Any, sample_weight: Any) -> Any:
-        """Returns the loss of a batch, a scalar."""
+    def __call__(
+        self, teacher: Known, student: Known, labels: Any, sample_weight: Any, replicas: int = 1
+    ) -> Any:
+        """Returns the loss of a batch, a scalar; on each of several replicas its share of it."""
         if not self._per_output:
             known, learned = self._compared(teacher, student)
-            return _call(self.loss, known, learned, labels, sample_weight)
+            return _call(self.loss, known, learned, labels, sample_weight) / replicas
         total = ops.zeros(())
         count = len(self._per_output)
         for loss, known, learned, y, weight in zip(
@@ -57,7 +59,9 @@ class Term:
             _spread(sample_weight, count),
             strict=True,
         ):
-            total = total + _call(loss, known, learned, y, weight)
+            value = _call(loss, known, learned, y, weight)
+            # keras.losses.Loss, and no other, divides by the number of replicas itself.
+            total = total + (value if isinstance(loss, keras.losses.Loss) else value / replicas)
         return total
 
     def prepare(self, teacher: Known, student: Known) -> None:

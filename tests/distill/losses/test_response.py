@@ -113,3 +113,37 @@ def test_bad_values_are_named():
         tfc.SoftTargets(0)
     with pytest.raises(ValueError, match="teacher_outputs='logits'"):
         tfc.SoftTargets(teacher_outputs="logits")
+
+
+def test_hard_targets_are_the_cross_entropy_with_the_teachers_choice(logits):
+    teacher, student = logits
+    wanted = -np.mean(np.log(softmax(student))[np.arange(6), teacher.argmax(-1)])
+    assert float(tfc.HardTargets()(teacher, student)) == pytest.approx(wanted, rel=1e-4)
+    one = tfc.HardTargets()
+    q = sigmoid(student[:, :1])
+    wanted = -np.mean(np.log(np.where(teacher[:, :1] > 0, q, 1 - q)))
+    assert float(one(teacher[:, :1], student[:, :1])) == pytest.approx(wanted, rel=1e-4)
+
+
+@pytest.mark.parametrize("labels", ["integers", "column", "one-hot"])
+def test_decoupled_targets_add_up_to_soft_targets(logits, labels):
+    """KL = TCKD + (1 - p) NCKD for every sample (Zhao et al. 2022, section 3.2)."""
+    teacher, student = logits
+    y = np.array([0, 1, 2, 3, 0, 1])
+    given = {"integers": y, "column": y[:, None], "one-hot": np.eye(4)[y]}[labels]
+    target = tfc.DecoupledTargets(3.0, other_weight=0.0)
+    others = tfc.DecoupledTargets(3.0, target_weight=0.0, other_weight=1.0)
+    p = softmax(teacher / 3.0)[np.arange(6), y]
+    for i in range(6):
+        part = slice(i, i + 1)
+        tckd = float(target(teacher[part], student[part], labels=given[part]))
+        nckd = float(others(teacher[part], student[part], labels=given[part]))
+        soft = float(tfc.SoftTargets(3.0)(teacher[part], student[part]))
+        assert tckd + (1 - p[i]) * nckd == pytest.approx(soft, rel=1e-4)
+
+
+def test_decoupled_targets_need_labels_and_three_classes(logits):
+    with pytest.raises(ValueError, match="needs labels"):
+        tfc.DecoupledTargets()(*logits)
+    with pytest.raises(ValueError, match="at least three classes"):
+        tfc.DecoupledTargets().prepare((None, 2), (None, 2))

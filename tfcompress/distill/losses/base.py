@@ -122,7 +122,7 @@ class DistillationLoss(keras.layers.Layer, keras.distillation.DistillationLoss):
                 "tfcompress.Distiller."
             )
         shapes = [
-            tuple((model.get_layer(name) if name else model).output.shape)
+            tuple((model.get_layer(name).output if name else model.outputs[0]).shape)
             for model, name in ((teacher, self.teacher_layer), (student, self.student_layer))
         ]
         self.prepare(*shapes)
@@ -147,8 +147,8 @@ class DistillationLoss(keras.layers.Layer, keras.distillation.DistillationLoss):
 
 
 def to_snake_case(name: str) -> str:
-    """Returns "soft_targets" for "SoftTargets"."""
-    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
+    """Returns "rkd_distance" for "RKDDistance"."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
 
 
 def average(values: Any, sample_weight: Any = None) -> Any:

@@ -1,0 +1,165 @@
+"""What a teacher is worth: one student, trained alone and by every kind of distillation.
+
+Fashion-MNIST (the embedded 10,000 training and 5,000 test images), the ResNet of 78,426 parameters
+as the teacher, a ResNet of 14,658 as the student, as many epochs for every row. Three parts: all
+labels; a tenth of the labels; no labels. Rows are kept in a file as they are done, so that it goes
+on where it stopped. Run by hand: python -m benchmarks.distillation [folder] [--seeds 3]
+"""
+
+import json
+import pathlib
+import sys
+import tempfile
+import time
+
+import keras
+import numpy as np
+from rich.console import Console
+
+import tfcompress as tfc
+from tfcompress.demo.data import load
+from tfcompress.demo.models import resnet
+from tfcompress.tables import table
+
+BATCH, TEACHER_EPOCHS, EPOCHS = 64, 12, 16
+STUDENT = {"widths": (8, 16, 24), "stem_strides": 2, "name": "student"}
+# Of the same height and width: the student halves the image one stage earlier.
+HINTS = [("stage2_relu", "stage1_relu"), ("stage3_relu", "stage2_relu")]
+
+
+def rows():
+    """Returns for each row: kind, losses, weights and alpha."""
+    soft = tfc.SoftTargets(4.0)
+    hints = [tfc.FeatureMatching(*pair, name=f"hint{i}") for i, pair in enumerate(HINTS)]
+    maps = [tfc.AttentionTransfer(*pair, name=f"map{i}") for i, pair in enumerate(HINTS)]
+    pool = ("pool", "pool")
+    return {
+        "alone": ("", None, None, 0.0),
+        "soft targets": ("response", [soft], None, 0.9),
+        "hard targets": ("response", [tfc.HardTargets()], None, 0.5),
+        "DKD": ("response", [tfc.DecoupledTargets(4.0, other_weight=2.0)], None, 0.5),
+        "FitNets": ("feature", hints, [1.0, 1.0], 0.5),
+        "attention transfer": ("feature", maps, [500.0, 500.0], 0.5),
+        "RKD": ("relation", [tfc.RKDDistance(*pool), tfc.RKDAngle(*pool)], [25.0, 50.0], 0.5),
+        "similarity-preserving": (
+            "relation",
+            [tfc.SimilarityPreserving("stage3_relu", "stage3_relu")],
+            [1000.0],
+            0.5,
+        ),
+        "soft targets + FitNets": ("both", [soft, *hints], [1.0, 0.3, 0.3], 0.9),
+    }
+
+
+def compiled(model, steps):
+    model.compile(
+        keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(3e-3, steps)),
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+        jit_compile=True,
+    )
+    return model
+
+
+def fit(model, data, samples, epochs):
+    """Trains on a `tf.data.Dataset` of full batches or on arrays."""
+    steps = epochs * (samples // BATCH)
+    started = time.perf_counter()
+    compiled(model, steps).fit(data, epochs=epochs, verbose=0)
+    return time.perf_counter() - started
+
+
+def teacher_of(data, folder):
+    path = folder / "teacher.keras"
+    if not path.is_file():
+        keras.utils.set_random_seed(0)
+        teacher = resnet(name="teacher")
+        steps = TEACHER_EPOCHS * len(data.x_train) // BATCH
+        compiled(teacher, steps).fit(
+            data.x_train, data.y_train, batch_size=BATCH, epochs=TEACHER_EPOCHS, verbose=0
+        )
+        teacher.save(path)
+    return keras.saving.load_model(path)
+
+
+def keras_distiller(teacher, student):
+    return keras.distillation.Distiller(
+        teacher, student, keras.distillation.LogitsDistillation(4.0), student_loss_weight=0.1
+    )
+
+
+def parts(data):
+    """Returns for each part its samples, its labels and the epochs that make as many steps."""
+    few = np.random.default_rng(0).permutation(len(data.x_train))[: len(data.x_train) // 10]
+    return {
+        "all labels": (data.x_train, data.y_train, EPOCHS, None),
+        "a tenth of the labels": (data.x_train[few], data.y_train[few], 3 * EPOCHS, None),
+        "no labels": (data.x_train, data.y_train, EPOCHS, ["soft targets", "FitNets"]),
+    }
+
+
+def measure(data, folder, seeds, console):
+    import tensorflow as tf
+
+    teacher = teacher_of(data, folder)
+    test = data.x_test, data.y_test
+    path = folder / "results.json"
+    found = json.loads(path.read_text()) if path.is_file() else {}
+    compiled(teacher, 1)
+    found["teacher"] = teacher.evaluate(*test, verbose=0)[1]
+    losses = [loss for row in rows().values() for loss in row[1] or []]
+    for part, (x, y, epochs, only) in parts(data).items():
+        place = folder / part.replace(" ", "-")
+        cache = tfc.cache_teacher(teacher, (x, y), place, losses, verbose=False)
+        names = [*rows(), "keras.distillation"] if only is None else only
+        for seed in range(seeds):
+            for name in names:
+                key = f"{part}|{name}|{seed}"
+                if key in found:
+                    continue
+                keras.utils.set_random_seed(seed + 1)
+                student = resnet(**STUDENT)
+                if name in ("alone", "keras.distillation"):
+                    batches = tf.data.Dataset.from_tensor_slices((x, y)).shuffle(len(x), seed=seed)
+                    batches = batches.batch(BATCH, drop_remainder=True).prefetch(2)
+                    model = student if name == "alone" else keras_distiller(teacher, student)
+                else:
+                    _, chosen, weights, alpha = rows()[name]
+                    alpha = 1.0 if part == "no labels" else alpha
+                    if part == "no labels" and name == "FitNets":
+                        chosen, weights = rows()["soft targets + FitNets"][1:3]
+                    model = tfc.Distiller(cache, student, chosen, weights, alpha=alpha)
+                    batches = cache.dataset(BATCH, seed=seed, drop_remainder=True)
+                seconds = fit(model, batches, len(x), epochs)
+                accuracy = compiled(student, 1).evaluate(*test, verbose=0)[1]
+                found[key] = accuracy
+                path.write_text(json.dumps(found, indent=1))
+                console.print(f"{key}: {accuracy:.2%} in {seconds:.0f} s")
+    return found
+
+
+def main():
+    numbers = [int(argument) for argument in sys.argv[1:] if argument.isdigit()]
+    folders = [a for a in sys.argv[1:] if not a.isdigit() and not a.startswith("-")]
+    folder = pathlib.Path(folders[0] if folders else tempfile.mkdtemp())
+    folder.mkdir(parents=True, exist_ok=True)
+    console = Console(width=100)
+    found = measure(load(), folder, numbers[0] if numbers else 3, console)
+    console.print(f"teacher {found.pop('teacher'):.2%}")
+    groups = {}
+    for key, accuracy in found.items():
+        part, name, _ = key.split("|")
+        groups.setdefault((part, name), []).append(accuracy)
+    lines = []
+    for (part, name), values in groups.items():
+        alone = groups.get((part, "alone"), groups["all labels", "alone"])
+        gain = np.mean(values) - np.mean(alone)
+        error = np.sqrt(sum(np.var(v, ddof=1) / len(v) for v in (values, alone) if len(v) > 1))
+        spread = f"{min(values):.2%}-{max(values):.2%}"
+        lines.append((part, name, f"{np.mean(values):.2%}", spread, f"{gain:+.2%}", f"{error:.2%}"))
+    columns = ("labels", "", "mean", "spread", "gain", "its standard error")
+    console.print(table("Student of 14,658 parameters", columns, lines))
+
+
+if __name__ == "__main__":
+    main()
