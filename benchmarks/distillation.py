@@ -83,9 +83,9 @@ def teacher_of(data, folder):
 
 
 def keras_distiller(teacher, student):
-    return keras.distillation.Distiller(
-        teacher, student, keras.distillation.LogitsDistillation(4.0), student_loss_weight=0.1
-    )
+    # Its default, the name "kl_divergence", skips the softmax (Keras 3.15) and does not learn.
+    soft = keras.distillation.LogitsDistillation(4.0, loss=keras.losses.KLDivergence())
+    return keras.distillation.Distiller(teacher, student, soft, student_loss_weight=0.1)
 
 
 def parts(data):

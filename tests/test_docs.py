@@ -63,6 +63,14 @@ def test_the_readme_example_runs(tmp_path, monkeypatch, fashion, quiet):
     assert (tmp_path / "student.tflite").stat().st_size > 1000
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["teacher_assistant", "distillation_token"])
+def test_the_other_examples_run(name, python):
+    script = (ROOT / "examples" / f"{name}.py").read_text()
+    out = python(f"import sys; sys.argv = ['x', '--fast']\nexec({script!r})", timeout=600)
+    assert "student" in out and "accuracy" in out
+
+
 def test_the_example_script_runs(python):
     script = (ROOT / "examples" / "compress_your_model.py").read_text()
     assert len(script.splitlines()) < 60
