@@ -242,3 +242,75 @@ def test_an_unfinished_cache_is_not_used(tmp_path):
     assert len(cached(tmp_path / "t")) == 50
     assert Feature("first") in tfc.CachedTeacher(tmp_path / "t").shapes()[1]
     assert not [name for name in os.listdir(tmp_path / "t") if name.startswith(".")]
+
+
+def with_dropout():
+    keras.utils.set_random_seed(3)
+    return keras.Sequential([keras.Input((6,)), L.Dense(9), L.Dropout(0.5), L.Dense(3)])
+
+
+def test_a_teacher_is_itself_after_loading_and_under_another_name(tmp_path):
+    teacher = with_dropout()
+    teacher.save(tmp_path / "t.keras")
+    cached(tmp_path / "t", teacher=teacher, losses=[tfc.SoftTargets()])
+    teacher(X, training=True)  # moves the seeds of Dropout
+    for same in (teacher, keras.saving.load_model(tmp_path / "t.keras"), with_dropout()):
+        assert len(cached(tmp_path / "t", teacher=same, losses=[tfc.SoftTargets()])) == 50
+
+
+def test_a_teacher_of_the_same_weights_that_computes_something_else(tmp_path):
+    cached(tmp_path / "t")
+    linear = keras.Sequential(
+        [keras.Input((6,)), L.Dense(16, name="first"), L.Dense(3, name="out")], name="teacher"
+    )
+    linear.set_weights(teacher_of().get_weights())
+    with pytest.raises(ValueError, match="another teacher"):
+        cached(tmp_path / "t", teacher=linear)
+
+
+def test_two_processes_do_not_write_to_one_folder(python, tmp_path):
+    cached(tmp_path / "t")
+    code = """
+import fcntl, os
+from tfcompress.distill.shards import alone
+import pathlib
+handle = os.open("t", os.O_RDONLY)
+fcntl.flock(handle, fcntl.LOCK_EX)
+try:
+    with alone(pathlib.Path("t")):
+        print("alone")
+except ValueError as error:
+    print(error)
+"""
+    assert "being written to by another process" in python(code)
+
+
+def test_inputs_by_name_lists_and_endless_data(tmp_path):
+    inputs = [keras.Input((6,), name="tokens"), keras.Input((2,), name="extra")]
+    teacher = keras.Model(inputs, L.Dense(3)(L.Concatenate()(inputs)))
+    data = {"extra": np.ones((20, 2), "float32"), "tokens": np.ones((20, 6), "float32")}
+    assert len(cached(tmp_path / "d", (data,), teacher, [tfc.SoftTargets()])) == 20
+    with pytest.raises(TypeError, match="dataset must be arrays.*Received a list"):
+        cached(tmp_path / "l", [X, Y])
+    with pytest.raises(ValueError, match="repeats without end"):
+        cached(tmp_path / "r", tf.data.Dataset.from_tensor_slices((X, Y)).repeat())
+
+
+def test_a_subclassed_teacher(tmp_path):
+    class Subclassed(keras.Model):
+        def __init__(self):
+            super().__init__(name="hidden")
+            self.first = L.Dense(5, name="first")
+            self.out = L.Dense(3, name="out")
+
+        def call(self, x):
+            return self.out(self.first(x))
+
+    teacher = Subclassed()
+    teacher(X[:7])
+    batches = tf.data.Dataset.from_tensor_slices((X, Y)).batch(4)
+    cache = cached(tmp_path / "t", batches, teacher, [tfc.FeatureMatching("first", "first")])
+    assert len(cache) == 50
+    assert cache.shapes()[1] == {Feature("first"): (None, 5)}
+    with pytest.raises(ValueError, match="does not hold the outputs"):
+        tfc.Distiller(cache, nets.tiny())

@@ -541,3 +541,134 @@ print(losses)
     losses = json.loads(out.strip().splitlines()[-1])
     assert losses[0] == pytest.approx(losses[3], rel=1e-3)
     assert losses[2] == pytest.approx(losses[5], rel=2e-2)
+
+
+def softmax_net(activation, name):
+    return keras.Sequential([keras.Input((6,)), L.Dense(3, activation=activation)], name=name)
+
+
+def test_distributions_of_different_kinds_are_refused():
+    with pytest.raises(ValueError, match="cannot compare a softmax teacher with a sigmoid"):
+        tfc.Distiller(softmax_net("softmax", "a"), softmax_net("sigmoid", "b"))
+    with pytest.raises(ValueError, match="DecoupledTargets needs logits or a softmax"):
+        loss = tfc.DecoupledTargets()
+        tfc.Distiller(softmax_net("sigmoid", "a"), softmax_net("sigmoid", "b"), loss)
+    with pytest.raises(ValueError, match=r"all probabilities. Received: a \['softmax'\], b"):
+        tfc.ensemble([softmax_net("softmax", "a"), softmax_net(None, "b")])
+
+
+def test_what_cannot_be_seen_must_be_said():
+    class Hidden(L.Layer):
+        def __init__(self):
+            super().__init__()
+            self.dense = L.Dense(3, activation="softmax")
+
+        def build(self, shape):
+            self.dense.build(shape)
+
+        def call(self, x):
+            return self.dense(x)
+
+    from tfcompress.distill.losses.response import output_kind
+
+    inputs = keras.Input((6,))
+    assert output_kind(keras.Model(inputs, Hidden()(inputs))) is None
+    steps = keras.Input((4, 6))
+    each = L.TimeDistributed(L.Dense(3, activation="softmax"))(steps)
+    assert output_kind(keras.Model(steps, each)) == "softmax"
+    assert output_kind(keras.Model(steps, keras.ops.cast(each, "float16"))) == "softmax"
+
+
+def test_inputs_keep_their_precision_under_mixed_float16():
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        inputs = keras.Input((6,), dtype="float32")
+        x = L.Rescaling(1e-5, dtype="float32")(inputs)
+        student = keras.Model(inputs, L.Dense(3, name="first", dtype="float32")(x))
+        big = np.full((4, 6), 1e5, "float32")
+        wanted = student.predict(big, verbose=0)
+        assert np.isfinite(wanted).all()
+        distiller = hinted(student, losses=[tfc.FeatureMatching("hidden", "first")], alpha=1.0)
+        np.testing.assert_array_equal(distiller.predict(big, verbose=0), wanted)
+        distiller.compile("adam")
+        x, _ = data()
+        assert np.isfinite(distiller.fit(x, verbose=0).history["loss"][0])
+    finally:
+        keras.config.set_dtype_policy("float32")
+
+
+def test_a_projector_of_ones_own_trains_as_a_layer_does():
+    projector = keras.Sequential(
+        [L.Dense(16, kernel_regularizer=keras.regularizers.L2(0.1)), L.BatchNormalization()]
+    )
+    loss = tfc.FeatureMatching("hidden", "first", projector=projector)
+    distiller = nets.compiled(hinted(losses=[loss], alpha=1.0), metrics=[])
+    mean = keras.ops.convert_to_numpy(projector.layers[1].moving_mean).copy()
+    x, y = data()
+    told = distiller.train_on_batch(x, y, return_dict=True)
+    assert np.abs(keras.ops.convert_to_numpy(projector.layers[1].moving_mean) - mean).max() > 1e-4
+    assert told["loss"] > told["distillation_loss"] + 1e-3  # the regularizer
+
+
+def test_a_loss_with_a_projector_serves_one_pair_of_shapes():
+    loss = tfc.FeatureMatching("hidden", "first")
+    hinted(losses=[loss])
+    wide = keras.Sequential([keras.Input((6,)), L.Dense(5, name="first"), L.Dense(3)])
+    with pytest.raises(ValueError, match=r"\[8\], and now gets .*\[5\]. Make a new loss"):
+        hinted(wide, losses=[loss])
+
+
+def test_weights_of_positions_are_averaged_for_layers():
+    x, y = np.ones((4, 5, 6), "float32"), np.zeros((4, 5), "int64")
+    weights = np.random.default_rng(0).random((4, 5)).astype("float32")
+
+    def net(width, name):
+        return keras.Sequential(
+            [keras.Input((5, 6)), L.Dense(width, name="hidden"), L.Dense(3)], name=name
+        )
+
+    found = []
+    for given in (weights, weights.mean(1)):
+        losses = [tfc.FeatureMatching("hidden", "hidden"), tfc.SimilarityPreserving()]
+        keras.utils.set_random_seed(1)
+        distiller = tfc.Distiller(net(4, "t"), net(4, "s"), losses, alpha=1.0)
+        distiller.compile("sgd")
+        found.append(distiller.train_on_batch(x, y, sample_weight=given, return_dict=True)["loss"])
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
+
+
+def test_padding_is_left_out():
+    ids = np.array([[1, 2, 0, 0, 0], [3, 1, 2, 4, 0]])
+
+    def net(name):
+        return keras.Sequential(
+            [keras.Input((5,)), L.Embedding(6, 4, mask_zero=True), L.Dense(3)], name=name
+        )
+
+    teacher, student = net("t"), net("s")
+    distiller = tfc.Distiller(teacher, student, [tfc.SoftTargets(2.0)], alpha=1.0)
+    distiller.compile(keras.optimizers.SGD(0.0))
+    told = distiller.train_on_batch(ids, np.zeros((2, 5)))
+    each = tfc.SoftTargets(2.0).measure(teacher(ids), student(ids))
+    wanted = np.mean(keras.ops.convert_to_numpy(each)[ids > 0])
+    assert float(told[0] if isinstance(told, (list, tuple)) else told) == pytest.approx(wanted)
+
+
+def test_outputs_by_name():
+    x, y = data()
+    inputs = keras.Input((6,))
+    outputs = [L.Dense(3, name="z")(inputs), L.Dense(3, name="a")(inputs)]
+    cross = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    teacher = keras.models.clone_model(keras.Model(inputs, outputs))
+    distiller = tfc.Distiller(teacher, keras.Model(inputs, outputs), tfc.DecoupledTargets())
+    distiller.compile("adam", {"z": cross, "a": cross})
+    told = distiller.fit(x, {"z": y, "a": (y + 1) % 3}, verbose=0).history
+    assert np.isfinite(told["loss"][0])
+
+
+def test_layers_of_several_tensors_are_named():
+    inputs = keras.Input((4, 6))
+    x, *_ = L.LSTM(3, return_state=True, name="lstm")(inputs)
+    model = keras.Model(inputs, x)
+    with pytest.raises(ValueError, match="'lstm' of model .* puts out several tensors"):
+        hinted(model, keras.models.clone_model(model), [tfc.FeatureMatching("lstm", "lstm")])

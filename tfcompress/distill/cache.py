@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import pathlib
 import shutil
-import tempfile
 from collections.abc import Callable
 from typing import Any
 
@@ -23,10 +21,20 @@ import numpy as np
 from keras import tree
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from tfcompress.distill.cached import MANIFEST, CachedTeacher, shard_name
-from tfcompress.distill.features import Feature, find_layer
+from tfcompress.distill.cached import CachedTeacher
+from tfcompress.distill.features import Feature, find_layer, input_spec
 from tfcompress.distill.losses.base import same_shape
 from tfcompress.distill.losses.response import SoftTargets, layer_kind, output_kind
+from tfcompress.distill.shards import (
+    MANIFEST,
+    alone,
+    digest_of,
+    save_shard,
+    shard_name,
+    to_arrays,
+    to_half,
+    write_manifest,
+)
 from tfcompress.distill.teachers import LiveTeacher
 from tfcompress.distill.terms import make_terms
 
@@ -99,8 +107,10 @@ def cache_teacher(
     live = LiveTeacher(teacher, features)
     folder = pathlib.Path(path)
     told = _describe(teacher, live, features, uses_outputs, top_k, shard_size, source)
-    samples = _open(folder, told)
-    _fill(folder, told, live, source, top_k, batch_size, samples, verbose)
+    folder.mkdir(parents=True, exist_ok=True)
+    with alone(folder):
+        samples = _open(folder, told)
+        _fill(folder, told, live, source, top_k, batch_size, samples, verbose)
     cache = CachedTeacher(folder)
     cache._source = source
     return cache
@@ -115,18 +125,33 @@ class _Source:
         if not isinstance(dataset, tf.data.Dataset):
             if not isinstance(dataset, tuple):
                 dataset = (dataset,)
+            if any(isinstance(part, list) or part is None for part in dataset):
+                raise TypeError(
+                    "dataset must be arrays (x, or a tuple (x, y) or (x, y, sample_weight), where "
+                    "x may be a dict) or a tf.data.Dataset. Received a "
+                    + ", ".join(type(part).__name__ for part in dataset)
+                )
             dataset = tf.data.Dataset.from_tensor_slices(dataset)
+        elif int(dataset.cardinality()) == tf.data.INFINITE_CARDINALITY:
+            raise ValueError("dataset repeats without end. Cache one pass: leave out repeat().")
         elif not isinstance(dataset.element_spec, tuple):
             dataset = dataset.map(lambda x: (x,))
-        shape = tuple(tree.flatten(dataset.element_spec[0])[0].shape)
-        wanted = tuple(teacher.inputs[0].shape) if getattr(teacher, "inputs", None) else None
-        if wanted is not None:
-            if not same_shape((None, *shape), wanted) and not same_shape(shape, wanted):
-                raise ValueError(
-                    f"dataset holds samples of shape {shape}; the teacher takes {wanted[1:]}."
-                )
-            if len(shape) == len(wanted):
-                dataset = dataset.unbatch()
+        given, expected = dataset.element_spec[0], input_spec(teacher)
+        if isinstance(given, dict) and not isinstance(expected, dict):
+            expected = {t.name: t for t in teacher.inputs or []}
+        first = next(iter(given)) if isinstance(given, dict) else None
+        if first is not None and first not in expected:
+            raise ValueError(
+                f"dataset holds an input {first!r}; the teacher takes {', '.join(expected)}."
+            )
+        shape = tuple((tree.flatten(given)[0] if first is None else given[first]).shape)
+        wanted = tuple((tree.flatten(expected)[0] if first is None else expected[first]).shape)
+        if not same_shape((None, *shape), wanted) and not same_shape(shape, wanted):
+            raise ValueError(
+                f"dataset holds samples of shape {shape}; the teacher takes {wanted[1:]}."
+            )
+        if len(shape) == len(wanted):
+            dataset = dataset.unbatch()
         if augment is not None:
             dataset = dataset.enumerate().map(
                 lambda i, sample: (
@@ -161,9 +186,10 @@ def _describe(
             "keras.Model(inputs, teacher(inputs))."
         )
     kept = (outputs or []) if uses_outputs else []
-    digest = hashlib.sha256()
-    for variable in teacher.variables:
-        digest.update(np.ascontiguousarray(keras.ops.convert_to_numpy(variable)).tobytes())
+    # Weights, not all variables: states of random layers tell nothing and are never the same.
+    digest = hashlib.sha256(_nameless_config(teacher).encode())
+    for weight in teacher.weights:
+        digest.update(np.ascontiguousarray(keras.ops.convert_to_numpy(weight)).tobytes())
     return {
         "teacher": teacher.name,
         "weights": digest.hexdigest(),
@@ -180,9 +206,26 @@ def _describe(
     }
 
 
+def _nameless_config(teacher: keras.Model) -> str:
+    """Returns what layers the teacher is made of; names that Keras numbers are left out."""
+
+    def nameless(value: Any) -> Any:
+        if isinstance(value, dict):
+            dropped = {"name", "inbound_nodes", "input_layers", "output_layers", "compile_config"}
+            return {k: nameless(v) for k, v in value.items() if k not in dropped}
+        if isinstance(value, (list, tuple)):
+            return [nameless(v) for v in value]
+        return value if isinstance(value, (int, float, str, bool, type(None))) else str(type(value))
+
+    try:
+        config = teacher.get_config()
+    except NotImplementedError:  # a subclassed model: its weights must do
+        config = {}
+    return json.dumps([type(teacher).__name__, nameless(config)], sort_keys=True)
+
+
 _MEANS = {
     "weights": "another teacher",
-    "teacher": "another teacher",
     "outputs": "other losses",
     "output_kinds": "other losses",
     "features": "other losses",
@@ -197,13 +240,12 @@ def _open(folder: pathlib.Path, told: dict[str, Any]) -> int | None:
     """Makes a cache, or checks the one that is there; returns its samples if it is finished."""
     manifest = folder / MANIFEST
     if not manifest.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
         strangers = [p.name for p in folder.iterdir() if not p.name.startswith(".cache-")]
         if strangers:
             raise ValueError(
                 f"path={str(folder)!r} holds other files ({strangers[0]!r}); name an empty folder."
             )
-        _write(manifest, told)
+        write_manifest(manifest, told)
         return None
     there = json.loads(manifest.read_text())
     for key, meaning in _MEANS.items():
@@ -227,7 +269,7 @@ def _fill(
 ) -> None:
     """Writes the shards that are missing and checks the data of those that are there."""
     for leftover in folder.glob(".cache-*"):
-        shutil.rmtree(leftover, ignore_errors=True)
+        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
     run = _runner(live, told, top_k)
     count = 0
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
@@ -236,7 +278,7 @@ def _fill(
         task = progress.add_task("Caching the teacher", total=max(cardinality, 0) or None)
         batches = source.samples.map(lambda *sample: sample[0]).batch(told["shard_size"])
         for index, x in enumerate(batches.as_numpy_iterator()):
-            digest = _digest(x)
+            digest = digest_of(x)
             shard = folder / shard_name(index)
             size = len(tree.flatten(x)[0])
             if not shard.is_dir():
@@ -245,7 +287,7 @@ def _fill(
                         f"The cache in {str(folder)!r} holds {samples} samples; the dataset has "
                         "more. Name another folder, or delete this one."
                     )
-                _save(shard, digest, run(x, size, batch_size))
+                save_shard(shard, digest, run(x, size, batch_size))
             elif (shard / "data.txt").read_text() != digest:
                 raise ValueError(
                     f"path={str(folder)!r} holds a cache of other data: samples {count} to "
@@ -262,7 +304,7 @@ def _fill(
             "another folder, or delete this one."
         )
     if samples is None:
-        _write(folder / MANIFEST, {**told, "samples": count})
+        write_manifest(folder / MANIFEST, {**told, "samples": count})
 
 
 def _runner(live: LiveTeacher, told: dict[str, Any], top_k: int | None) -> Callable[..., Any]:
@@ -284,89 +326,11 @@ def _runner(live: LiveTeacher, told: dict[str, Any], top_k: int | None) -> Calla
             named: dict[str, np.ndarray] = {}
             for i, output in enumerate(outputs):
                 kind = told["output_kinds"][i]
-                named |= _store_output(f"output_{i}", output.numpy(), kind, top_k)
+                named |= to_arrays(f"output_{i}", output.numpy(), kind, top_k)
             for i, feature in enumerate(features):
-                named[f"feature_{i}"] = _half(feature.numpy(), told["features"][i][0])
+                named[f"feature_{i}"] = to_half(feature.numpy(), told["features"][i][0])
             for key, array in named.items():
                 parts.setdefault(key, []).append(array)
         return {key: np.concatenate(arrays) for key, arrays in parts.items()}
 
     return run
-
-
-def _half(values: np.ndarray, path: str) -> np.ndarray:
-    if np.abs(values).max(initial=0.0) > np.finfo(np.float16).max:
-        raise ValueError(
-            f"The features of {path!r} reach {np.abs(values).max():.0f}, which float16 cannot "
-            "hold. Name a layer behind a normalization."
-        )
-    return values.astype(np.float16)
-
-
-def _digest(x: Any) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    for array in tree.flatten(x):
-        digest.update(f"{array.dtype}{array.shape}".encode())
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()
-
-
-def _save(shard: pathlib.Path, digest: str, arrays: dict[str, np.ndarray]) -> None:
-    """Writes a shard aside, waits until it is on disk, and gives it its name."""
-    aside = pathlib.Path(tempfile.mkdtemp(dir=shard.parent, prefix=".cache-"))
-    for key, array in arrays.items():
-        with open(aside / f"{key}.npy", "wb") as file:
-            np.save(file, array)
-            file.flush()
-            os.fsync(file.fileno())
-    (aside / "data.txt").write_text(digest)
-    os.rename(aside, shard)
-
-
-def _write(manifest: pathlib.Path, told: dict[str, Any]) -> None:
-    aside = manifest.with_name(f".cache-{os.getpid()}.json")
-    with open(aside, "w") as file:
-        json.dump(told, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, manifest)
-
-
-def _store_output(
-    key: str, values: np.ndarray, kind: str | None, top_k: int | None
-) -> dict[str, np.ndarray]:
-    """Returns the arrays to keep of one output, by name.
-
-    Args:
-        key: Name of the output.
-        values: Logits or probabilities (batch, ..., classes).
-        kind: "linear", "softmax" or "sigmoid".
-        top_k: How many to keep; None for all.
-
-    Raises:
-        ValueError: If the output has no such thing as its largest classes.
-    """
-    values = values.astype(np.float32)
-    if top_k is None or top_k >= values.shape[-1]:
-        return {key: values}
-    if kind not in ("linear", "softmax") or values.shape[-1] < 2 or top_k < 1:
-        raise ValueError(
-            f"top_k={top_k!r} must be >= 1 and needs logits or a softmax over several classes; "
-            f"{key} is {kind}, shaped {values.shape}."
-        )
-    order = np.argpartition(values, -top_k, axis=-1)[..., -top_k:]
-    kept = np.take_along_axis(values, order, axis=-1)
-    others = np.ones(values.shape, bool)
-    np.put_along_axis(others, order, False, axis=-1)
-    count = values.shape[-1] - top_k
-    if kind == "softmax":
-        rest = np.sum(values, axis=-1, where=others) / count
-    else:
-        largest = np.max(values, axis=-1, keepdims=True)
-        mass = np.sum(np.exp(values - largest), axis=-1, where=others)
-        rest = np.log(np.maximum(mass, 1e-30)) + largest[..., 0] - math.log(count)
-    return {
-        f"{key}_values": kept,
-        f"{key}_indices": order.astype(np.int32),
-        f"{key}_rest": rest.astype(np.float32),
-    }

@@ -7,12 +7,9 @@ import os
 import pathlib
 from typing import Any
 
-import numpy as np
-
 from tfcompress.distill.features import Feature
+from tfcompress.distill.shards import MANIFEST, StoredOutput, shard_name
 from tfcompress.distill.teachers import Shape
-
-MANIFEST = "manifest.json"
 
 
 def split_batch(x: Any) -> tuple[Any, Any]:
@@ -65,8 +62,11 @@ class CachedTeacher:
 
     def kind(self, which: int | str) -> str:
         """Returns "linear", "softmax" or "sigmoid" of an output, by number, or a layer, by path."""
-        kinds = self._told["output_kinds"] if isinstance(which, int) else self._told["layer_kinds"]
-        return kinds[which] if isinstance(which, int) else kinds.get(which, "linear")
+        if isinstance(which, str):
+            return self._told["layer_kinds"].get(which, "linear")
+        if which >= len(self._told["output_kinds"]):
+            self.check_features([], uses_outputs=True)
+        return self._told["output_kinds"][which]
 
     def shapes(self) -> tuple[list[Shape], dict[Feature, Shape]]:
         """Returns the shapes of the outputs and of the features."""
@@ -153,45 +153,3 @@ class CachedTeacher:
             *((f"feature_{i}", shape) for i, shape in enumerate(features.values())),
         ]
         return {key: StoredOutput(shards, key, size, shape[1:]) for key, shape in keys}
-
-
-def shard_name(index: int) -> str:
-    """Returns the name of the folder of a shard."""
-    return f"shard-{index:05d}"
-
-
-class StoredOutput:
-    """Rows of one output or feature, by number of the sample.
-
-    Args:
-        shards: Folders of the shards, in order.
-        key: Name of the output.
-        shard_size: Samples in each shard but the last.
-        shape: Shape of one row.
-    """
-
-    def __init__(
-        self, shards: list[pathlib.Path], key: str, shard_size: int, shape: tuple[int | None, ...]
-    ) -> None:
-        self.shape = shape
-        self._size = shard_size
-        self._parts = {}
-        names = [key] if (shards[0] / f"{key}.npy").is_file() else []
-        for name in names or [f"{key}_values", f"{key}_indices", f"{key}_rest"]:
-            self._parts[name.removeprefix(key)] = [
-                np.load(shard / f"{name}.npy", mmap_mode="r") for shard in shards
-            ]
-        self.dtype = next(iter(self._parts.values()))[0].dtype
-
-    def rows(self, index: np.ndarray) -> np.ndarray:
-        """Returns the rows of a batch of samples."""
-        found = {
-            name: np.stack([shards[i // self._size][i % self._size] for i in index])
-            for name, shards in self._parts.items()
-        }
-        if "" in found:
-            return found[""]
-        values, order, rest = found["_values"], found["_indices"], found["_rest"]
-        full = np.repeat(rest[..., None], self.shape[-1] or 0, axis=-1)
-        np.put_along_axis(full, order, values, axis=-1)
-        return full

@@ -39,8 +39,8 @@ class Distiller(keras.Model):
             on the outputs, and those of `keras.distillation`. None is `SoftTargets`, Hinton et al.
             2015.
         distillation_loss_weights: A weight for each loss: a number, a
-            `keras.optimizers.schedules.LearningRateSchedule`, or a function of the training step.
-            None is 1 each.
+            `keras.optimizers.schedules.LearningRateSchedule`, or a function of the training step,
+            a tensor (compare it with `keras.ops.where`, not `if`). None is 1 each.
         alpha: Share of the distillation losses in [0, 1]. 0 is plain training.
         temperature: Softness of the default loss; None is 3.0. With losses of your own, each
             carries its own temperature.
@@ -82,6 +82,9 @@ class Distiller(keras.Model):
         **kwargs: Any,
     ) -> None:
         super().__init__(name=name, **kwargs)
+        # The models inside decide on the dtype of their inputs, as they do on their own.
+        self._convert_input_args = False
+        self._allow_non_tensor_positional_args = True
         if isinstance(teacher, (list, tuple)):
             teacher = teacher[0] if len(teacher) == 1 else ensemble(teacher)
         cached = isinstance(teacher, CachedTeacher)
@@ -181,6 +184,12 @@ class Distiller(keras.Model):
 
     def _distillation_loss(self, x: Any, y: Any, y_pred: Any, sample_weight: Any) -> Any:
         outputs, features = self._plan.teacher(*split_batch(x))
+        if not isinstance(y_pred, dict):
+            names = getattr(self.student, "output_names", [])
+            y, sample_weight = (
+                [v[n] for n in names] if isinstance(v, dict) and set(v) == set(names) else v
+                for v in (y, sample_weight)
+            )
         learned = (tree.flatten(y_pred), vars(_pass).pop("features", {}))
         total = ops.zeros(())
         step = self.optimizer.iterations
@@ -226,8 +235,13 @@ class Distiller(keras.Model):
 
     @property
     def losses(self) -> list[Any]:
-        """Losses that the student's layers added."""
-        return self.student.losses
+        """Losses that the layers of the student and of projectors added."""
+        return [loss for part in self._trained() for loss in part.losses]
+
+    @property
+    def output_names(self) -> Any:
+        """Names of the student's outputs, for losses and labels given by name."""
+        return self.student.output_names
 
     @property
     def trainable_variables(self) -> list[Any]:

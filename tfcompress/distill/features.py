@@ -104,6 +104,11 @@ class Recorder:
                 raise ValueError(
                     f"Layer {feature.path!r} of model {self.model.name!r} was not called."
                 )
+            if not hasattr(found[feature], "shape"):
+                raise ValueError(
+                    f"Layer {feature.path!r} of model {self.model.name!r} puts out several "
+                    "tensors. Name a layer that puts out one."
+                )
         return outputs, found
 
     def shapes(self) -> dict[Feature, tuple[int | None, ...]]:
@@ -116,8 +121,9 @@ class Recorder:
             found = self(inputs, training=False)[1]
             return [found[feature] for feature in features]
 
-        specs = _Probe(run).compute_output_spec(_input_spec(self.model))
-        return {f: tuple(s.shape) for f, s in zip(features, specs, strict=True)}
+        specs = _Probe(run).compute_output_spec(input_spec(self.model))
+        # Of the batch nothing is known, whatever the model was built with.
+        return {f: (None, *s.shape[1:]) for f, s in zip(features, specs, strict=True)}
 
 
 class _Probe(keras.layers.Layer):
@@ -132,7 +138,7 @@ class _Probe(keras.layers.Layer):
         return self._function(inputs)
 
 
-def _input_spec(model: keras.Model) -> Any:
+def input_spec(model: keras.Model) -> Any:
     """Returns symbolic inputs of a model."""
     struct = getattr(model, "_inputs_struct", None)
     if struct is None and getattr(model, "inputs", None):
@@ -145,7 +151,13 @@ def _input_spec(model: keras.Model) -> Any:
             f"The input shape of the subclassed model {model.name!r} is not known: build it with "
             "model.build(input_shape) or call it once, before it is distilled."
         )
-    return keras.KerasTensor(next(iter(shapes.values())), dtype=model.input_dtype)
+    first = next(iter(shapes.values()))
+    named = first if isinstance(first, dict) else {"": first}
+    made = {
+        name: keras.KerasTensor((None, *shape[1:]), dtype=model.input_dtype)
+        for name, shape in named.items()
+    }
+    return made if isinstance(first, dict) else made[""]
 
 
 _guard = threading.Lock()
@@ -161,7 +173,9 @@ def _listening(feature: Feature, layer: Any, found: dict[Feature, Any]) -> Itera
     Replicas of a distribution strategy run in threads of their own that take turns in the middle of
     a pass: the tap is put on once for all of them, and what it hears goes to the thread's own ear.
     """
-    method = "call" if feature.quantity == OUTPUT else "_compute_attention"
+    method = "_compute_attention"
+    if feature.quantity == OUTPUT:
+        method = "quantized_call" if getattr(layer, "quantization_mode", None) else "call"
     key = (id(layer), method)
     with _guard:
         _taps[key] = _taps.get(key, 0) + 1

@@ -9,6 +9,7 @@ import keras
 from keras import ops, tree
 
 from tfcompress.distill.features import Feature, Recorder
+from tfcompress.distill.losses.response import output_kind
 from tfcompress.graph.read import is_graph
 
 Shape = tuple[int | None, ...]
@@ -100,6 +101,12 @@ def ensemble(
         raise ValueError(
             "The teachers must have the same shapes of inputs and outputs. Received: "
             + ", ".join(f"{n} {s}" for n, s in zip(names, described, strict=True))
+        )
+    kinds = [[output_kind(t, i) for i in range(len(t.outputs))] for t in teachers]
+    if any(kind != kinds[0] for kind in kinds):
+        raise ValueError(
+            "The teachers must all put out logits, or all probabilities. Received: "
+            + ", ".join(f"{n} {k}" for n, k in zip(names, kinds, strict=True))
         )
     inputs = tree.map_structure(
         lambda t: keras.Input(batch_shape=t.shape, dtype=t.dtype, name=t.name),

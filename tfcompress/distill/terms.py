@@ -8,7 +8,7 @@ import keras
 from keras import ops, tree
 
 from tfcompress.distill.features import Feature
-from tfcompress.distill.losses.base import DistillationLoss, same_shape
+from tfcompress.distill.losses.base import DistillationLoss, of_rank, same_shape
 from tfcompress.distill.losses.response import ResponseLoss
 
 Known = tuple[Any, dict[Feature, Any]]
@@ -48,9 +48,19 @@ class Term:
         """Returns the loss of a batch, a scalar; on each of several replicas its share of it."""
         if not self._per_output:
             known, learned = self._compared(teacher, student)
+            if isinstance(sample_weight, (list, tuple, dict)):
+                # One weight for each output: a layer counts as much as they do on average.
+                given = [of_rank(w, 1) for w in tree.flatten(sample_weight)]
+                sample_weight = sum(given) / len(given)
             return _call(self.loss, known, learned, labels, sample_weight) / replicas
         total = ops.zeros(())
         count = len(self._per_output)
+        if not len(teacher[0]) == len(student[0]) == count:
+            raise ValueError(
+                f"{self.name} compares the outputs: teacher and student must have as many. "
+                f"Received: {len(teacher[0])} of the teacher, {len(student[0])} of the student. "
+                "To compare layers instead, name teacher_layer and student_layer."
+            )
         for loss, known, learned, y, weight in zip(
             self._per_output,
             teacher[0],
@@ -59,6 +69,8 @@ class Term:
             _spread(sample_weight, count),
             strict=True,
         ):
+            if isinstance(loss, DistillationLoss):
+                weight = _masked(weight, learned)
             value = _call(loss, known, learned, y, weight)
             # keras.losses.Loss, and no other, divides by the number of replicas itself.
             total = total + (value if isinstance(loss, keras.losses.Loss) else value / replicas)
@@ -178,6 +190,21 @@ def _pick(known: Known, features: list[Feature]) -> Any:
         return outputs[0]
     made = [found[feature] for feature in features]
     return made[0] if len(made) == 1 else made
+
+
+def _masked(weight: Any, outputs: Any) -> Any:
+    """Leaves out the padding that Keras has masked, as its own losses do."""
+    mask = getattr(outputs, "_keras_mask", None)
+    if mask is None:
+        return weight
+    mask = ops.cast(mask, "float32")
+    mask = mask * ops.cast(ops.size(mask), "float32") / ops.maximum(ops.sum(mask), 1.0)
+    if weight is None:
+        return mask
+    weight = of_rank(weight, len(mask.shape))
+    return mask * ops.reshape(
+        weight, (*ops.shape(weight), *[1] * (len(mask.shape) - len(weight.shape)))
+    )
 
 
 def _spread(value: Any, count: int) -> list[Any]:

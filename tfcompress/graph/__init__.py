@@ -1,1 +1,5 @@
 """A Keras model as a graph: read it, select in it, rebuild it, count its cost."""
+
+# First of all: importing Keras imports the classes that it must know (see tfcompress/__init__.py),
+# which must not happen in the middle of a module that they need.
+import keras  # noqa: F401

@@ -159,13 +159,19 @@ def average(values: Any, sample_weight: Any = None) -> Any:
         sample_weight: One weight for each sample, or None.
     """
     if sample_weight is not None:
-        weight = ops.cast(sample_weight, values.dtype)
-        if len(weight.shape) > len(values.shape):
-            weight = ops.squeeze(weight, axis=-1)
+        weight = of_rank(sample_weight, len(values.shape))
         weight = ops.reshape(weight, (*ops.shape(weight), *[1] * (values.ndim - weight.ndim)))
         # Not a plain product: infinity times the weight zero must not be NaN.
         values = ops.where(weight == 0, 0.0, values * weight)
     return ops.mean(values)
+
+
+def of_rank(sample_weight: Any, rank: int) -> Any:
+    """Returns weights with at most `rank` axes: those of a sample's positions are averaged."""
+    weight = ops.cast(sample_weight, "float32")
+    while len(weight.shape) > rank:
+        weight = ops.mean(weight, axis=-1)
+    return weight
 
 
 def complain(loss: Any, teacher: Any, student: Any, rule: str) -> ValueError:

@@ -63,9 +63,16 @@ class FeatureMatching(DistillationLoss):
         self.distance = distance
         self.projector = None if isinstance(projector, str) else projector
         self._learn_width = projector == "auto"
+        self._shapes: list[list[Any]] = []
 
     def check(self, teacher: Any, student: Any) -> None:
         """Raises ValueError if no projector could bring the shapes together."""
+        shapes = [list(teacher[1:]), list(student[1:])]
+        if self._shapes not in ([], shapes):
+            raise ValueError(
+                f"{self.name!r} was made to compare {self._shapes[0]} with {self._shapes[1]}, and "
+                f"now gets {shapes[0]} and {shapes[1]}. Make a new loss for each Distiller."
+            )
         width, fix = teacher[-1], f"projector=keras.layers.Dense({teacher[-1]})"
         if isinstance(self.projector, keras.layers.Layer):
             student = tuple(self.projector.compute_output_shape(student))
@@ -84,6 +91,7 @@ class FeatureMatching(DistillationLoss):
 
     def build(self, teacher_shape: Any, student_shape: Any) -> None:
         """Makes the projector where one is needed."""
+        self._shapes = [list(teacher_shape[1:]), list(student_shape[1:])]
         if self._learn_width and teacher_shape[-1] != student_shape[-1]:
             self.projector = keras.layers.Dense(
                 teacher_shape[-1], use_bias=False, dtype="float32", name="projector"
@@ -94,7 +102,9 @@ class FeatureMatching(DistillationLoss):
     def measure(self, teacher: Any, student: Any) -> Any:
         """Returns the distance of each sample."""
         if self.projector is not None:
-            student = self.projector(student)
+            # Losses are computed outside of the pass that would tell a layer that it trains.
+            told = {"training": True} if self.projector._call_has_training_arg else {}
+            student = ops.cast(self.projector(student, **told), teacher.dtype)
         if self.distance == "cosine":
             values = 1.0 - ops.sum(ops.normalize(teacher) * ops.normalize(student), axis=-1)
         else:

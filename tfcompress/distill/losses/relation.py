@@ -11,7 +11,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from tfcompress.distill.losses.base import DistillationLoss
+from tfcompress.distill.losses.base import DistillationLoss, of_rank
 
 _TINY = 1e-12
 
@@ -33,7 +33,7 @@ class RelationLoss(DistillationLoss):
         size = ops.shape(student)[0]
         weight = ops.ones((size,))
         if sample_weight is not None:
-            weight = ops.reshape(ops.cast(sample_weight, "float32"), (size, -1))[:, 0]
+            weight = of_rank(sample_weight, 1)
         vectors = []
         for features in (teacher, student):
             flat = ops.reshape(features, (size, -1))

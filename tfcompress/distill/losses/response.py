@@ -88,7 +88,16 @@ class ResponseLoss(DistillationLoss):
                     f"distillation_losses={type(self).__name__}({key}='linear') or 'softmax' or "
                     "'sigmoid'."
                 )
+        self.check_kinds(config["teacher_outputs"], config["student_outputs"])
         return type(self).from_config(config)
+
+    def check_kinds(self, teacher: str, student: str) -> None:
+        """Raises ValueError for outputs that are not the same kind of distribution."""
+        if {teacher, student} == {SOFTMAX, SIGMOID}:
+            raise ValueError(
+                f"{type(self).__name__} cannot compare a {teacher} teacher with a {student} "
+                "student: one chooses among the classes, the other decides on each."
+            )
 
     def check(self, teacher: Any, student: Any) -> None:
         """Raises ValueError unless both have the same shape."""
@@ -255,6 +264,14 @@ class DecoupledTargets(ResponseLoss):
         self.target_weight = positive(target_weight, "target_weight", or_zero=True)
         self.other_weight = positive(other_weight, "other_weight", or_zero=True)
 
+    def check_kinds(self, teacher: str, student: str) -> None:
+        """Raises ValueError for sigmoids, which have no other classes."""
+        if SIGMOID in (teacher, student):
+            raise ValueError(
+                "DecoupledTargets needs logits or a softmax over classes. Received: a "
+                f"{teacher} teacher and a {student} student. Use SoftTargets."
+            )
+
     def check(self, teacher: Any, student: Any) -> None:
         """Raises ValueError unless both have the same shape and at least three classes."""
         super().check(teacher, student)
@@ -318,6 +335,8 @@ def output_kind(model: Any, index: int = 0) -> str | None:
         operation, node_index, tensor_index = tensor._keras_history
         if is_graph(operation):
             return output_kind(operation, tensor_index)
+        if isinstance(operation, keras.Model) or _is_opaque(plain(operation)):
+            return None
         if not _passes_values_on(plain(operation)):
             return layer_kind(operation)
         tensor = operation._inbound_nodes[node_index].input_tensors[0]
@@ -326,14 +345,22 @@ def output_kind(model: Any, index: int = 0) -> str | None:
 def layer_kind(layer: Any) -> str:
     """Returns "softmax", "sigmoid", else "linear", for a layer."""
     layer = plain(layer)
+    if isinstance(layer, keras.layers.TimeDistributed):
+        layer = plain(layer.layer)
     kind = activation_name(layer) or type(layer).__name__.lower()
     return kind if kind in (SOFTMAX, SIGMOID) else LINEAR
+
+
+def _is_opaque(layer: Any) -> bool:
+    """Whether a custom layer computes with layers of its own, whatever they do last."""
+    own = type(layer).__module__.split(".")[0] not in ("keras", "tfcompress")
+    return own and isinstance(layer, keras.layers.Layer) and bool(layer._layers)
 
 
 def _passes_values_on(layer: Any) -> bool:
     return (
         getattr(layer, "is_compression_helper", False)
-        or type(layer).__name__ == "WeightedMean"  # of an ensemble, all of one kind
+        or type(layer).__name__ in ("Cast", "WeightedMean")  # ensemble() mixes one kind only
         or isinstance(
             layer,
             (

@@ -1,0 +1,176 @@
+"""The files of a teacher's cache: written whole or not at all, read by number of the sample."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+import pathlib
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from keras import tree
+
+MANIFEST = "manifest.json"
+
+
+def shard_name(index: int) -> str:
+    """Returns the name of the folder of a shard."""
+    return f"shard-{index:05d}"
+
+
+class StoredOutput:
+    """Rows of one output or feature, by number of the sample.
+
+    Args:
+        shards: Folders of the shards, in order.
+        key: Name of the output.
+        shard_size: Samples in each shard but the last.
+        shape: Shape of one row.
+    """
+
+    def __init__(
+        self, shards: list[pathlib.Path], key: str, shard_size: int, shape: tuple[int | None, ...]
+    ) -> None:
+        self.shape = shape
+        self._size = shard_size
+        self._parts = {}
+        names = [key] if (shards[0] / f"{key}.npy").is_file() else []
+        for name in names or [f"{key}_values", f"{key}_indices", f"{key}_rest"]:
+            self._parts[name.removeprefix(key)] = [
+                np.load(shard / f"{name}.npy", mmap_mode="r") for shard in shards
+            ]
+        self.dtype = next(iter(self._parts.values()))[0].dtype
+
+    def rows(self, index: np.ndarray) -> np.ndarray:
+        """Returns the rows of a batch of samples."""
+        found = {
+            name: np.stack([shards[i // self._size][i % self._size] for i in index])
+            for name, shards in self._parts.items()
+        }
+        if "" in found:
+            return found[""]
+        values, order, rest = found["_values"], found["_indices"], found["_rest"]
+        full = np.repeat(rest[..., None], self.shape[-1] or 0, axis=-1)
+        np.put_along_axis(full, order, values, axis=-1)
+        return full
+
+
+def to_half(values: np.ndarray, path: str) -> np.ndarray:
+    """Returns features in float16.
+
+    Raises:
+        ValueError: If they are too large for it.
+    """
+    if np.abs(values).max(initial=0.0) > np.finfo(np.float16).max:
+        raise ValueError(
+            f"The features of {path!r} reach {np.abs(values).max():.0f}, which float16 cannot "
+            "hold. Name a layer behind a normalization."
+        )
+    return values.astype(np.float16)
+
+
+def digest_of(x: Any) -> str:
+    """Returns what tells these samples from others."""
+    digest = hashlib.blake2b(digest_size=16)
+    for array in tree.flatten(x):
+        digest.update(f"{array.dtype}{array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def save_shard(shard: pathlib.Path, digest: str, arrays: dict[str, np.ndarray]) -> None:
+    """Writes a shard aside, waits until it is on disk, and gives it its name."""
+    aside = pathlib.Path(tempfile.mkdtemp(dir=shard.parent, prefix=".cache-"))
+    for key, array in arrays.items():
+        with _safely(aside / f"{key}.npy") as file:
+            np.save(file, array)
+    with _safely(aside / "data.txt") as file:
+        file.write(digest.encode())
+    os.rename(aside, shard)
+
+
+@contextlib.contextmanager
+def _safely(path: pathlib.Path) -> Iterator[Any]:
+    """Opens a file that is on disk when this ends."""
+    with open(path, "wb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def alone(folder: pathlib.Path) -> Iterator[None]:
+    """Keeps other processes from writing to a folder; the system forgets it when this one dies.
+
+    Raises:
+        ValueError: If another process writes to it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows has no such lock
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise ValueError(
+            f"path={str(folder)!r} is being written to by another process. Wait for it, or name "
+            "another folder."
+        ) from error
+    finally:
+        os.close(handle)
+
+
+def write_manifest(manifest: pathlib.Path, told: dict[str, Any]) -> None:
+    """Writes the manifest aside and gives it its name."""
+    aside = manifest.with_name(f".cache-{os.getpid()}.json")
+    with _safely(aside) as file:
+        file.write(json.dumps(told, indent=1).encode())
+    os.replace(aside, manifest)
+
+
+def to_arrays(
+    key: str, values: np.ndarray, kind: str | None, top_k: int | None
+) -> dict[str, np.ndarray]:
+    """Returns the arrays to keep of one output, by name.
+
+    Args:
+        key: Name of the output.
+        values: Logits or probabilities (batch, ..., classes).
+        kind: "linear", "softmax" or "sigmoid".
+        top_k: How many to keep; None for all.
+
+    Raises:
+        ValueError: If the output has no such thing as its largest classes.
+    """
+    values = values.astype(np.float32)
+    if top_k is None or top_k >= values.shape[-1]:
+        return {key: values}
+    if kind not in ("linear", "softmax") or values.shape[-1] < 2 or top_k < 1:
+        raise ValueError(
+            f"top_k={top_k!r} must be >= 1 and needs logits or a softmax over several classes; "
+            f"{key} is {kind}, shaped {values.shape}."
+        )
+    order = np.argpartition(values, -top_k, axis=-1)[..., -top_k:]
+    kept = np.take_along_axis(values, order, axis=-1)
+    others = np.ones(values.shape, bool)
+    np.put_along_axis(others, order, False, axis=-1)
+    count = values.shape[-1] - top_k
+    if kind == "softmax":
+        rest = np.sum(values, axis=-1, where=others) / count
+    else:
+        largest = np.max(values, axis=-1, keepdims=True)
+        mass = np.sum(np.exp(values - largest), axis=-1, where=others)
+        rest = np.log(np.maximum(mass, 1e-30)) + largest[..., 0] - math.log(count)
+    return {
+        f"{key}_values": kept,
+        f"{key}_indices": order.astype(np.int32),
+        f"{key}_rest": rest.astype(np.float32),
+    }
