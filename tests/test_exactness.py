@@ -168,3 +168,24 @@ def test_concatenations_agree_to_the_step(make, tmp_path):
     assert result.float_tensors == []
     # One step, not none: XNNPACK brings a branch onto another grid with 8 bits of the ratio.
     assert result.agreement.max_steps <= 1.01 and result.agreement.rmse <= 0.02
+
+
+@pytest.mark.parametrize("layers", ["c2", ["c1", "c2"], "hidden"])
+def test_a_part_of_a_model_in_integers_agrees(layers, tmp_path):
+    """What is not selected stays in float; the file changes back and forth where the model does."""
+    aware = tfc.quantize(nets.dense() if layers == "hidden" else nets.conv(), layers=layers)
+    generator = np.random.default_rng(0)
+    for _ in range(4):
+        x = generator.random((64, 28, 28, 1), dtype="float32")
+        aware(x, training=True)
+    result = tfc.export_tflite(aware, tmp_path / "m.tflite", representative_dataset=x)
+    assert result.float_tensors and "int8" in result.dtypes
+    assert result.agreement.rmse <= 0.02
+
+
+def test_weights_between_quantized_layers_are_told_of(tmp_path):
+    aware = tfc.quantize(nets.conv(), layers=["c1", "d"])
+    x = np.random.default_rng(0).random((64, 28, 28, 1), dtype="float32")
+    aware(x, training=True)
+    with pytest.warns(tfc.CompressionWarning, match=r"rounded 1 weight\(s\).*among c2"):
+        tfc.export_tflite(aware, tmp_path / "m.tflite", representative_dataset=x)

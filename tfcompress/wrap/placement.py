@@ -193,13 +193,16 @@ class PlaceQuantizers(Rewriter):
         operation = self.clone(call.operation)
         given = [t for t in keras.tree.flatten((args, kwargs)) if _is_float(t)]
         fused = any(self._state(t).pending for t in given)
+        kind = role(operation)
         if not fused and self._selected is not None and call.path not in self._selected:
-            return operation(*args, **kwargs)
+            # The runtime moves and averages integers as integers, whoever asked for it.
+            stays = kind in (MOVE, AVERAGE) and all(self._state(t).quantized for t in given)
+            if not stays or not given:
+                return operation(*args, **kwargs)
         args, kwargs = keras.tree.map_structure(
             lambda t: t if self._state(t).pending else self._quantize(t), (args, kwargs)
         )
         given = [t for t in keras.tree.flatten((args, kwargs)) if _is_float(t)]
-        kind = role(operation)
         if kind == AVERAGE and self._state(given[0]).quantizer is None:
             # Its grid belongs to an outer model, whose layers cannot be called in this one.
             args, kwargs = keras.tree.map_structure(

@@ -13,8 +13,9 @@ from tfcompress.errors import CompressionWarning
 from tfcompress.graph.canonicalize import rule_named
 from tfcompress.graph.clone import Rewriter, clone_layer
 from tfcompress.graph.read import Call, Graph, check_model, walk_layers
+from tfcompress.transforms import FakeQuant
 from tfcompress.wrap.activations import ActivationQuantizer, FixedFakeQuant, InputSamples
-from tfcompress.wrap.placement import ChainedModel
+from tfcompress.wrap.placement import LINEAR, ChainedModel, role
 from tfcompress.wrap.wrapper import CompressionWrapper
 
 
@@ -89,6 +90,22 @@ def is_wrapped(model: keras.Model) -> bool:
 def quantizers(model: keras.Model) -> list[ActivationQuantizer]:
     """Returns the activation quantizers of a model; empty if it is not quantization-aware."""
     return [layer for _, layer in walk_layers(model) if isinstance(layer, ActivationQuantizer)]
+
+
+def rounded_weights(model: keras.Model) -> tuple[int, list[str]]:
+    """Returns how many weights are trained to be rounded, and the layers left out of that."""
+    count, left_out = 0, []
+    for path, layer in walk_layers(model):
+        transforms = (
+            [t for _, chain in layer.pipelines() for t in chain]
+            if isinstance(layer, CompressionWrapper)
+            else []
+        )
+        trained = sum(isinstance(t, FakeQuant) for t in transforms)
+        count += trained
+        if not trained and role(layer) == LINEAR:
+            left_out.append(path)
+    return count, left_out
 
 
 def baked_values(wrapper: CompressionWrapper) -> dict[int, Any]:
