@@ -672,3 +672,13 @@ def test_layers_of_several_tensors_are_named():
     model = keras.Model(inputs, x)
     with pytest.raises(ValueError, match="'lstm' of model .* puts out several tensors"):
         hinted(model, keras.models.clone_model(model), [tfc.FeatureMatching("lstm", "lstm")])
+
+
+def test_evaluation_leaves_projectors_out():
+    projector = L.Dense(16, kernel_regularizer=keras.regularizers.L2(10.0))
+    loss = tfc.FeatureMatching("hidden", "first", projector=projector)
+    distiller = nets.compiled(hinted(losses=[loss]))
+    x, y = data()
+    told = distiller.evaluate(x, y, verbose=0)
+    wanted = nets.compiled(distiller.student).evaluate(x, y, verbose=0)
+    assert told == pytest.approx(wanted)

@@ -177,7 +177,8 @@ class Distiller(keras.Model):
             elif self.alpha < 1.0:
                 parts.append((1.0 - self.alpha) * compiled)
         # As keras.Model does it, so that alpha=0 is plain training to the bit.
-        parts += [self._aggregate_additional_loss(loss) for loss in self.losses]
+        added = self.losses if training else self.student.losses
+        parts += [self._aggregate_additional_loss(loss) for loss in added]
         if len(parts) == 1:
             return parts[0]
         return ops.sum(parts) if parts else ops.zeros(())
