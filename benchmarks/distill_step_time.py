@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 
-BATCH, TURNS, STEPS = 64, 8, 16
+BATCH, TURNS, STEPS = 64, 5, 16
 HINTS = [("stage2_relu", "stage1_relu"), ("stage3_relu", "stage2_relu")]
 
 
