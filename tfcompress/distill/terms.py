@@ -199,12 +199,7 @@ def _masked(weight: Any, outputs: Any) -> Any:
         return weight
     mask = ops.cast(mask, "float32")
     mask = mask * ops.cast(ops.size(mask), "float32") / ops.maximum(ops.sum(mask), 1.0)
-    if weight is None:
-        return mask
-    weight = of_rank(weight, len(mask.shape))
-    return mask * ops.reshape(
-        weight, (*ops.shape(weight), *[1] * (len(mask.shape) - len(weight.shape)))
-    )
+    return mask if weight is None else mask * of_rank(weight, len(mask.shape))
 
 
 def _spread(value: Any, count: int) -> list[Any]:

@@ -160,18 +160,17 @@ def average(values: Any, sample_weight: Any = None) -> Any:
     """
     if sample_weight is not None:
         weight = of_rank(sample_weight, len(values.shape))
-        weight = ops.reshape(weight, (*ops.shape(weight), *[1] * (values.ndim - weight.ndim)))
         # Not a plain product: infinity times the weight zero must not be NaN.
         values = ops.where(weight == 0, 0.0, values * weight)
     return ops.mean(values)
 
 
 def of_rank(sample_weight: Any, rank: int) -> Any:
-    """Returns weights with at most `rank` axes: those of a sample's positions are averaged."""
+    """Returns weights with `rank` axes: positions beyond them are averaged, missing ones are 1."""
     weight = ops.cast(sample_weight, "float32")
     while len(weight.shape) > rank:
         weight = ops.mean(weight, axis=-1)
-    return weight
+    return ops.reshape(weight, (*ops.shape(weight), *[1] * (rank - len(weight.shape))))
 
 
 def complain(loss: Any, teacher: Any, student: Any, rule: str) -> ValueError:
