@@ -27,15 +27,16 @@ def draw(rows: Mapping[str, Any], names: Mapping[str, str], path: pathlib.Path) 
     for (key, row), colour, label in zip(rows.items(), colours, labels, strict=True):
         kilobytes = row.gzip_bytes / 1000
         left.scatter(kilobytes, 100 * row.accuracy, s=90, color=colour, zorder=3)
-        at_left = key == "student_int8"
+        below = key != "teacher"
         left.annotate(
             f"{label}\n{kilobytes:,.1f} kB, {row.accuracy:.2%}",
             (kilobytes, 100 * row.accuracy),
-            # Apart even where two models are equally good: one label below, the others above.
-            xytext=(0, -9 if at_left else 9),
+            # Apart even where models are equally good: the teacher's label above and to the left,
+            # the students' below and to the right, where their sizes keep them apart.
+            xytext=(0, -9 if below else 9),
             textcoords="offset points",
-            ha="left" if at_left else "right",
-            va="top" if at_left else "bottom",
+            ha="left" if below else "right",
+            va="top" if below else "bottom",
             color=colour,
             fontsize=9,
         )
