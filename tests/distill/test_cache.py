@@ -12,6 +12,7 @@ from keras import layers as L
 import tfcompress as tfc
 from tests import nets
 from tests.conftest import arrays
+from tfcompress.distill import shards
 from tfcompress.distill.features import Feature
 
 G = np.random.default_rng(0)
@@ -58,6 +59,26 @@ def test_what_is_joined_belongs_to_the_sample(shuffle, tmp_path):
             seen += rows
     assert sorted(seen) == sorted([*range(50), *range(50)])
     assert (seen[:50] == list(range(50))) == (shuffle is False)
+
+
+def test_features_of_one_shape_are_not_mixed_up(tmp_path, monkeypatch):
+    # Losses name layers in another order than the pass meets them.
+    keras.utils.set_random_seed(0)
+    teacher = keras.Sequential(
+        [keras.Input((6,))] + [L.Dense(5, activation="tanh", name=f"h{i}") for i in range(3)]
+    )
+    losses = [tfc.FeatureMatching(f"h{i}", f"h{i}", name=f"l{i}") for i in (2, 0, 1)]
+    cache = cached(tmp_path / "t", teacher=teacher, losses=losses)
+    for limit in (2**30, 0):  # in memory and from disk
+        monkeypatch.setattr(shards, "_IN_MEMORY", limit)
+        for x, _ in cache.dataset(8):
+            values, made = x["inputs"], []
+            for layer in teacher.layers:
+                values = layer(values)
+                made.append(values)
+            for i, number in enumerate((2, 0, 1)):
+                stored = x["teacher"][f"feature_{i}"]
+                np.testing.assert_allclose(stored, made[number], rtol=2e-3, atol=1e-3)
 
 
 def test_training_on_a_cache_is_training_with_the_teacher(tmp_path):

@@ -51,3 +51,33 @@ def test_bake_computes_what_the_model_does(policy):
     np.testing.assert_allclose(
         np.asarray(baked(x)), np.asarray(model(x), "float32"), atol=tolerance
     )
+
+
+class Shifted(keras.layers.Layer):
+    """A layer as people write them: no get_config of its own."""
+
+    def __init__(self, by=1.0, **kwargs):
+        super().__init__(**kwargs)
+        self.supports_masking = True
+        self.by = by
+
+    def call(self, x):
+        return x + self.by
+
+
+def test_baking_twice_needs_no_get_config():
+    model = keras.Sequential([keras.Input((6,)), Shifted(2.0, name="mine")])
+    twice = bake(bake(model))
+    assert twice.get_layer("mine").by == 2.0
+
+
+@pytest.mark.filterwarnings("error:.*destroy the mask")
+def test_masks_survive_baking():
+    inputs = keras.Input((5,), dtype="int32")
+    x = keras.layers.Embedding(7, 4, mask_zero=True)(inputs)
+    x = keras.layers.GlobalAveragePooling1D()(keras.layers.Dense(3)(Shifted(name="mine")(x)))
+    model = tfc.quantize(keras.Model(inputs, x))
+    ids = np.array([[1, 2, 0, 0, 0], [3, 4, 5, 6, 1]])
+    model(ids, training=True)
+    expected = model.predict(ids, verbose=0)
+    np.testing.assert_allclose(bake(model).predict(ids, verbose=0), expected, atol=1e-6)

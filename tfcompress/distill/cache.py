@@ -117,11 +117,18 @@ def cache_teacher(
 
 
 class _Source:
-    """The samples in order, one by one, augmented."""
+    """The samples in order, one by one, augmented.
+
+    Attributes:
+        samples: A `tf.data.Dataset` of them, as tuples.
+        arrays: The same as tensors that hold all samples; None where they come as a dataset, or
+            are augmented.
+    """
 
     def __init__(self, dataset: Any, teacher: keras.Model, augment: Any, seed: int) -> None:
         import tensorflow as tf
 
+        self.arrays: Any = None
         if not isinstance(dataset, tf.data.Dataset):
             if not isinstance(dataset, tuple):
                 dataset = (dataset,)
@@ -131,7 +138,9 @@ class _Source:
                     "x may be a dict) or a tf.data.Dataset. Received a "
                     + ", ".join(type(part).__name__ for part in dataset)
                 )
-            dataset = tf.data.Dataset.from_tensor_slices(dataset)
+            arrays = tree.map_structure(tf.convert_to_tensor, dataset)
+            dataset = tf.data.Dataset.from_tensor_slices(arrays)
+            self.arrays = arrays if augment is None else None
         elif int(dataset.cardinality()) == tf.data.INFINITE_CARDINALITY:
             raise ValueError("dataset repeats without end. Cache one pass: leave out repeat().")
         elif not isinstance(dataset.element_spec, tuple):
@@ -310,10 +319,12 @@ def _fill(
 def _runner(live: LiveTeacher, told: dict[str, Any], top_k: int | None) -> Callable[..., Any]:
     import tensorflow as tf
 
+    kept = [Feature(path, quantity) for path, quantity, _ in told["features"]]
+
     @tf.function
     def forward(x: Any) -> tuple[list[Any], list[Any]]:
         outputs, found = live(x, None)
-        return outputs if told["outputs"] else [], list(found.values())
+        return outputs if told["outputs"] else [], [found[feature] for feature in kept]
 
     def run(x: Any, size: int, batch_size: int) -> dict[str, np.ndarray]:
         parts: dict[str, list[np.ndarray]] = {}

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import pathlib
 from typing import Any
+
+from keras import tree
 
 from tfcompress.distill.features import Feature
 from tfcompress.distill.shards import MANIFEST, StoredOutput, shard_name
@@ -124,26 +127,27 @@ class CachedTeacher:
             )
         import tensorflow as tf
 
-        stored = self._stored()
-        types = [tf.as_dtype(s.dtype) for s in stored.values()]
-
         def join(index: Any, sample: tuple[Any, ...]) -> tuple[Any, ...]:
-            rows = tf.numpy_function(
-                lambda chosen: [s.rows(chosen) for s in stored.values()], [index], types
-            )
-            for row, one in zip(rows, stored.values(), strict=True):
-                row.set_shape((None, *one.shape))
-            joined = dict(zip(stored, rows, strict=True))
+            joined = {key: stored.batch(index) for key, stored in self._stored.items()}
             return ({"inputs": sample[0], "teacher": joined}, *sample[1:])
 
-        known = tf.data.experimental.assert_cardinality(len(self))
-        data = self._source.samples.apply(known).enumerate()
+        arrays = self._source.arrays
+        if arrays is None:
+            known = tf.data.experimental.assert_cardinality(len(self))
+            data = self._source.samples.apply(known).enumerate()
+        else:  # numbers are shuffled faster than samples
+            data = tf.data.Dataset.range(len(self))
         if shuffle:
             size = len(self) if shuffle is True else int(shuffle)
             data = data.shuffle(size, seed=seed, reshuffle_each_iteration=True)
         data = data.batch(batch_size, drop_remainder=drop_remainder)
+        if arrays is not None:
+            data = data.map(
+                lambda index: (index, tree.map_structure(lambda a: tf.gather(a, index), arrays))
+            )
         return data.map(join, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
 
+    @functools.cached_property
     def _stored(self) -> dict[str, StoredOutput]:
         folder, size = pathlib.Path(self.path), self._told["shard_size"]
         shards = [folder / shard_name(i) for i in range(-(-len(self) // size))]

@@ -16,6 +16,7 @@ import numpy as np
 from keras import tree
 
 MANIFEST = "manifest.json"
+_IN_MEMORY = 2**30  # bytes up to which an output is read once, not a batch at a time
 
 
 def shard_name(index: int) -> str:
@@ -39,12 +40,28 @@ class StoredOutput:
         self.shape = shape
         self._size = shard_size
         self._parts = {}
+        self._table: Any = None
         names = [key] if (shards[0] / f"{key}.npy").is_file() else []
         for name in names or [f"{key}_values", f"{key}_indices", f"{key}_rest"]:
             self._parts[name.removeprefix(key)] = [
                 np.load(shard / f"{name}.npy", mmap_mode="r") for shard in shards
             ]
-        self.dtype = next(iter(self._parts.values()))[0].dtype
+        first = next(iter(self._parts.values()))
+        self.dtype = first[0].dtype
+        self._count = sum(len(shard) for shard in first)
+
+    def batch(self, index: Any) -> Any:
+        """Returns the rows of a batch of samples, given and returned as tensors of TensorFlow."""
+        import tensorflow as tf
+
+        if self._count * self.rows(np.zeros(1, np.int64)).nbytes <= _IN_MEMORY:
+            if self._table is None:
+                with tf.init_scope():  # this may be traced: the table must outlive the trace
+                    self._table = tf.constant(self.rows(np.arange(self._count)))
+            return tf.gather(self._table, index)
+        rows = tf.numpy_function(self.rows, [index], tf.as_dtype(self.dtype), stateful=False)
+        rows.set_shape((None, *self.shape))
+        return rows
 
     def rows(self, index: np.ndarray) -> np.ndarray:
         """Returns the rows of a batch of samples."""

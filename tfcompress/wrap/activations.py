@@ -191,6 +191,7 @@ class FixedFakeQuant(keras.layers.Layer):
     def __init__(self, minimum: float, maximum: float, **kwargs: Any) -> None:
         kwargs["dtype"] = "float32"  # whatever the global policy
         super().__init__(**kwargs)
+        self.supports_masking = True
         self.minimum = minimum
         self.maximum = maximum
 

@@ -221,5 +221,7 @@ class _Bake(Rewriter):
 
 
 def _in_float32(policy: Any) -> Any:
-    mixed = policy.name.startswith("mixed_") or policy.name in ("float16", "bfloat16")
-    return "float32" if mixed else policy
+    if policy.name.startswith("mixed_") or policy.name in ("float16", "bfloat16"):
+        return "float32"
+    # By name: a layer without get_config() is made again only from arguments that JSON knows.
+    return policy.name if type(policy) is keras.DTypePolicy else policy
