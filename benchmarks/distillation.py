@@ -1,13 +1,14 @@
 """What a teacher is worth: one student, trained alone and by every kind of distillation.
 
-Fashion-MNIST (60,000 training and 10,000 test images; `--embedded` takes the 10,000 and 5,000 of the
-demo), the ResNet of 78,426 parameters as the teacher, trained on flipped and shifted images, a ResNet
-of 14,658 as the student, as many epochs for every row. Three parts: all labels; a tenth of the labels;
-no labels. Rows are kept in a file as they are done, so that it goes on where it stopped. Run by hand:
-python -m benchmarks.distillation FOLDER [--seeds 3] [--embedded] [--part NAME] [--row NAME]
+Fashion-MNIST, all 60,000 training and 10,000 test images (`--embedded` takes the demo's 10,000 and
+5,000). The teacher is the ResNet of 78,426 parameters, trained on flipped and shifted images; the
+student a ResNet of 14,658, for as many epochs in every row. Three parts: all labels; a tenth of the
+labels; no labels. Rows are kept in FOLDER as they are done, so that it goes on where it stopped.
+Run by hand: python -m benchmarks.distillation FOLDER [--seeds 3] [--embedded] [--rows GLOB]
 """
 
 import argparse
+import fnmatch
 import json
 import pathlib
 import time
@@ -113,9 +114,7 @@ def parts(data):
     }
 
 
-def measure(data, folder, seeds, console):
-    import tensorflow as tf
-
+def measure(data, folder, seeds, wanted, console):
     teacher = teacher_of(data, folder)
     test = data.x_test, data.y_test
     path = folder / "results.json"
@@ -124,25 +123,23 @@ def measure(data, folder, seeds, console):
     found["teacher"] = teacher.evaluate(*test, verbose=0)[1]
     losses = [loss for row in rows().values() for loss in row[1] or []]
     for part, (x, y, epochs, only) in parts(data).items():
-        place = folder / part.replace(" ", "-")
-        cache = tfc.cache_teacher(teacher, (x, y), place, losses, verbose=False)
-        names = [*rows(), "keras.distillation"] if only is None else only
+        cache = None
         for seed in range(seeds):
-            for name in names:
+            for name in only or [*rows(), "keras.distillation"]:
                 key = f"{part}|{name}|{seed}"
-                if key in found:
+                if key in found or not fnmatch.fnmatch(f"{part}|{name}", wanted):
                     continue
                 keras.utils.set_random_seed(seed + 1)
                 student = resnet(**STUDENT)
                 if name in ("alone", "keras.distillation"):
-                    batches = tf.data.Dataset.from_tensor_slices((x, y)).shuffle(len(x), seed=seed)
-                    batches = batches.batch(BATCH, drop_remainder=True).prefetch(2)
                     model = student if name == "alone" else keras_distiller(teacher, student)
+                    batches = batches_of(x, y, seed)
                 else:
+                    place = folder / part.replace(" ", "-")
+                    if cache is None:
+                        cache = tfc.cache_teacher(teacher, (x, y), place, losses)
                     _, chosen, weights, alpha = rows()[name]
                     alpha = 1.0 if part == "no labels" else alpha
-                    if part == "no labels" and name == "FitNets":
-                        chosen, weights = rows()["soft targets + FitNets"][1:3]
                     model = tfc.Distiller(cache, student, chosen, weights, alpha=alpha)
                     batches = cache.dataset(BATCH, seed=seed, drop_remainder=True)
                 seconds = fit(model, batches, len(x), epochs)
@@ -154,12 +151,16 @@ def measure(data, folder, seeds, console):
 
 
 def main():
-    numbers = [int(argument) for argument in sys.argv[1:] if argument.isdigit()]
-    folders = [a for a in sys.argv[1:] if not a.isdigit() and not a.startswith("-")]
-    folder = pathlib.Path(folders[0] if folders else tempfile.mkdtemp())
-    folder.mkdir(parents=True, exist_ok=True)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=pathlib.Path)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--embedded", action="store_true")
+    parser.add_argument("--rows", default="*", help='those that match, as "all labels|soft*"')
+    asked = parser.parse_args()
+    asked.folder.mkdir(parents=True, exist_ok=True)
     console = Console(width=100)
-    found = measure(load(), folder, numbers[0] if numbers else 3, console)
+    data = load(full=not asked.embedded)
+    found = measure(data, asked.folder, asked.seeds, asked.rows, console)
     console.print(f"teacher {found.pop('teacher'):.2%}")
     groups = {}
     for key, accuracy in found.items():

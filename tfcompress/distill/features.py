@@ -17,6 +17,7 @@ from typing import Any
 import keras
 
 from tfcompress.graph.cost import plain
+from tfcompress.graph.expand import Expanded
 
 OUTPUT, ATTENTION = "output", "attention"
 
@@ -79,7 +80,9 @@ class Recorder:
             layer = find_layer(model, feature.path, argument)
             if feature.quantity == ATTENTION:
                 layer = plain(layer)
-                if not hasattr(layer, "_compute_attention"):
+                if isinstance(layer, Expanded):
+                    layer = layer.get_layer("softmax")
+                elif not hasattr(layer, "_compute_attention"):
                     raise ValueError(
                         f"{argument}={feature.path!r} must name a MultiHeadAttention layer. "
                         f"Received a {type(layer).__name__}."
@@ -174,14 +177,14 @@ def _listening(feature: Feature, layer: Any, found: dict[Feature, Any]) -> Itera
     a pass: the tap is put on once for all of them, and what it hears goes to the thread's own ear.
     """
     method = "_compute_attention"
-    if feature.quantity == OUTPUT:
+    if not hasattr(layer, method) or feature.quantity == OUTPUT:
         method = "quantized_call" if getattr(layer, "quantization_mode", None) else "call"
     key = (id(layer), method)
     with _guard:
         _taps[key] = _taps.get(key, 0) + 1
         if _taps[key] == 1:
             _before[key] = vars(layer).get(method)
-            vars(layer)[method] = _tapped(getattr(layer, method), key, feature.quantity)
+            vars(layer)[method] = _tapped(getattr(layer, method), key)
     ears = vars(_active).setdefault("ears", {})
     ears.setdefault(key, []).append((feature, found))
     try:
@@ -197,9 +200,9 @@ def _listening(feature: Feature, layer: Any, found: dict[Feature, Any]) -> Itera
                     vars(layer)[method] = own
 
 
-def _tapped(original: Any, key: tuple[int, str], quantity: str) -> Any:
+def _tapped(original: Any, key: tuple[int, str]) -> Any:
     def call(*args: Any, **kwargs: Any) -> Any:
-        if quantity == ATTENTION:
+        if key[1] == "_compute_attention":
             made, heard = _with_scores(original, args, kwargs)
         else:
             made = heard = original(*args, **kwargs)

@@ -6,8 +6,9 @@ from collections.abc import Iterable
 from typing import Any
 
 import keras
-from keras import tree
+from keras import ops, tree
 
+from tfcompress.graph.expand import Expanded
 from tfcompress.graph.read import Call, Graph, is_graph, read_graph
 
 
@@ -50,7 +51,10 @@ class Rewriter:
         new = self._rebuild(model, "")
         for old_layer, new_layer in self._carried:
             for old_variable, new_variable in self.match(old_layer, new_layer):
-                new_variable.assign(self.value_of(old_variable))
+                value = self.value_of(old_variable)
+                if tuple(value.shape) != tuple(new_variable.shape):  # heads flattened, or back
+                    value = ops.reshape(value, new_variable.shape)
+                new_variable.assign(value)
         return new
 
     # What subclasses override.
@@ -136,6 +140,8 @@ class Rewriter:
             new = _functional(new_class, model, inputs, outputs)
         if not model.trainable:
             new.trainable = False
+        if isinstance(model, Expanded) and isinstance(new, Expanded):
+            new.origin = model.origin
         return new
 
 

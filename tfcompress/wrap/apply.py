@@ -10,8 +10,15 @@ import keras
 from tfcompress.errors import CompressionWarning
 from tfcompress.graph.canonicalize import activation_name, rule_for
 from tfcompress.graph.clone import Rewriter, clone_layer
+from tfcompress.graph.expand import (
+    Expanded,
+    attention_call,
+    expand_attention,
+    inputs_of,
+    matching_variables,
+)
 from tfcompress.graph.cost import DEPTHWISE, plain
-from tfcompress.graph.read import Call, Graph, check_model, walk_layers
+from tfcompress.graph.read import Call, Graph, check_model, read_graph, walk_layers
 from tfcompress.graph.select import LayerSelection, select
 from tfcompress.scheme import check_choice
 from tfcompress.transforms import FakeQuant, MagnitudeMask, SparsitySchedule, WeightTransform
@@ -187,6 +194,16 @@ class _AddTransform(Rewriter):
         """Calls the wrapped parts of a chosen layer one after the other."""
         if call.path not in self._chosen:
             return super().visit(graph, call, args, kwargs)
+        given = attention_call(plain(call.operation), args, kwargs) if self._canonicalize else None
+        if given is not None:
+            expanded = self.once(call.operation, lambda: self._expand(call, given))
+            names = inputs_of(given)
+            if len(names) != len(expanded.inputs):
+                raise ValueError(
+                    f"layer {call.path!r} is called with a mask and without one, which its INT8 "
+                    "form cannot do. Use two layers, or leave it out with `layers`."
+                )
+            return expanded([given[name] for name in names])
         first, *rest = self.once(call.operation, lambda: self._wrap(call))
         outputs = first(*args, **kwargs)
         for part in rest:
@@ -229,18 +246,36 @@ class _AddTransform(Rewriter):
         self.carry(call.operation, wrappers)
         return wrappers
 
+    def _expand(self, call: Call, given: dict[str, Any]) -> Expanded:
+        transforms = [self._transform]
+        if isinstance(call.operation, CompressionWrapper):
+            transforms = [*call.operation.transforms, *transforms]
+        expanded = expand_attention(
+            plain(call.operation), given, lambda part: CompressionWrapper(part, transforms)
+        )
+        self.added.update(inner.path for inner in read_graph(expanded, call.path + "/").calls)
+        self.carry(call.operation, expanded)
+        return expanded
+
     def match(self, old: Any, new: Any) -> Any:
         """Pairs variables of the layer itself, and state of the transforms it had before."""
-        if not isinstance(new, list):
-            return super().match(old, new)
-        parts = [wrapper.layer for wrapper in new]
         layer = plain(old)
-        rule = rule_for(layer) if len(new) > 1 else None
-        variables = rule.variables(parts) if rule else parts[0].variables
-        pairs = list(zip(layer.variables, variables, strict=True))
+        if isinstance(new, Expanded):
+            pairs = matching_variables(layer, lambda name: plain(new.get_layer(name)))
+            wrappers = [part for part in new.layers if isinstance(part, CompressionWrapper)]
+        elif isinstance(new, list):
+            wrappers = new
+            parts = [wrapper.layer for wrapper in new]
+            rule = rule_for(layer) if len(new) > 1 else None
+            variables = rule.variables(parts) if rule else parts[0].variables
+            pairs = list(zip(layer.variables, variables, strict=True))
+        else:
+            return super().match(old, new)
         if isinstance(old, CompressionWrapper):
-            for (_, before), (_, after) in zip(old.pipelines(), new[0].pipelines(), strict=True):
-                kinds = {type(transform): transform for transform in after}
+            twins = {id(before): id(after) for before, after in pairs}
+            chains = {id(w): chain for part in wrappers for w, chain in part.pipelines()}
+            for weight, before in old.pipelines():
+                kinds = {type(transform): transform for transform in chains[twins[id(weight)]]}
                 for transform in before:
                     pairs += zip(transform.variables, kinds[type(transform)].variables, strict=True)
         return pairs

@@ -12,6 +12,8 @@ from keras import ops
 from tfcompress.errors import CompressionWarning
 from tfcompress.graph.canonicalize import rule_named
 from tfcompress.graph.clone import Rewriter, clone_layer
+from tfcompress.graph.cost import plain
+from tfcompress.graph.expand import Expanded, matching_variables
 from tfcompress.graph.read import Call, Graph, check_model, walk_layers
 from tfcompress.transforms import FakeQuant
 from tfcompress.wrap.activations import ActivationQuantizer, FixedFakeQuant, InputSamples
@@ -173,6 +175,21 @@ class _Strip(Rewriter):
             return parts
         return self._restored(parts.wrappers)(*parts.args, **parts.kwargs)
 
+    def visit_model(self, graph: Graph, call: Call, args: Any, kwargs: Any) -> Any:
+        expanded = call.operation
+        if not isinstance(expanded, Expanded):
+            return super().visit_model(graph, call, args, kwargs)
+
+        def make() -> Any:
+            layer = expanded.layer()
+            self.carry(expanded, layer)
+            return layer
+
+        for part in expanded.layers:
+            if isinstance(part, CompressionWrapper):
+                self._values.update(baked_values(part))
+        return self.once(expanded, make)(**expanded.arguments(args[0]))
+
     def _restored(self, wrappers: list[CompressionWrapper]) -> Any:
         def make() -> Any:
             origin = wrappers[0].origin or {}
@@ -183,6 +200,9 @@ class _Strip(Rewriter):
         return self.once(wrappers[0], make)
 
     def match(self, old: Any, new: Any) -> Any:
+        if isinstance(old, Expanded):
+            pairs = matching_variables(new, lambda name: plain(old.get_layer(name)))
+            return [(part, whole) for whole, part in pairs]
         if not isinstance(old, list):
             return super().match(old, new)
         rule = rule_named(old[0].origin["rule"])

@@ -217,8 +217,12 @@ class CompressionWrapper(keras.layers.Layer):
         """Returns the output shape of the layer."""
         return self.layer.compute_output_shape(*args, **kwargs)
 
-    def compute_mask(self, inputs: Any, previous_mask: Any) -> None:
-        """Returns nothing: the layer has attached the mask to its outputs itself."""
+    def compute_mask(self, inputs: Any, previous_mask: Any) -> Any:
+        """Returns the mask of the layer's output, which the layer itself attaches to values."""
+        if not (self.layer.supports_masking and inputs):
+            return None
+        # To Keras, whose call() names its inputs, ours has one argument: the tuple of them all.
+        return self.layer.compute_mask(inputs[0], previous_mask[0] if previous_mask else None)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor arguments."""

@@ -1,0 +1,190 @@
+"""Layers that hide a graph, written out as a nested model of plain layers.
+
+Where a layer branches inside, no chain of layers (see `canonicalize.py`) does the same. Attention is
+written out as what it computes: projections, products and a softmax, each of which then gets
+quantizers like any other. The nested model carries the layer's name and its config, and `strip` puts
+the layer back. Its projections are Dense layers on flattened heads: the runtime adds their bias and
+keeps a scale for each of their channels, which it does not for `EinsumDense`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable
+from typing import Any
+
+import keras
+from keras import layers, ops
+
+
+@keras.saving.register_keras_serializable("tfcompress")
+class Expanded(keras.Model):
+    """A layer as the graph of what it computes.
+
+    Attributes:
+        origin: JSON of the layer and of the options it was called with.
+    """
+
+    origin = ""
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the graph and what it was made of."""
+        return {**super().get_config(), "origin": self.origin}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Expanded:
+        """Makes the model from the result of `get_config`."""
+        config = dict(config)
+        origin = config.pop("origin")
+        model = super().from_config(config, custom_objects)
+        model.origin = origin
+        return model
+
+    def layer(self) -> Any:
+        """Returns the layer this stands for, as it was built, with new weights."""
+        return keras.saving.deserialize_keras_object(json.loads(self.origin)["layer"])
+
+    def arguments(self, inputs: list[Any]) -> dict[str, Any]:
+        """Returns the arguments to call that layer with where this is called with `inputs`."""
+        told = json.loads(self.origin)
+        given = dict(zip(told["inputs"], inputs, strict=True))
+        return {n: v for n, v in given.items() if n not in told["carried"]} | told["options"]
+
+    def compute_mask(self, inputs: list[Any], previous_mask: Any = None) -> Any:
+        """Returns the mask of the query, as the layer does."""
+        return None if previous_mask is None else previous_mask[0]
+
+
+def attention_call(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict | None:
+    """Returns the arguments of an attention layer's call by name if it can be written out.
+
+    Left as they are: what Keras adds to the attention of the paper (gates, sliding windows, several
+    axes), subclasses, sequences of unknown length, and calls that ask for the scores.
+    """
+    if type(layer) is not layers.MultiHeadAttention or not layer.built:
+        return None
+    config = layer.get_config()
+    if config.get("use_gate") or config.get("sliding_window") or config["output_shape"]:
+        return None
+    bound = inspect.signature(layer.call).bind(*args, **kwargs).arguments
+    given = {name: value for name, value in bound.items() if value is not None}
+    for name in _TENSORS:  # masks that Keras carries along with the tensors
+        if (mask := getattr(given.get(name), "_keras_mask", None)) is not None:
+            given.setdefault(f"{name}_mask", mask)
+    given.setdefault("key", given["value"])
+    fixed = all(
+        isinstance(given[name], keras.KerasTensor) and given[name].shape[1] is not None
+        for name in _TENSORS
+    )
+    if not fixed or len(given["query"].shape) != 3 or given.get("return_attention_scores"):
+        return None
+    return given
+
+
+def inputs_of(given: dict[str, Any]) -> list[str]:
+    """Returns the names of the tensors among the arguments, in the order of the model's inputs."""
+    return [name for name in (*_TENSORS, *_MASKS) if name in given]
+
+
+def expand_attention(layer: Any, given: dict[str, Any], wrap: Callable[[Any], Any]) -> Expanded:
+    """Writes out an attention layer.
+
+    Args:
+        layer: A built MultiHeadAttention layer.
+        given: What `attention_call` returned.
+        wrap: Is given each projection and returns what to call instead.
+
+    Returns:
+        A model of the inputs that `inputs_of` names. Its weights are new: see
+        `matching_variables`.
+    """
+    heads = layer.num_heads
+    names = inputs_of(given)
+    inputs = {
+        name: keras.Input(given[name].shape[1:], dtype=given[name].dtype, name=f"{name}_in")
+        for name in names
+    }
+
+    def projected(name: str, size: int, order: tuple[int, ...]) -> Any:
+        x = wrap(_dense(layer, name, heads * size))(inputs[name])
+        # Operations, not layers: a Reshape layer would complain of the masks it cannot hand on.
+        return ops.transpose(ops.reshape(x, (-1, x.shape[1], heads, size)), order)
+
+    query = projected("query", layer.key_dim, (0, 2, 1, 3))
+    key = projected("key", layer.key_dim, (0, 2, 3, 1))
+    value = projected("value", layer.value_dim, (0, 2, 1, 3))
+    scores = ops.matmul(ops.multiply(query, layer.key_dim**-0.5), key)
+    causal = bool(given.get("use_causal_mask"))
+    masks = {name: inputs.get(name) for name in _MASKS}
+    mask = layer._compute_attention_mask(
+        inputs["query"], inputs["value"], **masks, use_causal_mask=causal
+    )
+    softmax = layers.Softmax(name="softmax", dtype=layer.dtype_policy)
+    if mask is None:
+        scores = softmax(scores)
+    else:
+        scores = softmax(scores, mask=ops.expand_dims(mask, 1) if len(mask.shape) == 3 else mask)
+    if layer.dropout:
+        dropout = layers.Dropout(layer.dropout, name="dropout", dtype=layer.dtype_policy)
+        scores = dropout(scores)
+    x = ops.transpose(ops.matmul(scores, value), (0, 2, 1, 3))
+    x = ops.reshape(x, (-1, x.shape[1], heads * layer.value_dim))
+    x = wrap(_dense(layer, "attention_output", given["query"].shape[-1]))(x)
+    model = Expanded([inputs[name] for name in names], x, name=layer.name)
+    model.origin = json.dumps(
+        {
+            "layer": keras.saving.serialize_keras_object(layer),
+            "inputs": names,
+            "carried": [f"{n}_mask" for n in _TENSORS if _carries(given, f"{n}_mask")],
+            "options": {"use_causal_mask": True} if causal else {},
+        }
+    )
+    return model
+
+
+def _carries(given: dict[str, Any], name: str) -> bool:
+    """Returns whether a mask comes along with its tensor, not as an argument."""
+    tensor = given[name.removesuffix("_mask")]
+    return name in given and getattr(tensor, "_keras_mask", None) is given[name]
+
+
+_TENSORS = ("query", "value", "key")
+_MASKS = ("query_mask", "value_mask", "key_mask", "attention_mask")
+_SUBLAYERS = {
+    "query": "_query_dense",
+    "key": "_key_dense",
+    "value": "_value_dense",
+    "attention_output": "_output_dense",
+}
+
+
+def _dense(layer: Any, name: str, units: int) -> Any:
+    """Returns the Dense layer that stands for a projection."""
+    config = getattr(layer, _SUBLAYERS[name]).get_config()
+    kept = (
+        "kernel_initializer bias_initializer kernel_regularizer bias_regularizer "
+        "activity_regularizer kernel_constraint bias_constraint"
+    ).split()
+    return layers.Dense(
+        units,
+        use_bias=config["bias_axes"] is not None,
+        name=name,
+        dtype=layer.dtype_policy,
+        trainable=layer.trainable,
+        **{key: config[key] for key in kept},
+    )
+
+
+def matching_variables(layer: Any, part: Callable[[str], Any]) -> list[tuple[Any, Any]]:
+    """Pairs variables of an attention layer with those of its projections, by shapes flattened.
+
+    Args:
+        layer: The built attention layer.
+        part: Returns the Dense layer of a name.
+    """
+    return [
+        pair
+        for name, attribute in _SUBLAYERS.items()
+        for pair in zip(getattr(layer, attribute).weights, part(name).weights, strict=True)
+    ]
