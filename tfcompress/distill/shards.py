@@ -16,7 +16,6 @@ import numpy as np
 from keras import tree
 
 MANIFEST = "manifest.json"
-_IN_MEMORY = 2**30  # bytes up to which an output is read once, not a batch at a time
 
 
 def shard_name(index: int) -> str:
@@ -32,6 +31,9 @@ class StoredOutput:
         key: Name of the output.
         shard_size: Samples in each shard but the last.
         shape: Shape of one row.
+
+    Attributes:
+        count: How many rows there are.
     """
 
     def __init__(
@@ -40,7 +42,6 @@ class StoredOutput:
         self.shape = shape
         self._size = shard_size
         self._parts = {}
-        self._table: Any = None
         names = [key] if (shards[0] / f"{key}.npy").is_file() else []
         for name in names or [f"{key}_values", f"{key}_indices", f"{key}_rest"]:
             self._parts[name.removeprefix(key)] = [
@@ -48,20 +49,12 @@ class StoredOutput:
             ]
         first = next(iter(self._parts.values()))
         self.dtype = first[0].dtype
-        self._count = sum(len(shard) for shard in first)
+        self.count = sum(len(shard) for shard in first)
 
-    def batch(self, index: Any) -> Any:
-        """Returns the rows of a batch of samples, given and returned as tensors of TensorFlow."""
-        import tensorflow as tf
-
-        if self._count * self.rows(np.zeros(1, np.int64)).nbytes <= _IN_MEMORY:
-            if self._table is None:
-                with tf.init_scope():  # this may be traced: the table must outlive the trace
-                    self._table = tf.constant(self.rows(np.arange(self._count)))
-            return tf.gather(self._table, index)
-        rows = tf.numpy_function(self.rows, [index], tf.as_dtype(self.dtype), stateful=False)
-        rows.set_shape((None, *self.shape))
-        return rows
+    @property
+    def nbytes(self) -> int:
+        """How much memory all rows take."""
+        return self.count * self.rows(np.zeros(1, np.int64)).nbytes
 
     def rows(self, index: np.ndarray) -> np.ndarray:
         """Returns the rows of a batch of samples."""

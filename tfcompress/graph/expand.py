@@ -1,10 +1,10 @@
 """Layers that hide a graph, written out as a nested model of plain layers.
 
-Where a layer branches inside, no chain of layers (see `canonicalize.py`) does the same. Attention is
-written out as what it computes: projections, products and a softmax, each of which then gets
-quantizers like any other. The nested model carries the layer's name and its config, and `strip` puts
-the layer back. Its projections are Dense layers on flattened heads: the runtime adds their bias and
-keeps a scale for each of their channels, which it does not for `EinsumDense`.
+Where a layer branches inside, no chain of layers (see `canonicalize.py`) does the same. Attention
+is written out as what it computes: projections, products and a softmax, each of which then gets
+quantizers like any other. The nested model carries the layer's name and its config, and `strip`
+puts the layer back. Its projections are Dense layers on flattened heads: the runtime adds their
+bias and keeps a scale for each of their channels, which it does not for `EinsumDense`.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ import keras
 from tfcompress.errors import CompressionWarning
 from tfcompress.graph.canonicalize import activation_name, rule_for
 from tfcompress.graph.clone import Rewriter, clone_layer
+from tfcompress.graph.cost import DEPTHWISE, plain
 from tfcompress.graph.expand import (
     Expanded,
     attention_call,
@@ -17,7 +18,6 @@ from tfcompress.graph.expand import (
     inputs_of,
     matching_variables,
 )
-from tfcompress.graph.cost import DEPTHWISE, plain
 from tfcompress.graph.read import Call, Graph, check_model, read_graph, walk_layers
 from tfcompress.graph.select import LayerSelection, select
 from tfcompress.scheme import check_choice
