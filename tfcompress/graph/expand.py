@@ -19,6 +19,33 @@ from keras import layers, ops
 
 
 @keras.saving.register_keras_serializable("tfcompress")
+class MaskScores(layers.Layer):
+    """Puts a very low score where attention must not look.
+
+    The integer runtime has no lower score than the lowest on the grid. So that this is low enough
+    next to every score that counts, training shows the quantizer behind it scores a margin below
+    the lowest of the batch; otherwise the score is far below any grid, and is clipped to its end.
+    """
+
+    margin = 8.0
+
+    def call(self, scores: Any, mask: Any, training: bool | None = None) -> Any:
+        """Returns the scores where `mask` is true, and low ones elsewhere."""
+        low = ops.convert_to_tensor(-3e4, scores.dtype)
+        if training:
+            low = ops.stop_gradient(ops.min(scores)) - self.margin
+        return ops.where(mask, scores, low)
+
+    def compute_output_shape(self, scores_shape: Any, mask_shape: Any = None) -> Any:
+        """Returns the shape of the scores."""
+        return scores_shape
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor arguments."""
+        return super().get_config()
+
+
+@keras.saving.register_keras_serializable("tfcompress")
 class Expanded(keras.Model):
     """A layer as the graph of what it computes.
 
@@ -120,11 +147,11 @@ def expand_attention(layer: Any, given: dict[str, Any], wrap: Callable[[Any], An
     mask = layer._compute_attention_mask(
         inputs["query"], inputs["value"], **masks, use_causal_mask=causal
     )
-    softmax = layers.Softmax(name="softmax", dtype=layer.dtype_policy)
-    if mask is None:
-        scores = softmax(scores)
-    else:
-        scores = softmax(scores, mask=ops.expand_dims(mask, 1) if len(mask.shape) == 3 else mask)
+    if mask is not None:
+        # What the layer makes of an attention_mask of 4 dimensions is one already.
+        mask = ops.expand_dims(mask, 1) if len(mask.shape) == 3 else mask
+        scores = MaskScores(name="masked", dtype=layer.dtype_policy)(scores, mask)
+    scores = layers.Softmax(name="softmax", dtype=layer.dtype_policy)(scores)
     if layer.dropout:
         dropout = layers.Dropout(layer.dropout, name="dropout", dtype=layer.dtype_policy)
         scores = dropout(scores)

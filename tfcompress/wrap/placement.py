@@ -22,6 +22,7 @@ import keras
 from tfcompress.graph.canonicalize import activation_name
 from tfcompress.graph.clone import Rewriter
 from tfcompress.graph.cost import plain
+from tfcompress.graph.expand import MaskScores
 from tfcompress.graph.read import Call, Graph, walk_layers
 from tfcompress.wrap.activations import ActivationQuantizer, InputSamples, samples_to_keep
 
@@ -30,7 +31,7 @@ NORMALIZATION = "normalization"  # fused into the weighted sum before it
 RELU = "relu"  # fused into whatever computed its input
 SUM = "sum"  # an addition: a ReLU that follows is fused into it
 MOVE = "move"  # values pass unchanged: the output has the grid of the input
-JOIN = "join"  # a concatenation: its inputs are on the grid of its output
+JOIN = "join"  # a concatenation or selection: its inputs are on the grid of its output
 AVERAGE = "average"  # the grid of the input, but values must be rounded onto it again
 OUTPUT = "output"  # anything else: quantized at its output
 
@@ -75,6 +76,8 @@ _FUSES = {LINEAR: {NORMALIZATION, RELU}, NORMALIZATION: {RELU}, SUM: {RELU}}
 def role(operation: Any) -> str:
     """Returns the role of a layer (wrapped or not) or `keras.ops` node in the table."""
     layer = plain(operation)
+    if isinstance(layer, MaskScores):
+        return JOIN
     name = _keras_name(layer)
     if name == "Activation":
         activation = activation_name(layer)

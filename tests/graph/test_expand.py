@@ -1,0 +1,184 @@
+import keras
+import numpy as np
+import pytest
+from keras import layers as L
+
+import tfcompress as tfc
+from tests.conftest import arrays
+from tfcompress.graph.cost import plain
+from tfcompress.graph.expand import (
+    Expanded,
+    attention_call,
+    expand_attention,
+    inputs_of,
+    matching_variables,
+)
+from tfcompress.graph.read import read_graph, walk_layers
+from tfcompress.wrap.strip import bake
+
+TOKENS, WORDS, WIDTH = 10, 40, 16
+
+
+def attention_net(masked=False, causal=False, cross=False, **options):
+    """Returns a classifier of token ids with one attention layer, "look"."""
+    keras.utils.set_random_seed(1)
+    options = {"num_heads": 4, "key_dim": 4, "bias_initializer": "normal", **options}
+    ids = keras.Input((TOKENS,), dtype="int32", name="ids")
+    spread = keras.initializers.RandomNormal(stddev=1.0)
+    x = L.Embedding(WORDS, WIDTH, mask_zero=masked, embeddings_initializer=spread, name="words")(
+        ids
+    )
+    other = L.Dense(12, name="other")(x) if cross else x
+    y = L.MultiHeadAttention(**options, name="look")(x, other, use_causal_mask=causal)
+    y = L.Add(name="sum")([x, y])[:, -1]  # the last token looks at all, also causally
+    return keras.Model(ids, L.Dense(3, name="head")(y), name="net")
+
+
+def token_ids(count=256, padded=True):
+    generator = np.random.default_rng(0)
+    ids = generator.integers(1, WORDS, (count, TOKENS)).astype("int32")
+    lengths = generator.integers(3, TOKENS + 1, count)
+    return np.where(np.arange(TOKENS) < lengths[:, None], ids, 0) if padded else ids
+
+
+CASES = {
+    "self": {},
+    "no bias, dropout, own value width": {"use_bias": False, "dropout": 0.3, "value_dim": 5},
+    "cross": {"cross": True},
+    "padded": {"masked": True},
+    "causal": {"causal": True},
+    "padded, causal": {"masked": True, "causal": True},
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_is_written_out_computes_what_the_layer_does(case):
+    model = attention_net(**CASES[case])
+    call = next(c for c in read_graph(model).calls if c.path == "look")
+    layer = call.operation
+    given = attention_call(layer, call.args, call.kwargs)
+    expanded = expand_attention(layer, given, lambda part: part)
+    for old, new in matching_variables(layer, expanded.get_layer):
+        new.assign(keras.ops.reshape(old, new.shape))
+    ids = token_ids()
+    tensors = {
+        name: keras.Model(model.inputs, t)(ids) for name, t in given.items() if name in NAMES
+    }
+    masks = [tensors[name] for name in inputs_of(given)]
+    expected = keras.Model(model.inputs, call.outputs[0])(ids)
+    np.testing.assert_allclose(expanded(masks), expected, atol=1e-5)
+
+
+NAMES = ("query", "key", "value", "query_mask", "key_mask", "value_mask")
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_strip_puts_the_layer_back(case, tmp_path):
+    model = attention_net(**CASES[case])
+    ids = token_ids()
+    trained = tfc.quantize(model)
+    trained.compile("sgd", "mse")
+    trained.fit(ids, np.ones((len(ids), 3)), verbose=0)
+    trained.save(tmp_path / "m.keras")
+    again = keras.saving.load_model(tmp_path / "m.keras")
+    np.testing.assert_array_equal(again.predict(ids, verbose=0), trained.predict(ids, verbose=0))
+    with pytest.warns(tfc.CompressionWarning):
+        back = tfc.strip(again)
+    assert [type(layer) for layer in back.layers] == [type(layer) for layer in model.layers]
+    assert [w.path for w in back.weights] == [w.path for w in model.weights]
+    assert back.get_layer("look").get_config() == model.get_layer("look").get_config()
+    np.testing.assert_allclose(
+        back.predict(ids, verbose=0), bake(again, ranges=False).predict(ids, verbose=0), atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("case", ["self", "cross", "padded", "causal"])
+def test_the_file_is_all_integer_and_agrees(case, tmp_path):
+    ids = token_ids(padded=case == "padded")
+    model = tfc.quantize(attention_net(**CASES[case]))
+    model.compile("adam", "mse")
+    model.fit(ids, np.random.default_rng(1).normal(size=(len(ids), 3)), epochs=3, verbose=0)
+    result = tfc.export_tflite(model, tmp_path / "m.tflite", io_dtype="int8")
+    assert not result.float_tensors
+    file = tfc.TFLiteModel(result.path)
+    step = file.outputs[0].scale
+    steps = np.abs(file.predict(ids) - model.predict(ids, verbose=0)) / step
+    # Default kernels; a step of the softmax, 1/256, is several of this small output.
+    assert (steps > 1.5).mean() < 0.04 and (steps > 2.5).mean() < 0.01
+
+
+def test_a_pruned_layer_keeps_its_zeros():
+    model = tfc.prune(attention_net(), 0.5)
+    model(token_ids(), training=True)
+    both = tfc.quantize(model)
+    part = both.get_layer("look").get_layer("query")
+    assert [type(t).__name__ for t in part.transforms] == ["MagnitudeMask", "FakeQuant"]
+    masks = dict(zip(("query", "key", "value"), model.get_layer("look").pipelines(), strict=False))
+    kernel, chain = masks["query"]
+    wrapped = next(iter(part.pipelines()))
+    np.testing.assert_array_equal(
+        np.reshape(chain[0].mask, wrapped[1][0].mask.shape), wrapped[1][0].mask
+    )
+    zeros = np.asarray(model.get_layer("look").effective_value(kernel, chain)) == 0
+    now = np.asarray(part.effective_value(*wrapped)).reshape(zeros.shape)
+    assert zeros.mean() == 0.5 and (now[zeros] == 0).all()
+    other_way = tfc.prune(tfc.quantize(attention_net()), 0.5, layers=["look/*"])
+    part = other_way.get_layer("look").get_layer("value")
+    assert [type(t).__name__ for t in part.transforms] == ["MagnitudeMask", "FakeQuant"]
+
+
+def test_a_shared_layer_stays_shared():
+    ids = keras.Input((TOKENS,), dtype="int32")
+    x = L.Embedding(WORDS, WIDTH)(ids)
+    look = L.MultiHeadAttention(2, 8, name="look")
+    model = keras.Model(ids, look(look(x, x), x))
+    quantized = tfc.quantize(model)
+    assert sum(isinstance(layer, Expanded) for layer in quantized.layers) == 1
+    np.testing.assert_allclose(
+        bake(quantized, ranges=False)(token_ids()), tfc.strip(quantized)(token_ids()), atol=1e-5
+    )
+
+
+def test_a_layer_called_with_and_without_a_mask_is_refused():
+    ids = keras.Input((TOKENS,), dtype="int32")
+    x = L.Embedding(WORDS, WIDTH, mask_zero=True)(ids)
+    plain_input = keras.Input((TOKENS, WIDTH))
+    look = L.MultiHeadAttention(2, 8, name="look")
+    model = keras.Model([ids, plain_input], [look(x, x), look(plain_input, plain_input)])
+    with pytest.raises(ValueError, match="'look' is called with a mask and without"):
+        tfc.quantize(model)
+
+
+@pytest.mark.parametrize("selected", [["head"], ["look", "head"]])
+def test_selection(selected):
+    model = tfc.quantize(attention_net(), layers=selected)
+    assert isinstance(model.get_layer("look"), Expanded) == ("look" in selected)
+    inside = [path for path, _ in walk_layers(model) if path.startswith("look/")]
+    assert any("quantizer" in path for path in inside) == ("look" in selected)
+
+
+@keras.saving.register_keras_serializable("tests")
+class Looking(L.MultiHeadAttention):
+    """May do anything in its call."""
+
+
+def odd_attention(kind):
+    ids = keras.Input((None if kind == "length" else TOKENS,), dtype="int32")
+    x = L.Embedding(WORDS, WIDTH)(ids)
+    if kind == "subclass":
+        y = Looking(2, 8, name="look")(x, x)
+    elif kind == "scores":
+        y, scores = L.MultiHeadAttention(2, 8, name="look")(x, x, return_attention_scores=True)
+    elif kind == "shape":
+        y = L.MultiHeadAttention(2, 8, output_shape=5, name="look")(x, x)
+    else:
+        y = L.MultiHeadAttention(2, 8, name="look")(x, x)
+    return keras.Model(ids, y)
+
+
+@pytest.mark.parametrize("kind", ["subclass", "scores", "shape", "length"])
+def test_others_are_left_as_they_are(kind):
+    model = odd_attention(kind)
+    quantized = tfc.quantize(model)
+    assert isinstance(plain(quantized.get_layer("look")), L.MultiHeadAttention)
+    assert len(arrays(tfc.strip(quantized))) == len(arrays(model))
