@@ -40,25 +40,6 @@ TINY = {
 }
 
 
-@keras.saving.register_keras_serializable("examples")
-class Positions(L.Layer):
-    """Adds a learned vector for each position."""
-
-    def __init__(self, **kwargs):
-        super().__init__(**kwargs)
-        self.supports_masking = True
-
-    def build(self, shape):
-        """Creates the vectors."""
-        self.positions = self.add_weight(
-            shape=shape[1:], initializer=keras.initializers.RandomNormal(stddev=0.02), name="table"
-        )
-
-    def call(self, x):
-        """Returns the sum."""
-        return x + self.positions
-
-
 def classifier(settings, depth, length, classes, padded=False, name="encoder"):
     """Returns BERT with a head that classifies the mean of the last hidden states.
 
@@ -77,15 +58,22 @@ def classifier(settings, depth, length, classes, padded=False, name="encoder"):
         return L.LayerNormalization(epsilon=settings["layer_norm_eps"], name=name)(x)
 
     ids = keras.Input((length,), dtype="int32", name="ids")
-    x = L.Embedding(settings["vocab_size"], width, mask_zero=padded, name="tokens")(ids)
-    x = L.Dropout(rate)(normalize(Positions(name="positions")(x), "embeddings_norm"))
+    real = keras.ops.not_equal(ids, 0) if padded else None
+    # Given as an argument: Keras takes a mask that a tensor carries off it in the first attention.
+    masked = {"attention_mask": keras.ops.expand_dims(real, 1)} if padded else {}
+    # 0, 1, 2, ... for every text; the converter looks their vectors up once and for all.
+    places = keras.ops.cumsum(keras.ops.ones_like(ids), axis=1) - 1
+    x = L.Embedding(settings["vocab_size"], width, name="tokens")(ids)
+    x = L.Add()([x, L.Embedding(length, width, name="positions")(places)])
+    x = L.Dropout(rate)(normalize(x, "embeddings_norm"))
     for i in range(depth):
-        y = L.MultiHeadAttention(heads, width // heads, dropout=rate, name=f"attention{i}")(x, x)
+        attention = L.MultiHeadAttention(heads, width // heads, dropout=rate, name=f"attention{i}")
+        y = attention(x, x, **masked)
         x = normalize(L.Add()([x, L.Dropout(rate)(y)]), f"attention_norm{i}")
         y = L.Dense(settings["intermediate_size"], activation="gelu", name=f"up{i}")(x)
         y = L.Dropout(rate)(L.Dense(width, name=f"down{i}")(y))
         x = normalize(L.Add()([x, y]), f"hidden{i}")
-    x = L.GlobalAveragePooling1D(name="mean")(x)
+    x = L.GlobalAveragePooling1D(name="mean")(x, mask=real)
     return keras.Model(ids, L.Dense(classes, name="logits")(x), name=name)
 
 
@@ -107,7 +95,7 @@ def load_bert(model, tensors, depth):
 
     table = tensors["embeddings.position_embeddings.weight"]
     table = table + tensors["embeddings.token_type_embeddings.weight"][0]
-    positions = model.get_layer("positions").positions
+    positions = model.get_layer("positions").embeddings
     if len(table) < positions.shape[0]:
         raise ValueError(
             f"length must be at most {len(table)}, the positions that this checkpoint knows. "

@@ -64,7 +64,7 @@ def test_the_readme_example_runs(tmp_path, monkeypatch, fashion, quiet):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["teacher_assistant", "distillation_token"])
+@pytest.mark.parametrize("name", ["teacher_assistant", "distillation_token", "distil_text"])
 def test_the_other_examples_run(name, python):
     script = (ROOT / "examples" / f"{name}.py").read_text()
     out = python(f"import sys; sys.argv = ['x', '--fast']\nexec({script!r})", timeout=600)

@@ -25,11 +25,12 @@ def attention_net(masked=False, causal=False, cross=False, **options):
     options = {"num_heads": 4, "key_dim": 4, "bias_initializer": "normal", **options}
     ids = keras.Input((TOKENS,), dtype="int32", name="ids")
     spread = keras.initializers.RandomNormal(stddev=1.0)
-    x = L.Embedding(WORDS, WIDTH, mask_zero=masked, embeddings_initializer=spread, name="words")(
-        ids
-    )
+    x = L.Embedding(WORDS, WIDTH, embeddings_initializer=spread, name="words")(ids)
+    mask = keras.ops.expand_dims(keras.ops.not_equal(ids, 0), 1) if masked else None
     other = L.Dense(12, name="other")(x) if cross else x
-    y = L.MultiHeadAttention(**options, name="look")(x, other, use_causal_mask=causal)
+    y = L.MultiHeadAttention(**options, name="look")(
+        x, other, attention_mask=mask, use_causal_mask=causal
+    )
     y = L.Add(name="sum")([x, y])[:, -1]  # the last token looks at all, also causally
     return keras.Model(ids, L.Dense(3, name="head")(y), name="net")
 
@@ -69,7 +70,7 @@ def test_what_is_written_out_computes_what_the_layer_does(case):
     np.testing.assert_allclose(expanded(masks), expected, atol=1e-5)
 
 
-NAMES = ("query", "key", "value", "query_mask", "key_mask", "value_mask")
+NAMES = ("query", "key", "value", "attention_mask")
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -141,10 +142,13 @@ def test_a_shared_layer_stays_shared():
 
 def test_a_layer_called_with_and_without_a_mask_is_refused():
     ids = keras.Input((TOKENS,), dtype="int32")
-    x = L.Embedding(WORDS, WIDTH, mask_zero=True)(ids)
+    x = L.Embedding(WORDS, WIDTH)(ids)
+    mask = keras.ops.expand_dims(keras.ops.not_equal(ids, 0), 1)
     plain_input = keras.Input((TOKENS, WIDTH))
     look = L.MultiHeadAttention(2, 8, name="look")
-    model = keras.Model([ids, plain_input], [look(x, x), look(plain_input, plain_input)])
+    model = keras.Model(
+        [ids, plain_input], [look(x, x, attention_mask=mask), look(plain_input, plain_input)]
+    )
     with pytest.raises(ValueError, match="'look' is called with a mask and without"):
         tfc.quantize(model)
 
@@ -164,7 +168,7 @@ class Looking(L.MultiHeadAttention):
 
 def odd_attention(kind):
     ids = keras.Input((None if kind == "length" else TOKENS,), dtype="int32")
-    x = L.Embedding(WORDS, WIDTH)(ids)
+    x = L.Embedding(WORDS, WIDTH, mask_zero=kind == "carried mask")(ids)
     if kind == "subclass":
         y = Looking(2, 8, name="look")(x, x)
     elif kind == "scores":
@@ -176,7 +180,7 @@ def odd_attention(kind):
     return keras.Model(ids, y)
 
 
-@pytest.mark.parametrize("kind", ["subclass", "scores", "shape", "length"])
+@pytest.mark.parametrize("kind", ["subclass", "scores", "shape", "length", "carried mask"])
 def test_others_are_left_as_they_are(kind):
     model = odd_attention(kind)
     quantized = tfc.quantize(model)

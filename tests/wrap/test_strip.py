@@ -4,6 +4,7 @@ import pytest
 
 import tfcompress as tfc
 from tests import nets
+from tfcompress.wrap.activations import SummingLayerNormalization
 from tfcompress.wrap.strip import bake
 
 
@@ -81,3 +82,36 @@ def test_masks_survive_baking():
     model(ids, training=True)
     expected = model.predict(ids, verbose=0)
     np.testing.assert_allclose(bake(model).predict(ids, verbose=0), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"axis": [1, 2]}, {"axis": 1}, {"center": False, "epsilon": 1e-12}, {"scale": False}],
+    ids=str,
+)
+def test_layer_normalization_for_conversion_is_that_of_keras(options):
+    generator = np.random.default_rng(0)
+    layer = keras.layers.LayerNormalization(**options)
+    x = generator.normal(2.0, 3.0, (4, 5, 6)).astype("float32")
+    layer.build(x.shape)
+    for weight in layer.weights:
+        weight.assign(generator.normal(size=weight.shape))
+    summing = SummingLayerNormalization.from_config(layer.get_config())
+    summing.build(x.shape)
+    summing.set_weights(layer.get_weights())
+    np.testing.assert_allclose(summing(x), layer(x), atol=1e-5)
+
+
+def test_normalized_layers_agree_with_the_file(tmp_path):
+    inputs = keras.Input((8, 12))
+    x = keras.layers.LayerNormalization(name="norm")(keras.layers.Dense(12)(inputs))
+    model = tfc.quantize(keras.Model(inputs, x))
+    x = np.random.default_rng(0).normal(size=(300, 8, 12)).astype("float32")
+    model.compile("sgd", "mse")
+    model.fit(x, x, verbose=0)
+    assert type(bake(model).get_layer("norm")) is SummingLayerNormalization
+    assert type(bake(model, ranges=False).get_layer("norm")) is keras.layers.LayerNormalization
+    result = tfc.export_tflite(model, tmp_path / "m.tflite", io_dtype="int8")
+    file = tfc.TFLiteModel(result.path)
+    steps = np.abs(file.predict(x) - model.predict(x, verbose=0)) / file.outputs[0].scale
+    assert (steps > 0.5).mean() < 0.01  # default kernels

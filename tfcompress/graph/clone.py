@@ -141,7 +141,7 @@ class Rewriter:
         if not model.trainable:
             new.trainable = False
         if isinstance(model, Expanded) and isinstance(new, Expanded):
-            new.origin = model.origin
+            new.source = model.source
         return new
 
 

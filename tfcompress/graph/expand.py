@@ -50,44 +50,41 @@ class Expanded(keras.Model):
     """A layer as the graph of what it computes.
 
     Attributes:
-        origin: JSON of the layer and of the options it was called with.
+        source: JSON of the layer and of the options it was called with.
     """
 
-    origin = ""
+    source = ""
 
     def get_config(self) -> dict[str, Any]:
         """Returns the graph and what it was made of."""
-        return {**super().get_config(), "origin": self.origin}
+        return {**super().get_config(), "source": self.source}
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Expanded:
         """Makes the model from the result of `get_config`."""
         config = dict(config)
-        origin = config.pop("origin")
+        source = config.pop("source")
         model = super().from_config(config, custom_objects)
-        model.origin = origin
+        model.source = source
         return model
 
     def layer(self) -> Any:
         """Returns the layer this stands for, as it was built, with new weights."""
-        return keras.saving.deserialize_keras_object(json.loads(self.origin)["layer"])
+        return keras.saving.deserialize_keras_object(json.loads(self.source)["layer"])
 
     def arguments(self, inputs: list[Any]) -> dict[str, Any]:
         """Returns the arguments to call that layer with where this is called with `inputs`."""
-        told = json.loads(self.origin)
-        given = dict(zip(told["inputs"], inputs, strict=True))
-        return {n: v for n, v in given.items() if n not in told["carried"]} | told["options"]
-
-    def compute_mask(self, inputs: list[Any], previous_mask: Any = None) -> Any:
-        """Returns the mask of the query, as the layer does."""
-        return None if previous_mask is None else previous_mask[0]
+        told = json.loads(self.source)
+        return dict(zip(told["inputs"], inputs, strict=True)) | told["options"]
 
 
 def attention_call(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict | None:
     """Returns the arguments of an attention layer's call by name if it can be written out.
 
     Left as they are: what Keras adds to the attention of the paper (gates, sliding windows, several
-    axes), subclasses, sequences of unknown length, and calls that ask for the scores.
+    axes), subclasses, sequences of unknown length, calls that ask for the scores, and tensors that
+    carry a mask along: Keras takes it off the query while it runs, so that which layers see it
+    depends on their order. Masks given as `attention_mask`, and causal ones, are written out.
     """
     if type(layer) is not layers.MultiHeadAttention or not layer.built:
         return None
@@ -96,15 +93,15 @@ def attention_call(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
         return None
     bound = inspect.signature(layer.call).bind(*args, **kwargs).arguments
     given = {name: value for name, value in bound.items() if value is not None}
-    for name in _TENSORS:  # masks that Keras carries along with the tensors
-        if (mask := getattr(given.get(name), "_keras_mask", None)) is not None:
-            given.setdefault(f"{name}_mask", mask)
     given.setdefault("key", given["value"])
     fixed = all(
         isinstance(given[name], keras.KerasTensor) and given[name].shape[1] is not None
         for name in _TENSORS
     )
-    if not fixed or len(given["query"].shape) != 3 or given.get("return_attention_scores"):
+    carried = any(getattr(given[name], "_keras_mask", None) is not None for name in _TENSORS)
+    if not fixed or carried or len(given["query"].shape) != 3:
+        return None
+    if given.get("return_attention_scores"):
         return None
     return given
 
@@ -159,21 +156,14 @@ def expand_attention(layer: Any, given: dict[str, Any], wrap: Callable[[Any], An
     x = ops.reshape(x, (-1, x.shape[1], heads * layer.value_dim))
     x = wrap(_dense(layer, "attention_output", given["query"].shape[-1]))(x)
     model = Expanded([inputs[name] for name in names], x, name=layer.name)
-    model.origin = json.dumps(
+    model.source = json.dumps(
         {
             "layer": keras.saving.serialize_keras_object(layer),
             "inputs": names,
-            "carried": [f"{n}_mask" for n in _TENSORS if _carries(given, f"{n}_mask")],
             "options": {"use_causal_mask": True} if causal else {},
         }
     )
     return model
-
-
-def _carries(given: dict[str, Any], name: str) -> bool:
-    """Returns whether a mask comes along with its tensor, not as an argument."""
-    tensor = given[name.removesuffix("_mask")]
-    return name in given and getattr(tensor, "_keras_mask", None) is given[name]
 
 
 _TENSORS = ("query", "value", "key")

@@ -225,6 +225,29 @@ def samples_to_keep(shapes: list[tuple[int | None, ...]]) -> int:
     return max(1, min(32, 500_000 // max(1, size)))
 
 
+class SummingLayerNormalization(keras.layers.LayerNormalization):
+    """Layer normalization whose mean is a sum over a count, for conversion.
+
+    The converter computes a mean of integers in integers, rounded onto their grid, and all that
+    follows in float. A sum stays in float as well, and the result is that of the Keras layer.
+    """
+
+    is_compression_helper = True
+
+    def call(self, inputs: Any) -> Any:
+        """Returns the normalized inputs."""
+        axes = [self.axis] if isinstance(self.axis, int) else self.axis
+        axes = [axis % len(inputs.shape) for axis in axes]
+        shape = [size if i in axes else 1 for i, size in enumerate(inputs.shape)]
+        share = 1.0 / math.prod(shape)
+        centered = inputs - share * ops.sum(inputs, axes, keepdims=True)
+        variance = share * ops.sum(ops.square(centered), axes, keepdims=True)
+        outputs = centered * ops.rsqrt(variance + self.epsilon)
+        if self.gamma is not None:
+            outputs *= ops.reshape(self.gamma, shape)
+        return outputs if self.beta is None else outputs + ops.reshape(self.beta, shape)
+
+
 @keras.saving.register_keras_serializable("tfcompress")
 class InputSamples(keras.layers.Layer):
     """Hands an input of the model through and keeps samples of it from training.

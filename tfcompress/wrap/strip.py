@@ -16,7 +16,12 @@ from tfcompress.graph.cost import plain
 from tfcompress.graph.expand import Expanded, matching_variables
 from tfcompress.graph.read import Call, Graph, check_model, walk_layers
 from tfcompress.transforms import FakeQuant
-from tfcompress.wrap.activations import ActivationQuantizer, FixedFakeQuant, InputSamples
+from tfcompress.wrap.activations import (
+    ActivationQuantizer,
+    FixedFakeQuant,
+    InputSamples,
+    SummingLayerNormalization,
+)
 from tfcompress.wrap.placement import LINEAR, ChainedModel, role
 from tfcompress.wrap.wrapper import CompressionWrapper
 
@@ -80,7 +85,7 @@ def bake(model: keras.Model, *, ranges: bool = True) -> keras.Model:
     Returns:
         A model of plain layers, with weights as they are used (pruned, on their grids).
     """
-    return _Bake(ranges).run(model)
+    return _Bake(ranges, rounds=ranges and bool(quantizers(model))).run(model)
 
 
 def is_wrapped(model: keras.Model) -> bool:
@@ -210,9 +215,10 @@ class _Strip(Rewriter):
 
 
 class _Bake(Rewriter):
-    def __init__(self, ranges: bool) -> None:
+    def __init__(self, ranges: bool, rounds: bool) -> None:
         super().__init__()
         self._ranges = ranges
+        self._rounds = rounds
         self._values: dict[int, Any] = {}
 
     def value_of(self, variable: Any) -> Any:
@@ -222,7 +228,15 @@ class _Bake(Rewriter):
     def clone(self, operation: Any, **overrides: Any) -> Any:
         if isinstance(operation, keras.layers.Layer) and "dtype" in operation.get_config():
             overrides.setdefault("dtype", _in_float32(operation.dtype_policy))
+        if self._rounds and type(operation) is keras.layers.LayerNormalization:
+            return self.once(operation, lambda: self._summing(operation))
         return super().clone(operation, **overrides)
+
+    def _summing(self, layer: Any) -> Any:
+        config = {**layer.get_config(), "dtype": "float32"}
+        summing = SummingLayerNormalization.from_config(config)
+        self.carry(layer, summing)
+        return summing
 
     def visit(self, graph: Graph, call: Call, args: Any, kwargs: Any) -> Any:
         operation = call.operation
