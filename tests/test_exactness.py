@@ -125,6 +125,36 @@ def test_averages_agree_to_the_bit(tmp_path):
     )
 
 
+def transformer():
+    """Reads an image row by row."""
+    inputs = keras.Input((28, 28, 1), name="image")
+    x = L.Dense(32, name="rows")(L.Reshape((28, 28))(inputs))
+    for index in range(2):
+        y = L.MultiHeadAttention(4, 8, name=f"attention{index}")(x, x)
+        x = L.LayerNormalization()(L.Add()([x, y]))
+        y = L.Dense(32)(L.Dense(64, activation="gelu")(x))
+        x = L.LayerNormalization()(L.Add()([x, y]))
+    return keras.Model(inputs, L.Dense(10)(L.Flatten()(x)))
+
+
+def test_a_transformer_agrees(fashion, tmp_path):
+    keras.utils.set_random_seed(3)
+    x, y = fashion[0][:2000], fashion[1][:2000]
+    model = nets.compiled(transformer())
+    model.fit(x, y, epochs=3, batch_size=64, verbose=0)
+    aware = nets.compiled(tfc.quantize(model), 3e-4)
+    aware.fit(x, y, epochs=2, batch_size=64, verbose=0)
+    result = tfc.export_tflite(aware, tmp_path / "m.tflite")
+    found = agreement(aware, result.path, fashion)
+    # Normalizing makes steps larger where an image row is all black, and attention adds them up.
+    assert found.rmse <= 0.02 and found.top1 >= 0.99, found
+    kernels = weights(TFLiteModel(result.path, delegates=False))
+    assert sum(v.dtype == np.int8 for v, _ in kernels.values()) == 14
+    # Attention and dense layers are all integer; what is float belongs to the normalizations.
+    known = ("normalization", "constant", "add_", "dequantize")
+    assert all(any(k in n for k in known) for n in result.float_tensors), result.float_tensors
+
+
 def inception():
     """Branches of all kinds into one concatenation; one reads what others read as well."""
     inputs = keras.Input((8, 8, 3), name="image")

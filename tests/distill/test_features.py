@@ -74,6 +74,20 @@ def test_attention_maps_are_those_of_the_layer(kind):
     assert recorder.shapes()[feature] == (None, heads, 7, 7)
 
 
+def test_attention_maps_of_a_quantized_layer():
+    keras.utils.set_random_seed(0)
+    x = np.random.default_rng(0).normal(size=(2, 7, 8)).astype("float32")
+    inputs = keras.Input((7, 8))
+    layer = L.MultiHeadAttention(2, 4, name="attention")
+    model = keras.Model(inputs, layer(inputs, inputs))
+    feature = Feature("attention", ATTENTION)
+    recorder = Recorder(tfc.quantize(model), [feature], "student_layer")
+    found = recorder(x, training=True)[1]
+    _, scores = layer(x, x, return_attention_scores=True)
+    np.testing.assert_allclose(found[feature], scores, atol=0.02)  # weights are rounded
+    assert recorder.shapes()[feature] == (None, 2, 7, 7)
+
+
 def test_a_wrong_path_lists_the_nearest():
     with pytest.raises(ValueError, match=r"student_layer='frist' names no layer.*Nearest: first"):
         Recorder(nets.tiny(), [Feature("frist")], "student_layer")
