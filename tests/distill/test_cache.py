@@ -306,6 +306,14 @@ except ValueError as error:
     assert "being written to by another process" in python(code)
 
 
+def test_labels_of_many_lengths(tmp_path):
+    ragged = tf.RaggedTensor.from_row_lengths(np.arange(100), [2] * 50)
+    cache = cached(tmp_path / "t", data=(X, ragged))
+    for x, y in cache.dataset(8):
+        rows = [int(np.flatnonzero((row == X).all(1))[0]) for row in x["inputs"].numpy()]
+        np.testing.assert_array_equal(y.to_tensor()[:, 0], 2 * np.array(rows))
+
+
 def test_inputs_by_name_lists_and_endless_data(tmp_path):
     inputs = [keras.Input((6,), name="tokens"), keras.Input((2,), name="extra")]
     teacher = keras.Model(inputs, L.Dense(3)(L.Concatenate()(inputs)))

@@ -1,12 +1,13 @@
 """Quantizers stand where the runtime rounds, and nowhere else."""
 
 import keras
+import numpy as np
 import pytest
 from keras import layers as L
 
 import tfcompress as tfc
 from tests import nets
-from tfcompress.graph.read import read_graph
+from tfcompress.graph.read import read_graph, walk_layers
 from tfcompress.wrap.activations import ActivationQuantizer
 from tfcompress.wrap.placement import fixed_range, role
 from tfcompress.wrap.strip import quantizers
@@ -112,7 +113,7 @@ def test_nested_outputs_are_closed_where_they_are_called():
 def test_integers_are_left_alone():
     inputs = keras.Input((5,), dtype="int32", name="ids")
     model = keras.Model(inputs, L.Dense(2, name="d")(L.Embedding(10, 4, name="e")(inputs)))
-    assert quantized_after(tfc.quantize(model)) == ["e", "d"]
+    assert quantized_after(tfc.quantize(model)) == ["d"]  # rows are on the table's grid
 
 
 def test_a_selection_quantizes_what_it_names_and_its_inputs():
@@ -155,3 +156,23 @@ def test_the_table():
             return super().call(x) * 2
 
     assert role(Scaled(3, 3)) == "output"
+
+
+@pytest.mark.parametrize("joined", [False, True])
+def test_rows_of_a_table_are_on_its_grid_already(joined, tmp_path):
+    keras.utils.set_random_seed(0)
+    ids = keras.Input((4,), dtype="int32", name="ids")
+    x = L.Embedding(9, 6, embeddings_initializer="normal", name="words")(ids)
+    if joined:
+        x = L.Concatenate()([x, L.Embedding(9, 3, embeddings_initializer="normal")(ids)])
+    model = tfc.quantize(keras.Model(ids, x))
+    rounded = [q for _, q in walk_layers(model) if isinstance(q, ActivationQuantizer)]
+    assert len(rounded) == joined  # behind the concatenation
+    every = np.arange(36).reshape(9, 4).astype("int32") % 9
+    model(every, training=True)
+    result = tfc.export_tflite(model, tmp_path / "m.tflite", representative_dataset=every)
+    assert not result.float_tensors
+    steps = 2.0 / 255 if joined else 0.0
+    np.testing.assert_allclose(
+        tfc.TFLiteModel(result.path).predict(every), model(every), atol=1e-6 + steps
+    )

@@ -102,6 +102,16 @@ def test_layer_normalization_for_conversion_is_that_of_keras(options):
     np.testing.assert_allclose(summing(x), layer(x), atol=1e-5)
 
 
+def test_root_mean_square_scaling_is_left_to_keras():
+    inputs = keras.Input((8, 12))
+    model = tfc.quantize(
+        keras.Model(inputs, keras.layers.RMSNormalization(name="n")(keras.layers.Dense(12)(inputs)))
+    )
+    x = np.random.default_rng(0).normal(2, 1, (9, 8, 12)).astype("float32")
+    model(x, training=True)
+    np.testing.assert_allclose(bake(model)(x), model(x), atol=1e-5)
+
+
 def test_normalized_layers_agree_with_the_file(tmp_path):
     inputs = keras.Input((8, 12))
     x = keras.layers.LayerNormalization(name="norm")(keras.layers.Dense(12)(inputs))

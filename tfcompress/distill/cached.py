@@ -8,14 +8,13 @@ import os
 import pathlib
 from typing import Any
 
-import numpy as np
 from keras import tree
 
 from tfcompress.distill.features import Feature
 from tfcompress.distill.shards import MANIFEST, StoredOutput, shard_name
 from tfcompress.distill.teachers import Shape
 
-_IN_MEMORY = 2**30  # bytes up to which an output is read at once, not a batch at a time
+_IN_MEMORY = 2**30  # bytes to hold at once; what does not fit is read a batch at a time
 
 
 def split_batch(x: Any) -> tuple[Any, Any]:
@@ -156,14 +155,24 @@ class CachedTeacher:
         import tensorflow as tf
 
         stored = self._stored[key]
-        if stored.nbytes <= _IN_MEMORY:
+        if key in self._in_memory:
             if key not in self._tables:
-                with tf.init_scope():  # this is traced: the table must outlive the trace
-                    self._tables[key] = tf.constant(stored.rows(np.arange(stored.count)))
+                with tf.init_scope(), tf.device("CPU:0"):  # it must outlive this trace
+                    self._tables[key] = tf.constant(stored.all())
             return tf.gather(self._tables[key], index)
         rows = tf.numpy_function(stored.rows, [index], tf.as_dtype(stored.dtype), stateful=False)
         rows.set_shape((None, *stored.shape))
         return rows
+
+    @property
+    def _in_memory(self) -> set[str]:
+        """The outputs and features that are read at once: the smallest, as long as they fit."""
+        chosen, left = set(), _IN_MEMORY
+        for key, stored in sorted(self._stored.items(), key=lambda item: item[1].nbytes):
+            left -= stored.nbytes
+            if left >= 0:
+                chosen.add(key)
+        return chosen
 
     @functools.cached_property
     def _stored(self) -> dict[str, StoredOutput]:

@@ -58,10 +58,18 @@ class StoredOutput:
 
     def rows(self, index: np.ndarray) -> np.ndarray:
         """Returns the rows of a batch of samples."""
-        found = {
-            name: np.stack([shards[i // self._size][i % self._size] for i in index])
-            for name, shards in self._parts.items()
-        }
+        return self._expanded(
+            {
+                name: np.stack([shards[i // self._size][i % self._size] for i in index])
+                for name, shards in self._parts.items()
+            }
+        )
+
+    def all(self) -> np.ndarray:
+        """Returns all rows in order."""
+        return self._expanded({name: np.concatenate(p) for name, p in self._parts.items()})
+
+    def _expanded(self, found: dict[str, np.ndarray]) -> np.ndarray:
         if "" in found:
             return found[""]
         values, order, rest = found["_values"], found["_indices"], found["_rest"]

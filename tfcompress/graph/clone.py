@@ -8,6 +8,7 @@ from typing import Any
 import keras
 from keras import ops, tree
 
+from tfcompress.graph.cost import plain
 from tfcompress.graph.expand import Expanded
 from tfcompress.graph.read import Call, Graph, is_graph, read_graph
 
@@ -55,6 +56,11 @@ class Rewriter:
                 if tuple(value.shape) != tuple(new_variable.shape):  # heads flattened, or back
                     value = ops.reshape(value, new_variable.shape)
                 new_variable.assign(value)
+            if isinstance(old_layer, keras.layers.Layer) and not plain(old_layer).trainable:
+                for whole in new_layer if isinstance(new_layer, list) else [new_layer]:
+                    # Keras does not freeze what is inside a layer that was made frozen.
+                    for part in plain(whole)._flatten_layers():
+                        part.trainable = False
         return new
 
     # What subclasses override.

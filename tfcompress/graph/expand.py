@@ -11,29 +11,35 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 from collections.abc import Callable
 from typing import Any
 
 import keras
 from keras import layers, ops
 
+from tfcompress.graph.cost import plain
+from tfcompress.graph.read import is_graph, read_graph
+
 
 @keras.saving.register_keras_serializable("tfcompress")
 class MaskScores(layers.Layer):
     """Puts a very low score where attention must not look.
 
-    The integer runtime has no lower score than the lowest on the grid. So that this is low enough
-    next to every score that counts, training shows the quantizer behind it scores a margin below
-    the lowest of the batch; otherwise the score is far below any grid, and is clipped to its end.
+    The integer runtime has no lower score than the lowest on the grid. Training shows the quantizer
+    behind this layer scores a margin below the lowest of the batch, so that all masked keys
+    together weigh at most 1/3000 of one that is not; otherwise the score is far below any grid, and
+    is clipped to its end. A query that may look nowhere looks everywhere alike.
     """
 
-    margin = 8.0
+    margin = 8.0  # exp(-8) is 1/3000
 
     def call(self, scores: Any, mask: Any, training: bool | None = None) -> Any:
         """Returns the scores where `mask` is true, and low ones elsewhere."""
         low = ops.convert_to_tensor(-3e4, scores.dtype)
         if training:
-            low = ops.stop_gradient(ops.min(scores)) - self.margin
+            keys = scores.shape[-1]
+            low = ops.stop_gradient(ops.min(scores)) - self.margin - math.log(keys)
         return ops.where(mask, scores, low)
 
     def compute_output_shape(self, scores_shape: Any, mask_shape: Any = None) -> Any:
@@ -41,7 +47,7 @@ class MaskScores(layers.Layer):
         return scores_shape
 
     def get_config(self) -> dict[str, Any]:
-        """Returns the constructor arguments."""
+        """Returns the constructor arguments, under any dtype policy."""
         return super().get_config()
 
 
@@ -78,37 +84,71 @@ class Expanded(keras.Model):
         return dict(zip(told["inputs"], inputs, strict=True)) | told["options"]
 
 
+def expandable(model: keras.Model) -> set[int]:
+    """Returns the `id` of each attention layer, wrapped or not, that can be written out.
+
+    Every call of the layer must be one that `attention_call` understands, and all must be alike: on
+    the same shapes, with the same masks. Inside a nested model that is called on a tensor with a
+    mask, none can.
+    """
+    found: dict[int, set[Any]] = {}
+    _find(model, False, found)
+    return {key for key, kinds in found.items() if len(kinds) == 1 and None not in kinds}
+
+
+def _find(model: keras.Model, masked: bool, found: dict[int, set[Any]]) -> None:
+    for call in read_graph(model).calls:
+        if is_graph(call.operation):
+            given_mask = call.kwargs.get("mask") is not None
+            carried = any(_mask_of(tensor) is not None for tensor in call.inputs)
+            _find(call.operation, masked or given_mask or carried, found)
+        elif type(plain(call.operation)) is layers.MultiHeadAttention:
+            given = attention_call(plain(call.operation), call.args, call.kwargs)
+            kind: Any = None
+            if given is not None and not masked:
+                shapes = [tuple(given[name].shape[1:]) for name in inputs_of(given)]
+                kind = (*inputs_of(given), *shapes, bool(given.get("use_causal_mask")))
+            found.setdefault(id(call.operation), set()).add(kind)
+
+
+def _mask_of(tensor: Any) -> Any:
+    return getattr(tensor, "_keras_mask", None)
+
+
 def attention_call(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict | None:
     """Returns the arguments of an attention layer's call by name if it can be written out.
 
     Left as they are: what Keras adds to the attention of the paper (gates, sliding windows, several
-    axes), subclasses, sequences of unknown length, calls that ask for the scores, and tensors that
-    carry a mask along: Keras takes it off the query while it runs, so that which layers see it
-    depends on their order. Masks given as `attention_mask`, and causal ones, are written out.
+    axes), constraints, sequences of unknown length, calls that ask for the scores, constant masks,
+    masks by any name but `attention_mask`, and tensors that carry a mask along: Keras takes it off
+    the query while it runs, so that which layers see it depends on their order.
     """
-    if type(layer) is not layers.MultiHeadAttention or not layer.built:
-        return None
     config = layer.get_config()
     if config.get("use_gate") or config.get("sliding_window") or config["output_shape"]:
         return None
+    if not layer.built or config["kernel_constraint"] or config["bias_constraint"]:
+        return None
+    given = arguments_of(layer, args, kwargs)
+    tensors = [given[name] for name in inputs_of(given)]
+    if not all(isinstance(t, keras.KerasTensor) and _mask_of(t) is None for t in tensors):
+        return None
+    if any(t.shape[1] is None for t in tensors[:3]) or len(given["query"].shape) != 3:
+        return None
+    others = ("query_mask", "value_mask", "key_mask", "return_attention_scores")
+    return None if any(given.get(name, False) is not False for name in others) else given
+
+
+def arguments_of(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Returns the arguments of an attention layer's call by name, but those that are None."""
     bound = inspect.signature(layer.call).bind(*args, **kwargs).arguments
     given = {name: value for name, value in bound.items() if value is not None}
     given.setdefault("key", given["value"])
-    fixed = all(
-        isinstance(given[name], keras.KerasTensor) and given[name].shape[1] is not None
-        for name in _TENSORS
-    )
-    carried = any(getattr(given[name], "_keras_mask", None) is not None for name in _TENSORS)
-    if not fixed or carried or len(given["query"].shape) != 3:
-        return None
-    if given.get("return_attention_scores"):
-        return None
     return given
 
 
 def inputs_of(given: dict[str, Any]) -> list[str]:
     """Returns the names of the tensors among the arguments, in the order of the model's inputs."""
-    return [name for name in (*_TENSORS, *_MASKS) if name in given]
+    return [name for name in _TENSORS if name in given]
 
 
 def expand_attention(layer: Any, given: dict[str, Any], wrap: Callable[[Any], Any]) -> Expanded:
@@ -140,9 +180,11 @@ def expand_attention(layer: Any, given: dict[str, Any], wrap: Callable[[Any], An
     value = projected("value", layer.value_dim, (0, 2, 1, 3))
     scores = ops.matmul(ops.multiply(query, layer.key_dim**-0.5), key)
     causal = bool(given.get("use_causal_mask"))
-    masks = {name: inputs.get(name) for name in _MASKS}
     mask = layer._compute_attention_mask(
-        inputs["query"], inputs["value"], **masks, use_causal_mask=causal
+        inputs["query"],
+        inputs["value"],
+        attention_mask=inputs.get("attention_mask"),
+        use_causal_mask=causal,
     )
     if mask is not None:
         # What the layer makes of an attention_mask of 4 dimensions is one already.
@@ -150,7 +192,9 @@ def expand_attention(layer: Any, given: dict[str, Any], wrap: Callable[[Any], An
         scores = MaskScores(name="masked", dtype=layer.dtype_policy)(scores, mask)
     scores = layers.Softmax(name="softmax", dtype=layer.dtype_policy)(scores)
     if layer.dropout:
-        dropout = layers.Dropout(layer.dropout, name="dropout", dtype=layer.dtype_policy)
+        dropout = layers.Dropout(
+            layer.dropout, seed=layer.seed, name="dropout", dtype=layer.dtype_policy
+        )
         scores = dropout(scores)
     x = ops.transpose(ops.matmul(scores, value), (0, 2, 1, 3))
     x = ops.reshape(x, (-1, x.shape[1], heads * layer.value_dim))
@@ -166,8 +210,7 @@ def expand_attention(layer: Any, given: dict[str, Any], wrap: Callable[[Any], An
     return model
 
 
-_TENSORS = ("query", "value", "key")
-_MASKS = ("query_mask", "value_mask", "key_mask", "attention_mask")
+_TENSORS = ("query", "value", "key", "attention_mask")
 _SUBLAYERS = {
     "query": "_query_dense",
     "key": "_key_dense",
@@ -181,7 +224,7 @@ def _dense(layer: Any, name: str, units: int) -> Any:
     config = getattr(layer, _SUBLAYERS[name]).get_config()
     kept = (
         "kernel_initializer bias_initializer kernel_regularizer bias_regularizer "
-        "activity_regularizer kernel_constraint bias_constraint"
+        "activity_regularizer"
     ).split()
     return layers.Dense(
         units,

@@ -13,8 +13,9 @@ from tfcompress.graph.clone import Rewriter, clone_layer
 from tfcompress.graph.cost import DEPTHWISE, plain
 from tfcompress.graph.expand import (
     Expanded,
-    attention_call,
+    arguments_of,
     expand_attention,
+    expandable,
     inputs_of,
     matching_variables,
 )
@@ -188,22 +189,23 @@ class _AddTransform(Rewriter):
         self._transform = transform
         self._chosen = chosen
         self._canonicalize = canonicalize
+        self._expandable: set[int] = set()
         self.added: set[str] = set()
+
+    def run(self, model: keras.Model) -> keras.Model:
+        """Returns the wrapped model."""
+        if self._canonicalize:
+            self._expandable = expandable(model)
+        return super().run(model)
 
     def visit(self, graph: Graph, call: Call, args: Any, kwargs: Any) -> Any:
         """Calls the wrapped parts of a chosen layer one after the other."""
         if call.path not in self._chosen:
             return super().visit(graph, call, args, kwargs)
-        given = attention_call(plain(call.operation), args, kwargs) if self._canonicalize else None
-        if given is not None:
+        if id(call.operation) in self._expandable:
+            given = arguments_of(plain(call.operation), args, kwargs)
             expanded = self.once(call.operation, lambda: self._expand(call, given))
-            names = inputs_of(given)
-            if len(names) != len(expanded.inputs):
-                raise ValueError(
-                    f"layer {call.path!r} is called with a mask and without one, which its INT8 "
-                    "form cannot do. Use two layers, or leave it out with `layers`."
-                )
-            return expanded([given[name] for name in names])
+            return expanded([given[name] for name in inputs_of(given)])
         first, *rest = self.once(call.operation, lambda: self._wrap(call))
         outputs = first(*args, **kwargs)
         for part in rest:

@@ -7,6 +7,7 @@ The runtime computes one operation on integers if its inputs and outputs have ra
 - operations that only move values about share the range of their input;
 - what is concatenated shares the range of the result, so it is not rounded before;
 - averaging shares it too, and rounds its result onto it;
+- what is looked up in a table of weights is on the grid of the weights already;
 - softmax, sigmoid and tanh have ranges that the runtime prescribes.
 
 `ROLES` says which operation is which; whatever it does not name is quantized at its output.
@@ -24,6 +25,7 @@ from tfcompress.graph.clone import Rewriter
 from tfcompress.graph.cost import plain
 from tfcompress.graph.expand import MaskScores
 from tfcompress.graph.read import Call, Graph, walk_layers
+from tfcompress.transforms import FakeQuant
 from tfcompress.wrap.activations import ActivationQuantizer, InputSamples, samples_to_keep
 
 LINEAR = "linear"  # a weighted sum: what follows may be fused into it
@@ -32,6 +34,7 @@ RELU = "relu"  # fused into whatever computed its input
 SUM = "sum"  # an addition: a ReLU that follows is fused into it
 MOVE = "move"  # values pass unchanged: the output has the grid of the input
 JOIN = "join"  # a concatenation or selection: its inputs are on the grid of its output
+TABLE = "table"  # rows of a weight: on the grid of the weight
 AVERAGE = "average"  # the grid of the input, but values must be rounded onto it again
 OUTPUT = "output"  # anything else: quantized at its output
 
@@ -57,6 +60,7 @@ ROLES: dict[str, str] = {
         MOVE,
     ),
     "Concatenate": JOIN,
+    "Embedding": TABLE,
     **dict.fromkeys(
         # A global average that no rule could turn into one of these is a MEAN, with its own grid.
         "AveragePooling1D AveragePooling2D AveragePooling3D AveragePool".split(),
@@ -97,6 +101,22 @@ def fixed_range(operation: Any) -> tuple[float, float] | None:
     return FIXED_RANGES.get(
         (activation_name(layer) or "") if name == "Activation" else name.lower()
     )
+
+
+def is_joined(graph: Graph, tensor: Any) -> bool:
+    """Returns whether a tensor goes into a concatenation and nowhere else, moved about or not."""
+    readers = graph.consumers.get(id(tensor), [])
+    if len(readers) != 1 or id(tensor) in graph.outputs:
+        return False
+    kind = role(readers[0].operation)
+    return kind == JOIN or (
+        kind == MOVE and all(is_joined(graph, output) for output in readers[0].outputs)
+    )
+
+
+def rounds_weights(layer: Any) -> bool:
+    """Returns whether a layer is wrapped to train with rounded weights."""
+    return any(isinstance(t, FakeQuant) for t in getattr(layer, "transforms", ()))
 
 
 _CAPS = (None, 6, 6.0)
@@ -236,6 +256,9 @@ class PlaceQuantizers(Rewriter):
             name = self._name(f"{plain(call.operation).name}_quantizer")
             quantizer = ActivationQuantizer(prescribed, name=name)
             return self._apply(quantizer, new, _State(non_negative=prescribed[0] == 0))
+        if kind == TABLE and rounds_weights(call.operation):
+            joined = is_joined(graph, old)
+            return self._note(new, _State(JOIN if joined else None, quantized=not joined))
         positive = kind == RELU or (kind == JOIN and all(s.non_negative for s in states))
         state = _State(kind if kind in _FUSES else None, non_negative=positive)
         return self._close(graph, call, old, self._note(new, state))
@@ -252,22 +275,12 @@ class PlaceQuantizers(Rewriter):
                 return new  # decided where the nested model is called
             if not leaves and len(readers) == 1 and self._fuses(state.pending, readers[0]):
                 return new
-        if role(call.operation) != JOIN and self._is_joined(graph, old):
+        if role(call.operation) != JOIN and is_joined(graph, old):
             return self._note(new, dataclasses.replace(state, pending=JOIN))
         return self._quantize(new, name=plain(call.operation).name)
 
     def _fuses(self, pending: str, reader: Call) -> bool:
         return role(reader.operation) in _FUSES.get(pending, ())
-
-    def _is_joined(self, graph: Graph, tensor: Any) -> bool:
-        """Whether a tensor goes into a concatenation and nowhere else, moved about or not."""
-        readers = graph.consumers.get(id(tensor), [])
-        if len(readers) != 1 or id(tensor) in graph.outputs:
-            return False
-        kind = role(readers[0].operation)
-        return kind == JOIN or (
-            kind == MOVE and all(self._is_joined(graph, output) for output in readers[0].outputs)
-        )
 
     def _quantize(self, tensor: Any, name: str | None = None) -> Any:
         """Returns the tensor on a grid of its own, quantizing it if that was not done before."""

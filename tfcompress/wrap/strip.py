@@ -22,7 +22,14 @@ from tfcompress.wrap.activations import (
     InputSamples,
     SummingLayerNormalization,
 )
-from tfcompress.wrap.placement import LINEAR, ChainedModel, role
+from tfcompress.wrap.placement import (
+    LINEAR,
+    TABLE,
+    ChainedModel,
+    is_joined,
+    role,
+    rounds_weights,
+)
 from tfcompress.wrap.wrapper import CompressionWrapper
 
 
@@ -228,7 +235,8 @@ class _Bake(Rewriter):
     def clone(self, operation: Any, **overrides: Any) -> Any:
         if isinstance(operation, keras.layers.Layer) and "dtype" in operation.get_config():
             overrides.setdefault("dtype", _in_float32(operation.dtype_policy))
-        if self._rounds and type(operation) is keras.layers.LayerNormalization:
+        normalizes = type(operation) is keras.layers.LayerNormalization
+        if self._rounds and normalizes and not getattr(operation, "rms_scaling", False):
             return self.once(operation, lambda: self._summing(operation))
         return super().clone(operation, **overrides)
 
@@ -248,10 +256,20 @@ class _Bake(Rewriter):
                 operation, lambda: FixedFakeQuant(*operation.range(), name=operation.name)
             )
             return fixed(*args, **kwargs)
-        if isinstance(operation, CompressionWrapper):
-            self._values.update(baked_values(operation))
-            operation = operation.layer
-        return self.clone(operation)(*args, **kwargs)
+        if not isinstance(operation, CompressionWrapper):
+            return self.clone(operation)(*args, **kwargs)
+        self._values.update(baked_values(operation))
+        outputs = self.clone(operation.layer)(*args, **kwargs)
+        on_table = role(operation) == TABLE and rounds_weights(operation)
+        if not self._ranges or not on_table or is_joined(graph, call.outputs[0]):
+            return outputs
+        return self.once(operation, lambda: self._grid_of(operation))(outputs)
+
+    def _grid_of(self, wrapper: CompressionWrapper) -> FixedFakeQuant:
+        """Returns what tells the converter the grid of the rows of a table."""
+        (table,) = (self._values[id(weight)] for weight, _ in wrapper.pipelines())
+        largest = float(ops.max(ops.abs(table))) or 1.0
+        return FixedFakeQuant(-largest * 128 / 127, largest, name=f"{wrapper.name}_grid")
 
 
 def _in_float32(policy: Any) -> Any:
