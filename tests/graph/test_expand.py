@@ -4,7 +4,7 @@ import pytest
 from keras import layers as L
 
 import tfcompress as tfc
-from tfcompress.graph.cost import plain
+from tfcompress.graph.cost import macs, plain
 from tfcompress.graph.expand import (
     Expanded,
     attention_call,
@@ -105,6 +105,18 @@ def test_the_file_is_all_integer_and_agrees(case, tmp_path):
     steps = np.abs(file.predict(ids) - model.predict(ids, verbose=0)) / step
     # Default kernels; a step of the softmax, 1/256, is several of this small output.
     assert (steps > 1.5).mean() < 0.04 and (steps > 2.5).mean() < 0.01
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_it_costs_what_the_layer_costs(case):
+    model = attention_net(**CASES[case])
+    # Four projections and two products, in multiply-accumulates.
+    width, other = WIDTH, 12 if case == "cross" else WIDTH
+    value = CASES[case].get("value_dim", 4)
+    expected = TOKENS * (16 * width + 16 * other + 4 * value * other + 4 * value * width)
+    expected += 4 * TOKENS * TOKENS * (4 + value)
+    rest = 3 * width + (TOKENS * width * 12 if case == "cross" else 0)
+    assert macs(model) == macs(tfc.quantize(model)) == expected + rest
 
 
 def test_a_pruned_layer_keeps_its_zeros():

@@ -52,8 +52,9 @@ def own_weights(layer: Any) -> list[Any]:
 def macs(model: keras.Model) -> int:
     """Counts the multiply-accumulates of one inference on one sample.
 
-    Convolutions (also depthwise, separable, transposed), Dense, EinsumDense and recurrent layers
-    count; element-wise work does not. `summary` marks layers it cannot count.
+    Convolutions (also depthwise, separable, transposed), Dense, EinsumDense, recurrent layers,
+    attention and matrix products count; element-wise work does not. `summary` marks layers that it
+    cannot count.
 
     Args:
         model: A built Sequential or Functional model with a fixed input size, wrapped or not.
@@ -69,7 +70,7 @@ def call_macs(call: Call) -> int | None:
     """Counts the multiply-accumulates of one call; None if they are not known."""
     layer = plain(call.operation)
     if not isinstance(layer, keras.layers.Layer):
-        return 0
+        return _product_macs(call) if type(layer).__name__ == "Matmul" else 0
     weights = {w.path.split("/")[-1]: math.prod(w.shape) for w in layer.weights}
     given, made = call.inputs[0].shape[1:], call.outputs[0].shape[1:]
     try:
@@ -84,12 +85,32 @@ def call_macs(call: Call) -> int | None:
             return weights["kernel"] * math.prod(made[:-1])
         if isinstance(layer, keras.layers.EinsumDense):
             return _einsum_macs(layer, call.inputs[0].shape, call.outputs[0].shape)
+        if type(layer) is keras.layers.MultiHeadAttention and len(given) == 2:
+            return _attention_macs(layer, call)
         if isinstance(layer, _RECURRENT):
             return (weights["kernel"] + weights["recurrent_kernel"]) * given[0]
     except TypeError:  # a dimension is None
         return None
     matrices = any(len(w.shape) >= 2 for w in layer.trainable_weights)
     return None if matrices and not isinstance(layer, keras.layers.Embedding) else 0
+
+
+def _product_macs(call: Call) -> int | None:
+    sizes = [*call.outputs[0].shape[1:], call.inputs[0].shape[-1]]
+    return None if None in sizes else math.prod(sizes)
+
+
+def _attention_macs(layer: Any, call: Call) -> int:
+    queries, values = call.inputs[0].shape[1], call.inputs[1].shape[1]
+    count = queries * values * layer.num_heads * (layer.key_dim + layer.value_dim)
+    for dense, length in (
+        (layer._query_dense, queries),
+        (layer._key_dense, values),
+        (layer._value_dense, values),
+        (layer._output_dense, queries),
+    ):
+        count += math.prod(dense.kernel.shape) * length
+    return count
 
 
 def _positions(layer: Any, shape: tuple[int, ...]) -> int:
