@@ -138,10 +138,11 @@ class _Source:
                     "x may be a dict) or a tf.data.Dataset. Received a "
                     + ", ".join(type(part).__name__ for part in dataset)
                 )
-            arrays, dataset = dataset, tf.data.Dataset.from_tensor_slices(dataset)
-            dense = all(type(s) is tf.TensorSpec for s in tree.flatten(dataset.element_spec))
-            if augment is None and dense:  # no ragged or sparse ones
-                self.arrays = tree.map_structure(tf.convert_to_tensor, arrays)
+            odd = (tf.RaggedTensor, tf.SparseTensor)
+            if not any(isinstance(part, odd) for part in tree.flatten(dataset)):
+                dataset = tree.map_structure(tf.convert_to_tensor, dataset)
+                self.arrays = dataset if augment is None else None
+            dataset = tf.data.Dataset.from_tensor_slices(dataset)
         elif int(dataset.cardinality()) == tf.data.INFINITE_CARDINALITY:
             raise ValueError("dataset repeats without end. Cache one pass: leave out repeat().")
         elif not isinstance(dataset.element_spec, tuple):
