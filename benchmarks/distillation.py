@@ -39,6 +39,7 @@ def rows():
     similar = tfc.SimilarityPreserving("stage3_relu", "stage3_relu")
     return {
         "alone": ("", None, None, 0.0),
+        "alone, on the teacher's images": ("", None, None, 0.0),
         "soft targets": ("response", [soft], None, 0.9),
         "DKD": ("response", [tfc.DecoupledTargets(4.0, other_weight=2.0)], None, 0.5),
         "FitNets": ("feature", hints, [0.3, 0.3], 0.5),
@@ -133,9 +134,9 @@ def measure(data, folder, seeds, wanted, console):
                     continue
                 keras.utils.set_random_seed(seed + 10)
                 student = resnet(**STUDENT)
-                if name in ("alone", "keras.distillation"):
-                    model = student if name == "alone" else keras_distiller(teacher, student)
-                    batches = batches_of(x, y, seed)
+                if name.startswith(("alone", "keras")):
+                    model = keras_distiller(teacher, student) if "keras" in name else student
+                    batches = batches_of(x, y, seed, augment="images" in name)
                 else:
                     place = folder / part.replace(" ", "-")
                     if cache is None:
