@@ -130,8 +130,10 @@ class CachedTeacher:
             )
         import tensorflow as tf
 
+        in_memory = self._in_memory()
+
         def join(index: Any, sample: tuple[Any, ...]) -> tuple[Any, ...]:
-            joined = {key: self._rows(key, index) for key in self._stored}
+            joined = {key: self._rows(key, index, key in in_memory) for key in self._stored}
             return ({"inputs": sample[0], "teacher": joined}, *sample[1:])
 
         arrays = self._source.arrays
@@ -150,12 +152,12 @@ class CachedTeacher:
             )
         return data.map(join, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
 
-    def _rows(self, key: str, index: Any) -> Any:
+    def _rows(self, key: str, index: Any, in_memory: bool) -> Any:
         """Returns the rows of one output or feature for a batch of samples, as tensors."""
         import tensorflow as tf
 
         stored = self._stored[key]
-        if key in self._in_memory:
+        if in_memory:
             if key not in self._tables:
                 with tf.init_scope(), tf.device("CPU:0"):  # it must outlive this trace
                     self._tables[key] = tf.constant(stored.all())
@@ -164,9 +166,8 @@ class CachedTeacher:
         rows.set_shape((None, *stored.shape))
         return rows
 
-    @property
     def _in_memory(self) -> set[str]:
-        """The outputs and features that are read at once: the smallest, as long as they fit."""
+        """Returns what is read at once: the smallest outputs and features, as long as they fit."""
         chosen, left = set(), _IN_MEMORY
         for key, stored in sorted(self._stored.items(), key=lambda item: item[1].nbytes):
             left -= stored.nbytes
