@@ -9,6 +9,7 @@ PACKAGE = pathlib.Path(__file__).resolve().parent.parent / "tfcompress"
 LAYERS = [
     "__init__",
     "errors",
+    "files",
     "stderr",
     "tables",
     "scheme",
@@ -16,6 +17,8 @@ LAYERS = [
     "transforms",
     "graph",
     "wrap",
+    "rewrite",
+    "ptq",
     "tflite",
     "distill",
     "export",

@@ -20,7 +20,7 @@ from tfcompress.tflite.benchmark import benchmark
 from tfcompress.tflite.convert import input_specs
 from tfcompress.tflite.inspect import inspect_tflite
 from tfcompress.tflite.run import TFLiteModel, accuracy
-from tfcompress.wrap.strip import bake
+from tfcompress.wrap.strip import without_transforms
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,5 +198,5 @@ def _as_file(model: Any) -> bytes:
         return model.content
     with tempfile.TemporaryDirectory(prefix="tfcompress-") as folder:
         path = pathlib.Path(folder) / "model.tflite"
-        export_tflite(bake(model, ranges=False), path, scheme="float32", verbose=False)
+        export_tflite(without_transforms(model), path, scheme="float32", verbose=False)
         return path.read_bytes()

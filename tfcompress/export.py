@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import pathlib
-import tempfile
 import time
 import warnings
 from typing import Any
@@ -15,16 +13,25 @@ import numpy as np
 
 from tfcompress.data import samples
 from tfcompress.errors import CompressionWarning, ExportError
+from tfcompress.files import check_path, write_whole
 from tfcompress.graph.cost import plain
 from tfcompress.graph.read import check_model, walk_layers
-from tfcompress.scheme import SCHEMES, check_choice
+from tfcompress.ptq import post_training
+from tfcompress.scheme import INTEGER_SCHEMES, SCHEMES, QuantizationScheme, as_scheme, check_choice
 from tfcompress.tables import as_text
 from tfcompress.tflite import verify as verification
 from tfcompress.tflite.convert import convert, input_specs, output_names
 from tfcompress.tflite.inspect import FileReport, inspect_tflite, weights
 from tfcompress.tflite.run import TFLiteModel
 from tfcompress.wrap.activations import InputSamples
-from tfcompress.wrap.strip import bake, quantizers, rounded_weights, warn_unfinished
+from tfcompress.wrap.bake import bake
+from tfcompress.wrap.calibrate import packed
+from tfcompress.wrap.strip import (
+    quantizers,
+    rounded_weights,
+    trained_scheme,
+    warn_unfinished,
+)
 
 CALIBRATION_SAMPLES = 512
 VERIFICATION_SAMPLES = 64
@@ -36,7 +43,7 @@ class ExportResult:
 
     Attributes:
         path: Where it is.
-        scheme: "float32", "dynamic_int8" or "int8".
+        scheme: "float32", "dynamic_int8", "int8" or "w4a8".
         trained: Whether its ranges come from quantization-aware training.
         agreement: How well it agrees with the Keras model; None if verify=False.
         report: What is inside; see `FileReport`.
@@ -90,7 +97,7 @@ def export_tflite(
     model: keras.Model,
     path: str | os.PathLike[str],
     *,
-    scheme: str | None = None,
+    scheme: str | QuantizationScheme | None = None,
     representative_dataset: Any = None,
     io_dtype: str = "float32",
     batch_size: int | None = 1,
@@ -110,9 +117,9 @@ def export_tflite(
     Args:
         model: A built Sequential or Functional model, wrapped or not. It is not changed.
         path: File to write; an existing one is replaced at the end, in one step.
-        scheme: "float32", "dynamic_int8" (int8 weights, float activations) or "int8" (integers
-            throughout). None is what the model was trained for; with a representative dataset,
-            int8.
+        scheme: "float32", "dynamic_int8" (int8 weights, float activations), "int8" (integers
+            throughout), "w4a8" (4-bit weights) or a `QuantizationScheme`. None is what the model
+            was trained for; with a representative dataset, int8.
         representative_dataset: Samples like those of training, preprocessed alike: an array, a
             tuple or dict of arrays, a `tf.data.Dataset`, or a function that returns an iterable. Up
             to 512 samples are used. A quantization-aware model needs none.
@@ -151,9 +158,10 @@ def export_tflite(
     """
     started = time.perf_counter()
     check_model(model)
-    target = _check_path(path)
+    target = check_path(path)
     trained = quantizers(model)
-    scheme = _choose_scheme(scheme, representative_dataset is not None, bool(trained))
+    options = scheme if isinstance(scheme, QuantizationScheme) else None
+    scheme = _choose_scheme(scheme, model, representative_dataset is not None, bool(trained))
     _check_arguments(scheme, io_dtype, batch_size, verbose)
     specs = input_specs(model)
     given = None
@@ -164,15 +172,16 @@ def export_tflite(
             limit=CALIBRATION_SAMPLES,
             argument="representative_dataset",
         )
-    use_ranges = bool(trained) and scheme == "int8"
+    integer = scheme in INTEGER_SCHEMES
+    use_ranges = bool(trained) and integer
     if use_ranges:
-        _check_trained(model)
-    elif scheme == "int8" and given is None:
+        _check_trained(model, scheme, options)
+    elif integer and given is None:
         raise ValueError(
-            "scheme='int8' needs the ranges of the activations: pass representative_dataset="
+            f"scheme={scheme!r} needs the ranges of the activations: pass representative_dataset="
             "(samples like those of training), or train with quantize()."
         )
-    if trained and scheme != "int8":
+    if trained and not integer:
         raise ValueError(
             f"scheme={scheme!r} would drop the ranges that this model was trained with. Export it "
             "as int8, or export strip(model)."
@@ -183,12 +192,14 @@ def export_tflite(
         raise ExportError(backend_problem)
 
     say = _speaker(verbose, model)
+    final = model
+    if integer and not use_ranges:
+        final = post_training(model, options or as_scheme(scheme), given or {}, say)
     say("converting")
     content = convert(
-        bake(model),
+        bake(final),
         names=output_names(model),
-        quantized={"float32": None, "dynamic_int8": "dynamic", "int8": "int8"}[scheme],
-        calibration=None if use_ranges or scheme != "int8" else given,
+        quantized={"float32": None, "dynamic_int8": "dynamic"}.get(scheme, scheme),
         io_dtype=io_dtype,
         batch_size=batch_size,
         sparse=sparse,
@@ -197,15 +208,15 @@ def export_tflite(
     if probes is not None:
         say("checking the file against the model")
         agreement = measure(model, content, probes, source)
-        tolerance = "int8 trained" if use_ranges else scheme
+        tolerance = "int8 trained" if use_ranges else "int8" if integer else scheme
         if (use_ranges or scheme == "float32") and _computes_in_half(model):
             tolerance += " of half"
         if warning := verification.judge(agreement, tolerance):
             warnings.warn(warning, CompressionWarning, stacklevel=2)
-    if use_ranges:
-        _check_selection(model, content)
+    if integer:
+        _check_selection(final, content)
     report = dataclasses.replace(inspect_tflite(content), path=str(target))
-    _write(target, content)
+    write_whole(target, content)
     seconds = time.perf_counter() - started
     say(f"wrote {target} in {seconds:.1f} s")
     return ExportResult(str(target), scheme, use_ranges, agreement, report, seconds)
@@ -256,11 +267,7 @@ def measure(
 
 def predict(model: keras.Model, features: dict[str, np.ndarray]) -> Any:
     """Runs a Keras model on arrays by input name."""
-    arrays = [features[spec.name] for spec in input_specs(model)]
-    structure = getattr(model, "_inputs_struct", None)
-    if len(arrays) == 1 and not isinstance(structure, (dict, list, tuple)):
-        return model.predict(arrays[0], verbose=0)
-    return model.predict(keras.tree.pack_sequence_as(structure, arrays), verbose=0)
+    return model.predict(packed(model, features), verbose=0)
 
 
 def _output_scales(content: Any) -> dict[str, float]:
@@ -279,15 +286,18 @@ def _output_scales(content: Any) -> dict[str, float]:
     }
 
 
-def _choose_scheme(scheme: str | None, has_data: bool, is_trained: bool) -> str:
+def _choose_scheme(scheme: Any, model: keras.Model, has_data: bool, is_trained: bool) -> str:
+    """Returns the name of the scheme asked for, or of what the model was trained for."""
+    if isinstance(scheme, QuantizationScheme):
+        return scheme.name
     if scheme is None:
-        return "int8" if has_data or is_trained else "float32"
+        return trained_scheme(model) if is_trained else "int8" if has_data else "float32"
     return check_choice(scheme, "scheme", SCHEMES)
 
 
 def _check_arguments(scheme: str, io_dtype: str, batch_size: Any, verbose: Any) -> None:
     check_choice(io_dtype, "io_dtype", ("float32", "int8", "uint8"))
-    if io_dtype != "float32" and scheme != "int8":
+    if io_dtype != "float32" and scheme not in INTEGER_SCHEMES:
         raise ValueError(
             f"io_dtype={io_dtype!r} needs scheme='int8'; a {scheme} file computes on floats. "
             "Use io_dtype='float32'."
@@ -299,23 +309,13 @@ def _check_arguments(scheme: str, io_dtype: str, batch_size: Any, verbose: Any) 
         raise ValueError(f"verbose must be True, False or 'auto'. Received: {verbose!r}")
 
 
-def _check_path(path: Any) -> pathlib.Path:
-    if not isinstance(path, (str, os.PathLike)):
-        raise TypeError(f"path must be a file path. Received: path={path!r}")
-    target = pathlib.Path(path)
-    if target.is_dir():
-        raise IsADirectoryError(f"path is a folder: {str(target)!r}. Name a file in it.")
-    folder = target.parent
-    if not folder.is_dir():
-        raise FileNotFoundError(
-            f"path cannot be written: there is no folder {str(folder)!r}. Create it first."
+def _check_trained(model: keras.Model, scheme: str, options: Any) -> None:
+    given = trained_scheme(model)
+    if options is not None or scheme != given:
+        raise ValueError(
+            f"scheme={options or scheme!r} is not what this model was trained for, which is "
+            f"{given!r}. Leave scheme out, or quantize strip(model) anew."
         )
-    if not os.access(folder, os.W_OK):
-        raise PermissionError(f"path cannot be written: no permission in {str(folder)!r}.")
-    return target
-
-
-def _check_trained(model: keras.Model) -> None:
     untrained = [q.name for q in quantizers(model) if not q.is_trained]
     if untrained:
         raise ValueError(
@@ -373,22 +373,3 @@ def _speaker(verbose: bool | str, model: keras.Model) -> Any:
     if verbose is True or (verbose == "auto" and large):
         return lambda text: print(f"export_tflite: {text}", flush=True)
     return lambda text: None
-
-
-def _write(target: pathlib.Path, content: bytes) -> None:
-    """Writes beside the target and renames: a reader sees the old file or the new one, whole."""
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.chmod(name, 0o666 & ~_umask())
-        os.replace(name, target)
-    except BaseException:
-        os.unlink(name)
-        raise
-
-
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current

@@ -1,12 +1,18 @@
-"""Names of the numeric schemes."""
+"""Numeric schemes: how many bits, and how the ends of each grid are chosen."""
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-SCHEMES = ("float32", "dynamic_int8", "int8")
+SCHEMES = ("float32", "dynamic_int8", "int8", "w4a8")
 """What `export_tflite` writes: float, int8 weights only, or integers throughout."""
+
+INTEGER_SCHEMES = ("int8", "w4a8")
+ACTIVATION_RANGES = ("moving_average", "min_max", "percentile", "mse", "kl", "learned")
+WEIGHT_RANGES = ("min_max", "mse", "learned")
 
 
 def check_choice(value: object, argument: str, allowed: Sequence[str]) -> str:
@@ -22,3 +28,85 @@ def check_choice(value: object, argument: str, allowed: Sequence[str]) -> str:
         f"{argument} must be one of {', '.join(map(repr, allowed))}. Received: "
         f"{argument}={value!r}." + (f" Did you mean {nearest[0]!r}?" if nearest else "")
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class QuantizationScheme:
+    """How a model is quantized: the same object for `quantize` and for `export_tflite`.
+
+    The names "int8" and "w4a8" stand for `QuantizationScheme()` and
+    `QuantizationScheme(4, "mse", rounding="adaround")`. What applies to only one of training
+    (QAT) and export without training (PTQ) is ignored by the other, as said below.
+
+    Args:
+        weight_bits: 8, or 4 for convolutions and dense layers (depthwise convolutions, embeddings
+            and all else keep 8: the runtime has no 4-bit kernels for them).
+        weight_range: Where the grid of a weight ends: "min_max" at its largest value, "mse" where
+            the squared error of rounding is least, "learned" by gradient (QAT; PTQ takes "mse").
+        activation_range: Likewise for activations. QAT: "moving_average" of the batches' ends, or
+            "learned"; every other value means the average. PTQ: "min_max" over all samples,
+            "moving_average", "percentile" (99.99% of the values), "mse", or "kl" (least
+            Kullback-Leibler divergence); "learned" means "mse". None is "moving_average" for QAT
+            and "min_max" for PTQ.
+        equalize: PTQ: evens out the scales of the channels between layers first, where nothing but
+            ReLU stands between them.
+        rounding: PTQ: "nearest", or "adaround", which decides for each weight whether to round up
+            or down, by gradient, on the samples given.
+        correct_bias: PTQ: takes the mean error of each channel out again.
+        overrides: Other schemes for some layers, `{glob on the layer's path: scheme}`; the first
+            glob that fits counts. A scheme is "float32", "int8", "w4a8" or a `QuantizationScheme`,
+            of which the fields on weights count.
+
+    Raises:
+        TypeError: If `overrides` is no mapping.
+        ValueError: If a field has an unknown value.
+
+    Example:
+        >>> import tfcompress as tfc
+        >>> scheme = tfc.QuantizationScheme(weight_bits=4, overrides={"head": "int8"})
+        >>> scheme.weight_bits
+        4
+
+    References:
+        LSQ (learned ranges): Esser et al. 2020, arXiv:1902.08153. Equalization and correction:
+        Nagel et al. 2019, arXiv:1906.04721. AdaRound: Nagel et al. 2020, arXiv:2004.10568.
+    """
+
+    weight_bits: int = 8
+    weight_range: str = "min_max"
+    activation_range: str | None = None
+    equalize: bool = False
+    rounding: str = "nearest"
+    correct_bias: bool = True
+    overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.weight_bits not in (4, 8):
+            raise ValueError(f"weight_bits must be 8 or 4. Received: {self.weight_bits!r}")
+        check_choice(self.weight_range, "weight_range", WEIGHT_RANGES)
+        if self.activation_range is not None:
+            check_choice(self.activation_range, "activation_range", ACTIVATION_RANGES)
+        check_choice(self.rounding, "rounding", ("nearest", "adaround"))
+        if not isinstance(self.overrides, Mapping):
+            raise TypeError(
+                "overrides must be a dict of globs on layer paths and schemes. Received: "
+                f"{self.overrides!r}"
+            )
+        for glob, scheme in self.overrides.items():
+            if not isinstance(scheme, QuantizationScheme):
+                check_choice(scheme, f"overrides[{glob!r}]", ("float32", *INTEGER_SCHEMES))
+
+    @property
+    def name(self) -> str:
+        """The name of the nearest named scheme."""
+        return "w4a8" if self.weight_bits == 4 else "int8"
+
+
+def as_scheme(scheme: Any, argument: str = "scheme") -> QuantizationScheme:
+    """Returns the scheme that a name of an integer scheme stands for, or the scheme itself."""
+    if isinstance(scheme, QuantizationScheme):
+        return scheme
+    name = check_choice(scheme, argument, INTEGER_SCHEMES)
+    if name == "w4a8":
+        return QuantizationScheme(4, "mse", rounding="adaround")
+    return QuantizationScheme()

@@ -49,6 +49,8 @@ def test_the_gradient_passes_straight_through():
     )
 
 
-def test_only_8_bits():
-    with pytest.raises(ValueError, match="bits=4"):
-        FakeQuant(4)
+def test_only_8_and_4_bits():
+    with pytest.raises(ValueError, match="bits=5"):
+        FakeQuant(5)
+    with pytest.raises(ValueError, match="Did you mean 'mse'"):
+        FakeQuant(4, "mes")

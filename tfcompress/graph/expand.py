@@ -102,7 +102,7 @@ def _find(model: keras.Model, masked: bool, found: dict[int, set[Any]]) -> None:
             given_mask = call.kwargs.get("mask") is not None
             carried = any(_mask_of(tensor) is not None for tensor in call.inputs)
             _find(call.operation, masked or given_mask or carried, found)
-        elif type(plain(call.operation)) is layers.MultiHeadAttention:
+        elif type(plain(call.operation)) in _ATTENTION:
             given = attention_call(plain(call.operation), call.args, call.kwargs)
             kind: Any = None
             if given is not None and not masked:
@@ -124,7 +124,7 @@ def attention_call(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     the query while it runs, so that which layers see it depends on their order.
     """
     config = layer.get_config()
-    if config.get("use_gate") or config.get("sliding_window") or config["output_shape"]:
+    if config.get("use_gate") or config.get("sliding_window") or config.get("output_shape"):
         return None
     if not layer.built or config["kernel_constraint"] or config["bias_constraint"]:
         return None
@@ -155,7 +155,7 @@ def expand_attention(layer: Any, given: dict[str, Any], wrap: Callable[[Any], An
     """Writes out an attention layer.
 
     Args:
-        layer: A built MultiHeadAttention layer.
+        layer: A built MultiHeadAttention or GroupQueryAttention layer.
         given: What `attention_call` returned.
         wrap: Is given each projection and returns what to call instead.
 
@@ -163,22 +163,31 @@ def expand_attention(layer: Any, given: dict[str, Any], wrap: Callable[[Any], An
         A model of the inputs that `inputs_of` names. Its weights are new: see
         `matching_variables`.
     """
-    heads = layer.num_heads
+    grouped = isinstance(layer, layers.GroupQueryAttention)
+    heads = layer.num_query_heads if grouped else layer.num_heads
+    key_heads = layer.num_key_value_heads if grouped else heads
+    key_size, value_size = (
+        (layer.head_dim, layer.head_dim) if grouped else (layer.key_dim, layer.value_dim)
+    )
     names = inputs_of(given)
     inputs = {
         name: keras.Input(given[name].shape[1:], dtype=given[name].dtype, name=f"{name}_in")
         for name in names
     }
 
-    def projected(name: str, size: int, order: tuple[int, ...]) -> Any:
-        x = wrap(_dense(layer, name, heads * size))(inputs[name])
+    def projected(name: str, count: int, size: int, order: tuple[int, ...]) -> Any:
+        x = wrap(_dense(layer, name, count * size))(inputs[name])
         # Operations, not layers: a Reshape layer would complain of the masks it cannot hand on.
-        return ops.transpose(ops.reshape(x, (-1, x.shape[1], heads, size)), order)
+        x = ops.transpose(ops.reshape(x, (-1, x.shape[1], count, size)), order)
+        if count == heads:
+            return x
+        x = ops.concatenate([ops.expand_dims(x, 2)] * (heads // count), axis=2)
+        return ops.reshape(x, (-1, heads, *x.shape[3:]))
 
-    query = projected("query", layer.key_dim, (0, 2, 1, 3))
-    key = projected("key", layer.key_dim, (0, 2, 3, 1))
-    value = projected("value", layer.value_dim, (0, 2, 1, 3))
-    scores = ops.matmul(ops.multiply(query, layer.key_dim**-0.5), key)
+    query = projected("query", heads, key_size, (0, 2, 1, 3))
+    key = projected("key", key_heads, key_size, (0, 2, 3, 1))
+    value = projected("value", key_heads, value_size, (0, 2, 1, 3))
+    scores = ops.matmul(ops.multiply(query, key_size**-0.5), key)
     causal = bool(given.get("use_causal_mask"))
     mask = layer._compute_attention_mask(
         inputs["query"],
@@ -197,7 +206,7 @@ def expand_attention(layer: Any, given: dict[str, Any], wrap: Callable[[Any], An
         )
         scores = dropout(scores)
     x = ops.transpose(ops.matmul(scores, value), (0, 2, 1, 3))
-    x = ops.reshape(x, (-1, x.shape[1], heads * layer.value_dim))
+    x = ops.reshape(x, (-1, x.shape[1], heads * value_size))
     x = wrap(_dense(layer, "attention_output", given["query"].shape[-1]))(x)
     model = Expanded([inputs[name] for name in names], x, name=layer.name)
     model.source = json.dumps(
@@ -210,6 +219,7 @@ def expand_attention(layer: Any, given: dict[str, Any], wrap: Callable[[Any], An
     return model
 
 
+_ATTENTION = (layers.MultiHeadAttention, layers.GroupQueryAttention)
 _TENSORS = ("query", "value", "key", "attention_mask")
 _SUBLAYERS = {
     "query": "_query_dense",

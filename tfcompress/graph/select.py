@@ -10,13 +10,16 @@ from typing import Any
 LayerSelection = str | Sequence[str] | Callable[[Any], bool] | None
 
 
-def select(candidates: Iterable[tuple[str, Any]], layers: LayerSelection) -> set[str]:
+def select(
+    candidates: Iterable[tuple[str, Any]], layers: LayerSelection, argument: str = "layers"
+) -> set[str]:
     """Returns the paths of the candidates that `layers` selects.
 
     Args:
         candidates: (path, layer) of all layers that could be selected. A path joins the names of
             nested models and of the layer with "/".
         layers: None for all; a glob, or a list of globs, on the path; or a predicate on the layer.
+        argument: What to call `layers` in messages.
 
     Returns:
         A set of paths, never empty.
@@ -49,7 +52,7 @@ def select(candidates: Iterable[tuple[str, Any]], layers: LayerSelection) -> set
         if not matched:
             nearest = difflib.get_close_matches(glob, paths, n=3, cutoff=0.3)
             raise ValueError(
-                f"layers={glob!r} matches no layer that could be selected. "
+                f"{argument}={glob!r} matches no layer that could be selected. "
                 + (f"Nearest names: {', '.join(nearest)}. " if nearest else "")
                 + f"All: {_listing(paths)}"
             )

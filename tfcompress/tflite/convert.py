@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
 from typing import Any
 
 import keras
-import numpy as np
 from keras import tree
 
 from tfcompress.data import InputSpec
 from tfcompress.errors import ExportError
 from tfcompress.stderr import captured_stderr
-
-_CRASHING = {"While", "StatelessWhile", "LoopCond"}
+from tfcompress.tflite.edit import store_four_bits, use_integer_kernels
 
 
 def input_specs(model: keras.Model) -> list[InputSpec]:
@@ -57,7 +54,6 @@ def convert(
     *,
     names: list[str],
     quantized: str | None,
-    calibration: dict[str, np.ndarray] | None,
     io_dtype: str,
     batch_size: int | None,
     sparse: bool,
@@ -67,9 +63,8 @@ def convert(
     Args:
         model: A float32 model; for a quantization-aware one, with constant fake-quantization in it.
         names: Name of each output in the signature.
-        quantized: None for float32, "dynamic" for int8 weights, "int8" for integers throughout.
-        calibration: Samples by input name, where ranges must be measured; None where the model
-            holds them.
+        quantized: None for float32, "dynamic" for int8 weights, "int8" for integers throughout,
+            "w4a8" to store in 4 bits what lies on such a grid.
         io_dtype: "float32", "int8" or "uint8".
         batch_size: Fixed batch, or None to leave it open.
         sparse: Whether to store weights with many zeros in the runtime's sparse format.
@@ -82,13 +77,13 @@ def convert(
     with tempfile.TemporaryDirectory(prefix="tfcompress-") as folder, captured_stderr() as log:
         try:
             graph = _frozen(tf, model, names, batch_size)
-            _refuse_crashing(graph, calibration)
             _save(tf, graph, folder, model, names)
             converter = tf.lite.TFLiteConverter.from_saved_model(folder)
             _configure(tf, converter, quantized, io_dtype, sparse)
-            if calibration is not None:
-                converter.representative_dataset = lambda: _feed(calibration, batch_size)
-            return converter.convert()
+            content = converter.convert()
+            if quantized in ("int8", "w4a8"):
+                content = use_integer_kernels(content)
+            return store_four_bits(content) if quantized == "w4a8" else content
         except ExportError:
             raise
         except Exception as error:
@@ -125,20 +120,6 @@ def _frozen(tf: Any, model: keras.Model, names: list[str], batch_size: int | Non
     # Loops are left whole: taken apart, they could not be converted at all.
     concrete = serve.get_concrete_function(*signature)
     return convert_variables_to_constants_v2(concrete, lower_control_flow=False)
-
-
-def _refuse_crashing(graph: Any, calibration: Any) -> None:
-    """Raises for graphs on which the converter would kill the process."""
-    nodes = [*graph.graph.as_graph_def().node]
-    for function in graph.graph.as_graph_def().library.function:
-        nodes += function.node_def
-    loops = [node.name for node in nodes if node.op in _CRASHING]
-    if loops and calibration is not None:
-        raise ExportError(
-            "INT8 calibration cannot look inside a loop, which a recurrent layer makes "
-            f"({loops[0]!r}); the converter would crash. Build the layer with unroll=True and a "
-            "fixed number of steps, or export with scheme='dynamic_int8' or 'float32'."
-        )
 
 
 def _save(tf: Any, graph: Any, folder: str, model: keras.Model, names: list[str]) -> None:
@@ -180,13 +161,3 @@ def _configure(tf: Any, converter: Any, quantized: str | None, io_dtype: str, sp
         converter.inference_input_type = converter.inference_output_type = tf.dtypes.as_dtype(
             io_dtype
         )
-
-
-def _feed(
-    calibration: dict[str, np.ndarray], batch_size: int | None
-) -> Iterator[dict[str, np.ndarray]]:
-    count = len(next(iter(calibration.values())))
-    size = batch_size or 1
-    for start in range(0, count, size):
-        index = np.arange(start, start + size) % count  # the last batch is filled up
-        yield {name: array[index] for name, array in calibration.items()}

@@ -67,6 +67,13 @@ class WeightTransform(keras.layers.Layer):
     def build(self, shape: tuple[int, ...]) -> None:
         """Creates the state; the default transform has none."""
 
+    def start(self, weight: Any) -> None:
+        """Sets the state by the weight, once, when a model is wrapped; nothing by default.
+
+        Args:
+            weight: The stored weight, a float32 tensor, transformed by what comes before.
+        """
+
     def update(self, weight: Any) -> None:
         """Changes the state, once per training pass and before `call`; nothing by default.
 

@@ -37,6 +37,18 @@ def round_onto(x: Any, minimum: Any, maximum: Any, bits: int = 8) -> Any:
     return keras.quantizers.fake_quant_with_min_max_vars(x, minimum, maximum, num_bits=bits)
 
 
+def fake_quant_learning(x: Any, minimum: Any, maximum: Any) -> Any:
+    """Is `fake_quant` with the gradient of LSQ for the range, and none for what is clipped."""
+    # LSQ scales the gradient of the range by the number of values that it is a sum over.
+    factor = ops.rsqrt(ops.cast(ops.size(x), "float32") * 255)
+    low, high = (ops.stop_gradient(end * (1 - factor)) + end * factor for end in (minimum, maximum))
+    scale = (high - low) / 255
+    places = (ops.clip(ops.cast(x, "float32"), low, high) - low) / scale
+    places = places + ops.stop_gradient(ops.round(places) - places)
+    smooth = ops.cast(low + places * scale, x.dtype)
+    return smooth + ops.stop_gradient(round_onto(x, minimum, maximum) - smooth)
+
+
 def round_average(x: Any, minimum: Any, maximum: Any, bits: int = 8) -> Any:
     """Rounds averages of values on a grid back onto it, ties as the runtime rounds them.
 
@@ -65,11 +77,16 @@ class ActivationQuantizer(keras.layers.Layer):
     Args:
         fixed_range: (minimum, maximum) of operations whose range is known; nothing is learned.
         non_negative: True if the input cannot be negative; its minimum is 0 then.
+        learned: Whether the range follows its gradient after the first batch (LSQ).
         momentum: Weight of the past in the moving average, per step.
         **kwargs: Arguments of `keras.layers.Layer`.
 
+    Attributes:
+        observer: While a model is calibrated, a function that is given what comes in, which is
+            then handed on as it is; else None.
+
     References:
-        Jacob et al. 2018, arXiv:1712.05877.
+        Jacob et al. 2018, arXiv:1712.05877; Esser et al. 2020, arXiv:1902.08153.
     """
 
     is_compression_helper = True
@@ -79,6 +96,7 @@ class ActivationQuantizer(keras.layers.Layer):
         fixed_range: tuple[float, float] | None = None,
         *,
         non_negative: bool = False,
+        learned: bool = False,
         momentum: float = 0.99,
         **kwargs: Any,
     ) -> None:
@@ -90,7 +108,9 @@ class ActivationQuantizer(keras.layers.Layer):
             None if fixed_range is None else (fixed_range[0], fixed_range[1])
         )
         self.non_negative = non_negative
+        self.learned = learned
         self.momentum = momentum
+        self.observer: Any = None
 
     def build(self, input_shape: Any) -> None:
         """Creates the range and the step counter."""
@@ -98,7 +118,11 @@ class ActivationQuantizer(keras.layers.Layer):
             return
         for name in ("minimum", "maximum"):
             variable = self.add_weight(
-                name=name, shape=(), initializer="zeros", trainable=False, aggregation="mean"
+                name=name,
+                shape=(),
+                initializer="zeros",
+                trainable=self.learned,
+                aggregation="mean",
             )
             setattr(self, name, variable)
         self.step = self.add_weight(
@@ -112,7 +136,13 @@ class ActivationQuantizer(keras.layers.Layer):
 
     def call(self, inputs: Any, training: bool | None = None, averaged: bool = False) -> Any:
         """Returns the inputs, rounded onto the grid."""
-        rounding = round_average if averaged else fake_quant
+        if self.observer is not None:
+            if not averaged:
+                self.observer(inputs)
+            return inputs
+        rounding: Any = round_average if averaged else fake_quant
+        if self.learned and training and not averaged:
+            rounding = fake_quant_learning
         if self.fixed_range is not None:
             return rounding(inputs, *self.fixed_range)
         if training and not averaged and first_call_in_pass(self):
@@ -122,6 +152,8 @@ class ActivationQuantizer(keras.layers.Layer):
             minimum = ops.convert_to_tensor(self.minimum)
             # A tensor that was always zero still needs a grid of some width.
             maximum = ops.maximum(ops.convert_to_tensor(self.maximum), minimum + _NARROWEST)
+            if self.learned:
+                minimum, maximum = ops.minimum(minimum, 0.0), ops.maximum(maximum, _NARROWEST)
             return rounding(inputs, minimum, maximum)
 
         if training:
@@ -131,6 +163,8 @@ class ActivationQuantizer(keras.layers.Layer):
     def _observe(self, inputs: Any) -> None:
         step = ops.convert_to_tensor(self.step)
         rate = ops.maximum(1.0 - self.momentum, 1.0 / (ops.cast(step, "float32") + 1.0))
+        if self.learned:
+            rate = ops.cast(step == 0, "float32")
         values = ops.stop_gradient(inputs)
         highest = ops.cast(ops.max(values), "float32")
         lowest = ops.zeros(()) if self.non_negative else ops.cast(ops.min(values), "float32")
@@ -154,7 +188,15 @@ class ActivationQuantizer(keras.layers.Layer):
         if self.fixed_range is not None:
             return self.fixed_range
         low, high = (float(ops.convert_to_numpy(v)) for v in (self.minimum, self.maximum))
+        if self.learned:
+            low, high = min(low, 0.0), max(high, _NARROWEST)
         return low, max(high, low + _NARROWEST)
+
+    def set_range(self, minimum: float, maximum: float) -> None:
+        """Sets the range, which counts as trained then."""
+        self.minimum.assign(0.0 if self.non_negative else min(minimum, 0.0))
+        self.maximum.assign(max(maximum, 0.0))
+        self.step.assign(ops.maximum(self.step, 1))
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         """Returns the shape of the input."""
@@ -172,6 +214,7 @@ class ActivationQuantizer(keras.layers.Layer):
             **super().get_config(),
             "fixed_range": self.fixed_range,
             "non_negative": self.non_negative,
+            "learned": self.learned,
             "momentum": self.momentum,
         }
 
@@ -223,29 +266,6 @@ def samples_to_keep(shapes: list[tuple[int | None, ...]]) -> int:
             return 0
         size += math.prod(dimensions)
     return max(1, min(32, 500_000 // max(1, size)))
-
-
-class SummingLayerNormalization(keras.layers.LayerNormalization):
-    """Layer normalization whose mean is a sum over a count, for conversion.
-
-    The converter computes a mean of integers in integers, rounded onto their grid, and all that
-    follows in float. A sum stays in float as well, and the result is that of the Keras layer.
-    """
-
-    is_compression_helper = True
-
-    def call(self, inputs: Any) -> Any:
-        """Returns the normalized inputs."""
-        axes = [self.axis] if isinstance(self.axis, int) else self.axis
-        axes = [axis % len(inputs.shape) for axis in axes]
-        shape = [size if i in axes else 1 for i, size in enumerate(inputs.shape)]
-        share = 1.0 / math.prod(shape)
-        centered = inputs - share * ops.sum(inputs, axes, keepdims=True)
-        variance = share * ops.sum(ops.square(centered), axes, keepdims=True)
-        outputs = centered * ops.rsqrt(variance + self.epsilon)
-        if self.gamma is not None:
-            outputs *= ops.reshape(self.gamma, shape)
-        return outputs if self.beta is None else outputs + ops.reshape(self.beta, shape)
 
 
 @keras.saving.register_keras_serializable("tfcompress")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import keras
 
 from tfcompress.errors import CompressionWarning
-from tfcompress.graph.canonicalize import activation_name, rule_for
 from tfcompress.graph.clone import Rewriter, clone_layer
 from tfcompress.graph.cost import DEPTHWISE, plain
 from tfcompress.graph.expand import (
@@ -21,10 +21,11 @@ from tfcompress.graph.expand import (
 )
 from tfcompress.graph.read import Call, Graph, check_model, read_graph, walk_layers
 from tfcompress.graph.select import LayerSelection, select
-from tfcompress.scheme import check_choice
+from tfcompress.scheme import QuantizationScheme, as_scheme
 from tfcompress.transforms import FakeQuant, MagnitudeMask, SparsitySchedule, WeightTransform
 from tfcompress.transforms.mask import as_schedule
 from tfcompress.wrap.activations import ActivationQuantizer
+from tfcompress.wrap.canonicalize import KERNELS, activation_name, original_variables, parts_of
 from tfcompress.wrap.placement import PlaceQuantizers
 from tfcompress.wrap.wrapper import CompressionWrapper, compressible_weights
 
@@ -77,11 +78,16 @@ def prune(
     transform = MagnitudeMask(as_schedule(sparsity))
     if isinstance(model_or_layer, keras.Model):
         chosen = _prunable(model_or_layer, layers)
-        return _AddTransform(transform, chosen).run(model_or_layer)
+        return _AddTransform(lambda path, layer: transform, chosen).run(model_or_layer)
     return _wrap_layer(model_or_layer, transform)
 
 
-def quantize(model_or_layer: Any, scheme: str = "int8", *, layers: LayerSelection = None) -> Any:
+def quantize(
+    model_or_layer: Any,
+    scheme: str | QuantizationScheme = "int8",
+    *,
+    layers: LayerSelection = None,
+) -> Any:
     """Returns a copy that trains with the rounding of the INT8 file it will become (QAT).
 
     Weights are rounded per output channel, activations per tensor with ranges learned while
@@ -95,7 +101,7 @@ def quantize(model_or_layer: Any, scheme: str = "int8", *, layers: LayerSelectio
     Args:
         model_or_layer: A built Sequential or Functional model, wrapped by `prune` or not, or one
             layer (whose weights alone are then rounded). It is not changed.
-        scheme: "int8".
+        scheme: "int8", "w4a8" (4-bit weights, 8-bit activations) or a `QuantizationScheme`.
         layers: Which layers, as for `prune`; the others stay float in the model and in the file.
 
     Returns:
@@ -117,9 +123,12 @@ def quantize(model_or_layer: Any, scheme: str = "int8", *, layers: LayerSelectio
     References:
         Jacob et al. 2018, arXiv:1712.05877.
     """
-    check_choice(scheme, "scheme", ("int8",))
+    scheme = as_scheme(scheme)
     if not isinstance(model_or_layer, keras.Model):
-        return _wrap_layer(model_or_layer, FakeQuant())
+        wrapped = _wrap_layer(model_or_layer, weight_rounding(plain(model_or_layer), scheme))
+        if wrapped.built:
+            wrapped.start()
+        return wrapped
     check_model(model_or_layer)
     if any(isinstance(layer, ActivationQuantizer) for _, layer in walk_layers(model_or_layer)):
         raise ValueError(
@@ -129,11 +138,41 @@ def quantize(model_or_layer: Any, scheme: str = "int8", *, layers: LayerSelectio
     # Layers without weights take part too: rules rewrite them, and their outputs are quantized.
     every = [(path, plain(layer)) for path, layer in walk_layers(model_or_layer)]
     chosen = select(every, layers)
-    if not any(compressible_weights(layer) for path, layer in every if path in chosen):
-        raise _nothing_to_compress(model_or_layer)
-    wrapped = _AddTransform(FakeQuant(), chosen, canonicalize=True)
-    model = wrapped.run(model_or_layer)
-    return PlaceQuantizers(None if layers is None else chosen | wrapped.added).run(model)
+    schemes, left_out = _schemes(every, chosen, scheme)
+    chosen = chosen - left_out
+    wrapper = _AddTransform(lambda path, layer: weight_rounding(layer, schemes[path]), chosen, True)
+    model = wrapper.run(model_or_layer)
+    placed = PlaceQuantizers(
+        None if layers is None else chosen | wrapper.added,
+        left_out=left_out,
+        learned=scheme.activation_range == "learned",
+    ).run(model)
+    for _, layer in walk_layers(placed):
+        if isinstance(layer, CompressionWrapper):
+            layer.start()
+    return placed
+
+
+def weight_rounding(layer: Any, scheme: QuantizationScheme) -> FakeQuant:
+    """Returns the transform that rounds the weights of a layer in a scheme."""
+    # The runtime has 4-bit kernels for these only.
+    four = scheme.weight_bits == 4 and isinstance(layer, _FOUR_BITS)
+    return FakeQuant(4 if four else 8, scheme.weight_range)
+
+
+_FOUR_BITS = (keras.layers.Dense, keras.layers.Conv1D, keras.layers.Conv2D)
+
+
+def _schemes(
+    every: list[tuple[str, Any]], chosen: set[str], scheme: QuantizationScheme
+) -> tuple[dict[str, QuantizationScheme], set[str]]:
+    """Returns the scheme of each layer to quantize, and those to leave in float after all."""
+    found: dict[str, Any] = {}
+    for glob, other in scheme.overrides.items():
+        for path in select(every, glob, argument=f"overrides[{glob!r}]"):
+            found.setdefault(path, other)
+    left_out = {path for path in chosen if found.get(path) == "float32"}
+    return {p: as_scheme(found.get(p, scheme)) for p in chosen - left_out}, left_out
 
 
 def _prunable(model: keras.Model, layers: LayerSelection) -> set[str]:
@@ -183,7 +222,10 @@ class _AddTransform(Rewriter):
     """Wraps the chosen layers with one transform more, and optionally splits layers by rules."""
 
     def __init__(
-        self, transform: WeightTransform, chosen: set[str], canonicalize: bool = False
+        self,
+        transform: Callable[[str, Any], WeightTransform],
+        chosen: set[str],
+        canonicalize: bool = False,
     ) -> None:
         super().__init__()
         self._transform = transform
@@ -207,6 +249,7 @@ class _AddTransform(Rewriter):
             expanded = self.once(call.operation, lambda: self._expand(call, given))
             return expanded([given[name] for name in inputs_of(given)])
         first, *rest = self.once(call.operation, lambda: self._wrap(call))
+        kwargs = {name: value for name, value in kwargs.items() if value is not None}
         outputs = first(*args, **kwargs)
         for part in rest:
             outputs = part(outputs)
@@ -214,13 +257,14 @@ class _AddTransform(Rewriter):
 
     def _wrap(self, call: Call) -> list[CompressionWrapper]:
         layer = plain(call.operation)
-        rule = rule_for(layer) if self._canonicalize else None
-        transforms = [self._transform] if compressible_weights(layer) else []
-        if not (rule or transforms):
+        parts = parts_of(layer) if self._canonicalize else None
+        rewritten = parts is not None
+        transforms = [self._transform(call.path, layer)] if compressible_weights(layer) else []
+        if not (rewritten or transforms):
             return [self.clone(call.operation)]
         if isinstance(call.operation, CompressionWrapper):
             transforms = [*call.operation.transforms, *transforms]
-        parts = rule.parts(layer) if rule else [clone_layer(layer)]
+        parts = parts or [clone_layer(layer)]
         own_activation = hasattr(layer, "activation") and activation_name(layer) is None
         if self._canonicalize and own_activation:
             warnings.warn(
@@ -232,29 +276,29 @@ class _AddTransform(Rewriter):
         wrappers = []
         for index, part in enumerate(parts):
             origin = getattr(call.operation, "origin", None)
-            if rule:
-                origin = {
-                    "rule": rule.name,
-                    "name": layer.name,
-                    "part": index,
-                    "parts": len(parts),
-                }
+            if rewritten:
+                origin = {"name": layer.name, "part": index, "parts": len(parts)}
                 if index == 0:
                     origin["layer"] = keras.saving.serialize_keras_object(layer)
             # Transforms go where the weights are; other parts are wrapped for their origin alone.
-            wrapper = CompressionWrapper(part, transforms if index == 0 else [], origin=origin)
+            wrapper = CompressionWrapper(
+                part,
+                transforms if len(parts) == 1 or isinstance(part, KERNELS) else [],
+                origin=origin,
+            )
             wrappers.append(wrapper)
             self.added.add(call.path.removesuffix(call.operation.name) + wrapper.name)
         self.carry(call.operation, wrappers)
         return wrappers
 
     def _expand(self, call: Call, given: dict[str, Any]) -> Expanded:
-        transforms = [self._transform]
-        if isinstance(call.operation, CompressionWrapper):
-            transforms = [*call.operation.transforms, *transforms]
-        expanded = expand_attention(
-            plain(call.operation), given, lambda part: CompressionWrapper(part, transforms)
-        )
+        wrapper = isinstance(call.operation, CompressionWrapper)
+        before = call.operation.transforms if wrapper else []
+
+        def wrapped(part: Any) -> CompressionWrapper:
+            return CompressionWrapper(part, [*before, self._transform(call.path, part)])
+
+        expanded = expand_attention(plain(call.operation), given, wrapped)
         self.added.update(inner.path for inner in read_graph(expanded, call.path + "/").calls)
         self.carry(call.operation, expanded)
         return expanded
@@ -268,9 +312,7 @@ class _AddTransform(Rewriter):
         elif isinstance(new, list):
             wrappers = new
             parts = [wrapper.layer for wrapper in new]
-            rule = rule_for(layer) if len(new) > 1 else None
-            variables = rule.variables(parts) if rule else parts[0].variables
-            pairs = list(zip(layer.variables, variables, strict=True))
+            pairs = list(zip(layer.variables, original_variables(parts), strict=True))
         else:
             return super().match(old, new)
         if isinstance(old, CompressionWrapper):

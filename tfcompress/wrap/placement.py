@@ -3,7 +3,8 @@
 The runtime computes one operation on integers if its inputs and outputs have ranges, except that
 
 - it fuses BatchNormalization and ReLU into the convolution or dense layer before them, and ReLU
-  into an addition, so that nothing stands in between to be rounded;
+  into an addition, so that nothing stands in between to be rounded; a BatchNormalization that
+  follows something else is written as a depthwise convolution (see `forms.py`), which fuses ReLU;
 - operations that only move values about share the range of their input;
 - what is concatenated shares the range of the result, so it is not rounded before;
 - averaging shares it too, and rounds its result onto it;
@@ -16,26 +17,31 @@ The runtime computes one operation on integers if its inputs and outputs have ra
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 from typing import Any
 
 import keras
 
-from tfcompress.graph.canonicalize import activation_name
 from tfcompress.graph.clone import Rewriter
 from tfcompress.graph.cost import plain
 from tfcompress.graph.expand import MaskScores
 from tfcompress.graph.read import Call, Graph, walk_layers
 from tfcompress.transforms import FakeQuant
 from tfcompress.wrap.activations import ActivationQuantizer, InputSamples, samples_to_keep
+from tfcompress.wrap.canonicalize import activation_name
+from tfcompress.wrap.forms import is_affine
+from tfcompress.wrap.runtime import SIGMOID_RANGE, ChannelScale, FoldSteps, UnfoldSteps
 
 LINEAR = "linear"  # a weighted sum: what follows may be fused into it
-NORMALIZATION = "normalization"  # fused into the weighted sum before it
+NORMALIZATION = "normalization"  # each channel scaled and moved: fused into what is before it
 RELU = "relu"  # fused into whatever computed its input
+CLIP = "clip"  # likewise: what is outside is outside of the grid
 SUM = "sum"  # an addition: a ReLU that follows is fused into it
 MOVE = "move"  # values pass unchanged: the output has the grid of the input
 JOIN = "join"  # a concatenation or selection: its inputs are on the grid of its output
 TABLE = "table"  # rows of a weight: on the grid of the weight
 AVERAGE = "average"  # the grid of the input, but values must be rounded onto it again
+PRECISE = "precise"  # its input must not be rounded to zero, unless it was before
 OUTPUT = "output"  # anything else: quantized at its output
 
 ROLES: dict[str, str] = {
@@ -46,7 +52,7 @@ ROLES: dict[str, str] = {
         ).split(),
         LINEAR,
     ),
-    "BatchNormalization": NORMALIZATION,
+    **dict.fromkeys("BatchNormalization Rescaling Normalization".split(), NORMALIZATION),
     **dict.fromkeys("ReLU Relu Relu6".split(), RELU),
     "Add": SUM,
     **dict.fromkeys(
@@ -55,11 +61,14 @@ ROLES: dict[str, str] = {
             "GlobalMaxPooling3D MaxPool ZeroPadding1D ZeroPadding2D ZeroPadding3D Cropping1D "
             "Cropping2D Cropping3D Reshape Flatten Permute RepeatVector Identity Dropout "
             "SpatialDropout1D SpatialDropout2D SpatialDropout3D AlphaDropout GaussianDropout "
-            "GaussianNoise ActivityRegularization Transpose Squeeze ExpandDims GetItem"
+            "GaussianNoise ActivityRegularization Transpose Squeeze ExpandDims GetItem "
+            "UpSampling1D UpSampling3D Split Max Amax Min Amin Repeat Tile Flip Roll BroadcastTo"
         ).split(),
         MOVE,
     ),
-    "Concatenate": JOIN,
+    "Clip": CLIP,
+    **dict.fromkeys("Rsqrt Reciprocal Log Log1p Log2 Log10".split(), PRECISE),
+    **dict.fromkeys("Concatenate Stack Maximum Minimum Where".split(), JOIN),
     "Embedding": TABLE,
     **dict.fromkeys(
         # A global average that no rule could turn into one of these is a MEAN, with its own grid.
@@ -69,12 +78,17 @@ ROLES: dict[str, str] = {
 }
 
 FIXED_RANGES: dict[str, tuple[float, float]] = {
-    "softmax": (0.0, 255 / 256),
-    "sigmoid": (0.0, 255 / 256),
+    **dict.fromkeys(("log_softmax", "logsoftmax"), (-255 / 16, 0.0)),
+    "softmax": SIGMOID_RANGE,
+    "sigmoid": SIGMOID_RANGE,
     "tanh": (-1.0, 127 / 128),
 }
 
-_FUSES = {LINEAR: {NORMALIZATION, RELU}, NORMALIZATION: {RELU}, SUM: {RELU}}
+_FUSES = {
+    LINEAR: {NORMALIZATION, RELU, CLIP},
+    NORMALIZATION: {NORMALIZATION, RELU, CLIP},
+    SUM: {RELU, CLIP},
+}
 
 
 def role(operation: Any) -> str:
@@ -82,13 +96,25 @@ def role(operation: Any) -> str:
     layer = plain(operation)
     if isinstance(layer, MaskScores):
         return JOIN
+    if isinstance(layer, ChannelScale):
+        return NORMALIZATION
+    if isinstance(layer, (FoldSteps, UnfoldSteps)):
+        return MOVE
     name = _keras_name(layer)
     if name == "Activation":
         activation = activation_name(layer)
-        return {"linear": MOVE, "relu": RELU, "relu6": RELU}.get(activation or "", OUTPUT)
-    if name == "ReLU" and (layer.negative_slope or layer.threshold or layer.max_value not in _CAPS):
+        return {"linear": MOVE, "relu": RELU, "relu6": RELU, "hard_tanh": CLIP}.get(
+            activation or "", OUTPUT
+        )
+    if name == "ReLU" and (layer.negative_slope or layer.threshold):
         return OUTPUT  # the runtime has no such fused activation
+    if name in ("UpSampling2D", "Resizing"):
+        return {"nearest": MOVE, "bilinear": AVERAGE}.get(layer.interpolation, OUTPUT)
+    if name == "Clip" and not _clips_around_zero(layer):
+        return OUTPUT
     found = ROLES.get(name, OUTPUT)
+    if found == NORMALIZATION and not is_affine(layer):
+        return OUTPUT
     if found == LINEAR and activation_name(layer) != "linear":
         return OUTPUT  # an activation that canonicalization does not know
     return found
@@ -119,7 +145,9 @@ def rounds_weights(layer: Any) -> bool:
     return any(isinstance(t, FakeQuant) for t in getattr(layer, "transforms", ()))
 
 
-_CAPS = (None, 6, 6.0)
+def _clips_around_zero(clip: Any) -> bool:
+    ends = (clip.x_min, clip.x_max)
+    return all(isinstance(end, (int, float)) for end in ends) and ends[0] <= 0 <= ends[1]
 
 
 def _keras_name(layer: Any) -> str:
@@ -142,12 +170,14 @@ class _State:
         quantized: Whether its values are on a grid.
         quantizer: The layer that put it there; None if that stands in an outer model.
         non_negative: Whether its values cannot be negative.
+        floating: The role of the operation that made it, if that was left out of quantization.
     """
 
     pending: str | None = None
     quantized: bool = False
     quantizer: ActivationQuantizer | None = None
     non_negative: bool = False
+    floating: str | None = None
 
 
 class ChainedModel(keras.Model):
@@ -167,13 +197,23 @@ class PlaceQuantizers(Rewriter):
     Args:
         selected: Paths of the operations to quantize, or None for all. What the runtime fuses into
             a selected operation is quantized with it.
+        left_out: Paths of layers that stay float in any case, with what would be fused into them.
+        learned: Whether ranges follow their gradient instead of what they see.
     """
 
     sequential_class = ChainedModel
 
-    def __init__(self, selected: set[str] | None) -> None:
+    def __init__(
+        self,
+        selected: set[str] | None,
+        *,
+        left_out: Collection[str] = (),
+        learned: bool = False,
+    ) -> None:
         super().__init__()
         self._selected = selected
+        self._left_out = left_out
+        self._learned = learned
         self._states: dict[int, _State] = {}
         self._on_grid: dict[int, Any] = {}
         self._model_states: dict[int, list[_State]] = {}
@@ -216,14 +256,20 @@ class PlaceQuantizers(Rewriter):
         operation = self.clone(call.operation)
         given = [t for t in keras.tree.flatten((args, kwargs)) if _is_float(t)]
         fused = any(self._state(t).pending for t in given)
-        kind = role(operation)
+        kind = role(call.operation)
+        if call.path in self._left_out or self._in_float(kind, given):
+            outputs = operation(*args, **kwargs)
+            for new in keras.tree.flatten(outputs):
+                self._note(new, _State(floating=kind))
+            return outputs
         if not fused and self._selected is not None and call.path not in self._selected:
             # The runtime moves and averages integers as integers, whoever asked for it.
             stays = kind in (MOVE, AVERAGE) and all(self._state(t).quantized for t in given)
             if not stays or not given:
                 return operation(*args, **kwargs)
         args, kwargs = keras.tree.map_structure(
-            lambda t: t if self._state(t).pending else self._quantize(t), (args, kwargs)
+            lambda t: t if self._state(t).pending or kind == PRECISE else self._quantize(t),
+            (args, kwargs),
         )
         given = [t for t in keras.tree.flatten((args, kwargs)) if _is_float(t)]
         if kind == AVERAGE and self._state(given[0]).quantizer is None:
@@ -241,6 +287,11 @@ class PlaceQuantizers(Rewriter):
                 new = self._emit(graph, call, kind, states, old, new)
             emitted.append(new)
         return emitted
+
+    def _in_float(self, kind: str, given: list[Any]) -> bool:
+        """Returns whether an operation is fused into one that was left out."""
+        before = [self._state(t).floating for t in given]
+        return bool(before) and all(kind in _FUSES.get(role or "", ()) for role in before)
 
     def _emit(
         self, graph: Graph, call: Call, kind: str, states: list[_State], old: Any, new: Any
@@ -275,6 +326,8 @@ class PlaceQuantizers(Rewriter):
                 return new  # decided where the nested model is called
             if not leaves and len(readers) == 1 and self._fuses(state.pending, readers[0]):
                 return new
+        if readers and not leaves and all(role(r.operation) == PRECISE for r in readers):
+            return new
         if role(call.operation) != JOIN and is_joined(graph, old):
             return self._note(new, dataclasses.replace(state, pending=JOIN))
         return self._quantize(new, name=plain(call.operation).name)
@@ -296,7 +349,9 @@ class PlaceQuantizers(Rewriter):
         self._alive.append(tensor)
         return self._apply(
             ActivationQuantizer(
-                non_negative=state.non_negative, name=self._name(f"{name}_quantizer")
+                non_negative=state.non_negative,
+                learned=self._learned,
+                name=self._name(f"{name}_quantizer"),
             ),
             tensor,
             state,

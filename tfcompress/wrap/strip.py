@@ -1,4 +1,4 @@
-"""strip: back to the ordinary model; bake: the same for export, with ranges as constants."""
+"""strip: back to the ordinary model, with nothing of tfcompress left in it."""
 
 from __future__ import annotations
 
@@ -7,10 +7,8 @@ import warnings
 from typing import Any
 
 import keras
-from keras import ops
 
 from tfcompress.errors import CompressionWarning
-from tfcompress.graph.canonicalize import rule_named
 from tfcompress.graph.clone import Rewriter, clone_layer
 from tfcompress.graph.cost import plain
 from tfcompress.graph.expand import Expanded, matching_variables
@@ -18,17 +16,13 @@ from tfcompress.graph.read import Call, Graph, check_model, walk_layers
 from tfcompress.transforms import FakeQuant
 from tfcompress.wrap.activations import (
     ActivationQuantizer,
-    FixedFakeQuant,
     InputSamples,
-    SummingLayerNormalization,
 )
+from tfcompress.wrap.canonicalize import original_variables
 from tfcompress.wrap.placement import (
     LINEAR,
-    TABLE,
     ChainedModel,
-    is_joined,
     role,
-    rounds_weights,
 )
 from tfcompress.wrap.wrapper import CompressionWrapper
 
@@ -79,20 +73,12 @@ def strip(model: Any) -> Any:
             stacklevel=2,
         )
     warn_unfinished(model, "strip")
+    return without_transforms(model)
+
+
+def without_transforms(model: keras.Model) -> keras.Model:
+    """Returns what `strip` returns, also for a model that was not wrapped, without a warning."""
     return _Strip().run(model)
-
-
-def bake(model: keras.Model, *, ranges: bool = True) -> keras.Model:
-    """Returns a float32 model that computes what the trained one does, ready for conversion.
-
-    Args:
-        model: A Sequential or Functional model, wrapped or not.
-        ranges: Whether activation quantizers stay, as constants, or go.
-
-    Returns:
-        A model of plain layers, with weights as they are used (pruned, on their grids).
-    """
-    return _Bake(ranges, rounds=ranges and bool(quantizers(model))).run(model)
 
 
 def is_wrapped(model: keras.Model) -> bool:
@@ -103,7 +89,22 @@ def is_wrapped(model: keras.Model) -> bool:
 
 def quantizers(model: keras.Model) -> list[ActivationQuantizer]:
     """Returns the activation quantizers of a model; empty if it is not quantization-aware."""
-    return [layer for _, layer in walk_layers(model) if isinstance(layer, ActivationQuantizer)]
+    return [
+        part
+        for _, layer in walk_layers(model)
+        for part in layer._flatten_layers()
+        if isinstance(part, ActivationQuantizer)
+    ]
+
+
+def trained_scheme(model: keras.Model) -> str:
+    """Returns the name of the scheme that a quantized model is trained for."""
+    four = any(
+        isinstance(transform, FakeQuant) and transform.bits == 4
+        for _, layer in walk_layers(model)
+        for transform in getattr(layer, "transforms", ())
+    )
+    return "w4a8" if four else "int8"
 
 
 def rounded_weights(model: keras.Model) -> tuple[int, list[str]]:
@@ -217,63 +218,5 @@ class _Strip(Rewriter):
             return [(part, whole) for whole, part in pairs]
         if not isinstance(old, list):
             return super().match(old, new)
-        rule = rule_named(old[0].origin["rule"])
-        return zip(rule.variables([wrapper.layer for wrapper in old]), new.variables, strict=True)
-
-
-class _Bake(Rewriter):
-    def __init__(self, ranges: bool, rounds: bool) -> None:
-        super().__init__()
-        self._ranges = ranges
-        self._rounds = rounds
-        self._values: dict[int, Any] = {}
-
-    def value_of(self, variable: Any) -> Any:
-        value = self._values.get(id(variable), variable)
-        return ops.convert_to_tensor(value)
-
-    def clone(self, operation: Any, **overrides: Any) -> Any:
-        if isinstance(operation, keras.layers.Layer) and "dtype" in operation.get_config():
-            overrides.setdefault("dtype", _in_float32(operation.dtype_policy))
-        normalizes = type(operation) is keras.layers.LayerNormalization
-        if self._rounds and normalizes and not getattr(operation, "rms_scaling", False):
-            return self.once(operation, lambda: self._summing(operation))
-        return super().clone(operation, **overrides)
-
-    def _summing(self, layer: Any) -> Any:
-        config = {**layer.get_config(), "dtype": "float32"}
-        summing = SummingLayerNormalization.from_config(config)
-        self.carry(layer, summing)
-        return summing
-
-    def visit(self, graph: Graph, call: Call, args: Any, kwargs: Any) -> Any:
-        operation = call.operation
-        quantizer = isinstance(operation, ActivationQuantizer)
-        if isinstance(operation, InputSamples) or (quantizer and not self._ranges):
-            return args[0]
-        if quantizer:
-            fixed = self.once(
-                operation, lambda: FixedFakeQuant(*operation.range(), name=operation.name)
-            )
-            return fixed(*args, **kwargs)
-        if not isinstance(operation, CompressionWrapper):
-            return self.clone(operation)(*args, **kwargs)
-        self._values.update(baked_values(operation))
-        outputs = self.clone(operation.layer)(*args, **kwargs)
-        on_table = role(operation) == TABLE and rounds_weights(operation)
-        if not self._ranges or not on_table or is_joined(graph, call.outputs[0]):
-            return outputs
-        return self.once(operation, lambda: self._grid_of(operation))(outputs)
-
-    def _grid_of(self, wrapper: CompressionWrapper) -> FixedFakeQuant:
-        """Returns what tells the converter the grid of the rows of a table."""
-        (table,) = (self._values[id(weight)] for weight, _ in wrapper.pipelines())
-        largest = float(ops.max(ops.abs(table))) or 1.0
-        return FixedFakeQuant(-largest * 128 / 127, largest, name=f"{wrapper.name}_grid")
-
-
-def _in_float32(policy: Any) -> Any:
-    if policy.name.startswith("mixed_") or policy.name in ("float16", "bfloat16"):
-        return "float32"
-    # By name: a layer without get_config() is made again only from arguments that JSON knows.
-    return policy.name if type(policy) is keras.DTypePolicy else policy
+        parts = [wrapper.layer for wrapper in old]
+        return zip(original_variables(parts), new.variables, strict=True)

@@ -93,6 +93,9 @@ class CompressionWrapper(keras.layers.Layer):
         origin: Set by `quantize` where it replaced one layer by several: which layer it was.
         **kwargs: Arguments of `keras.layers.Layer`.
 
+    Attributes:
+        observer: While roundings are chosen, a function that is given the first input; else None.
+
     Raises:
         TypeError: If `layer` is no layer, or one of `transforms` no transform.
         ValueError: If `layer` is wrapped already, or two transforms are of the same kind.
@@ -142,6 +145,7 @@ class CompressionWrapper(keras.layers.Layer):
         self.transforms = sorted(transforms, key=lambda t: t.order)
         self.origin = origin
         self.weight_transforms: list[WeightTransform] = []
+        self.observer: Any = None
         self._allow_non_tensor_positional_args = layer._allow_non_tensor_positional_args
         if layer.built:
             self._attach()
@@ -172,6 +176,14 @@ class CompressionWrapper(keras.layers.Layer):
         for index, weight in enumerate(weights):
             yield weight, list(self.weight_transforms[index * count : (index + 1) * count])
 
+    def start(self) -> None:
+        """Sets the state of every transform by the weights as they are now."""
+        for weight, transforms in self.pipelines():
+            value = ops.cast(ops.convert_to_tensor(weight), "float32")
+            for transform in transforms:
+                transform.start(value)
+                value = transform.call(value)
+
     def effective_value(
         self, weight: Any, transforms: Sequence[WeightTransform], update: bool = False
     ) -> Any:
@@ -191,6 +203,8 @@ class CompressionWrapper(keras.layers.Layer):
 
     def call(self, *args: Any, training: bool | None = None, **kwargs: Any) -> Any:
         """Calls the layer with its transformed weights."""
+        if self.observer is not None:
+            self.observer(args[0])
         update = bool(training) and first_call_in_pass(self)
         # Every variable is mapped, at its current value: one that is missing would be read past an
         # outer stateless scope (JAX training), and its updates would be lost.

@@ -15,9 +15,9 @@ from tfcompress.distill.losses.base import (
     positive,
     same_shape,
 )
-from tfcompress.graph.canonicalize import activation_name
 from tfcompress.graph.cost import plain
 from tfcompress.graph.read import is_graph
+from tfcompress.wrap.canonicalize import activation_name
 
 LINEAR, SOFTMAX, SIGMOID = "linear", "softmax", "sigmoid"
 

@@ -1,0 +1,52 @@
+"""Post-training quantization: a float model with ranges and roundings chosen on samples."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+import keras
+import numpy as np
+
+from tfcompress.rewrite.adaround import round_by_output
+from tfcompress.rewrite.equalize import equalize
+from tfcompress.rewrite.fold import fold_batch_norm
+from tfcompress.scheme import QuantizationScheme
+from tfcompress.wrap.apply import quantize
+from tfcompress.wrap.calibrate import calibrate
+from tfcompress.wrap.strip import is_wrapped, strip
+
+
+def post_training(
+    model: keras.Model,
+    scheme: QuantizationScheme,
+    samples: Mapping[str, np.ndarray],
+    say: Callable[[str], None] = lambda text: None,
+) -> keras.Model:
+    """Returns the model quantized without training, as `quantize` would return it trained.
+
+    Args:
+        model: A float model, pruned or not. It is not changed.
+        scheme: Bits, and how ranges and roundings are chosen.
+        samples: Arrays by input name, like those of training.
+        say: Is told what is being done.
+    """
+    if is_wrapped(model):
+        model = strip(model)
+    plain = fold_batch_norm(model)
+    if scheme.equalize:
+        say("equalizing channels")
+        plain = equalize(plain)
+    if scheme.weight_range == "learned":
+        scheme = dataclasses.replace(scheme, weight_range="mse")
+    quantized = quantize(plain, scheme)
+    say("measuring the ranges of activations")
+    calibrate(quantized, samples, scheme.activation_range or "min_max")
+    adaptive = scheme.rounding == "adaround"
+    if adaptive or scheme.correct_bias:
+        say("choosing roundings")
+        reference = quantize(plain, scheme)
+        round_by_output(
+            quantized, reference, samples, adaptive=adaptive, correct_bias=scheme.correct_bias
+        )
+    return quantized

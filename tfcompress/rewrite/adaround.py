@@ -1,0 +1,236 @@
+"""AdaRound and bias correction: weights and biases chosen by what they do to a layer's output."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from tfcompress.graph.cost import DEPTHWISE, TRANSPOSED
+from tfcompress.graph.read import walk_layers
+from tfcompress.rewrite.kernels import WEIGHTED, array
+from tfcompress.transforms import FakeQuant
+from tfcompress.wrap.calibrate import packed
+from tfcompress.wrap.strip import quantizers
+from tfcompress.wrap.wrapper import CompressionWrapper
+
+_SAMPLES = (32, 256)  # least and most, about 4 million numbers of input in all
+_POSITIONS = 128  # of the output of each sample that are looked at
+
+
+def round_by_output(
+    model: keras.Model,
+    reference: keras.Model,
+    samples: Mapping[str, np.ndarray],
+    *,
+    adaptive: bool,
+    correct_bias: bool,
+    iterations: int = 1000,
+    progress: Callable[[str], None] = lambda path: None,
+) -> None:
+    """Chooses the rounding of each weight, and corrects biases, by the outputs of the layers.
+
+    A weight is rounded up or down so that the squared error of its layer's output is least on the
+    samples, not the error of the weight itself. What is left of the error in the mean of each
+    output channel is taken out of the bias. Both happen while the samples pass through the model
+    once, so that each layer sees what the layers before it make after their own correction. Only
+    Dense, Conv1D, Conv2D and depthwise layers that are not split in groups take part; the others
+    keep what they have.
+
+    Args:
+        model: A model from `quantize` with ranges. Its weights are changed: they lie on their grids
+            afterwards.
+        reference: Another such model of the same float model; it is spoilt.
+        samples: Arrays by input name, of which up to 256 samples are used, fewer of large inputs.
+        adaptive: Whether roundings are chosen (AdaRound), or to the nearest.
+        correct_bias: Whether biases are corrected.
+        iterations: Steps of gradient descent for each layer.
+        progress: Is told the path of each layer when its turn comes.
+
+    References:
+        Nagel et al. 2020, arXiv:2004.10568 (AdaRound); Nagel et al. 2019, arXiv:1906.04721 (bias
+        correction).
+    """
+    size = sum(array[0].size for array in samples.values())
+    count = int(np.clip(2**22 // size, *_SAMPLES))
+    samples = {name: array[:count] for name, array in samples.items()}
+    wanted: dict[str, list[np.ndarray]] = {}
+    generator = np.random.default_rng(0)
+
+    def note(path: str, wrapper: CompressionWrapper, x: Any) -> None:
+        wanted.setdefault(path, []).append(_channel_means(wrapper.layer(x)))
+
+    def improve(path: str, wrapper: CompressionWrapper, x: Any) -> None:
+        progress(path)
+        wrapper.observer = None  # a shared layer is improved where it is called first
+        if adaptive:
+            _choose(wrapper, _rows(wrapper.layer, ops.convert_to_numpy(x), generator), iterations)
+        bias = getattr(wrapper.layer, "bias", None)
+        # Where a shared layer is called, its errors differ: one bias cannot correct them all.
+        if correct_bias and bias is not None and len(wanted[path]) == 1:
+            error = _channel_means(wrapper(x)) - wanted[path][0]
+            bias.assign_sub(error.astype(np.float32))
+
+    if correct_bias:
+        wrappers = _wrappers(reference)
+        for wrapper in wrappers.values():
+            wrapper.transforms, wrapper.weight_transforms = [], []
+        for quantizer in quantizers(reference):
+            quantizer.observer = lambda values: None  # hands on, unrounded
+        _pass(reference, wrappers, samples, note)
+    _pass(model, _wrappers(model), samples, improve)
+
+
+def _pass(
+    model: keras.Model,
+    wrappers: dict[str, CompressionWrapper],
+    samples: Mapping[str, np.ndarray],
+    seen: Callable[[str, CompressionWrapper, Any], None],
+) -> None:
+    """Runs all samples through a model as one batch and shows what each layer is called on."""
+    try:
+        for path, wrapper in wrappers.items():
+            wrapper.observer = functools.partial(seen, path, wrapper)
+        model(packed(model, samples), training=False)
+    finally:
+        for wrapper in wrappers.values():
+            wrapper.observer = None
+
+
+def _wrappers(model: keras.Model) -> dict[str, CompressionWrapper]:
+    return {
+        path: layer
+        for path, layer in walk_layers(model)
+        if isinstance(layer, CompressionWrapper) and _takes_part(layer)
+    }
+
+
+def _channel_means(outputs: Any) -> np.ndarray:
+    values = ops.convert_to_numpy(outputs).astype(np.float64)
+    return values.reshape(-1, values.shape[-1]).mean(0)
+
+
+def _takes_part(wrapper: CompressionWrapper) -> bool:
+    layer = wrapper.layer
+    known = type(layer) in WEIGHTED and not isinstance(layer, TRANSPOSED)
+    flat = type(layer) is not keras.layers.Conv3D and getattr(layer, "groups", 1) == 1
+    return known and flat and any(isinstance(t, FakeQuant) for t in wrapper.transforms)
+
+
+def _rows(layer: Any, x: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """Returns what the layer multiplies its kernel with, at some positions of its output."""
+    x = x.astype(np.float32)
+    if isinstance(layer, keras.layers.Dense):
+        rows = x.reshape(-1, x.shape[-1])
+        most = _POSITIONS * len(x)
+        if len(rows) > most:
+            rows = rows[generator.choice(len(rows), most, replace=False)]
+        return rows[:, None, :]
+    rank = x.ndim - 2
+    sizes, channels = x.shape[1:-1], x.shape[-1]
+    reach = [(k - 1) * d + 1 for k, d in zip(layer.kernel_size, layer.dilation_rate, strict=True)]
+    strides = layer.strides
+    if layer.padding == "valid":
+        made = [(n - r) // s + 1 for n, r, s in zip(sizes, reach, strides, strict=True)]
+        pads = [(0, 0)] * rank
+    else:
+        made = [-(-n // s) for n, s in zip(sizes, strides, strict=True)]
+        missing = [
+            max(0, (m - 1) * s + r - n)
+            for m, s, r, n in zip(made, strides, reach, sizes, strict=True)
+        ]
+        causal = layer.padding == "causal"
+        pads = [(reach[0] - 1, 0)] if causal else [(p // 2, p - p // 2) for p in missing]
+    x = np.pad(x, [(0, 0), *pads, (0, 0)])
+    places = np.stack([generator.integers(0, m, (len(x), _POSITIONS)) for m in made], -1)
+    offsets = np.stack(
+        np.meshgrid(*(np.arange(k) for k in layer.kernel_size), indexing="ij"), -1
+    ).reshape(-1, rank) * np.asarray(layer.dilation_rate)
+    index = places[:, :, None, :] * np.asarray(strides) + offsets
+    sample = np.arange(len(x))[:, None, None]
+    patches = x[(sample, *np.moveaxis(index, -1, 0))]  # (samples, places, taps, channels)
+    patches = patches.reshape(-1, len(offsets), channels)
+    if isinstance(layer, DEPTHWISE):
+        return patches.transpose(0, 2, 1)
+    return patches.reshape(len(patches), 1, -1)
+
+
+def _grouped(layer: Any, kernel: np.ndarray) -> np.ndarray:
+    """Returns a kernel as (channel groups, weights of an output, outputs of the group)."""
+    if isinstance(layer, DEPTHWISE):
+        channels, outputs = kernel.shape[-2:]
+        return kernel.reshape(-1, channels, outputs).transpose(1, 0, 2)
+    return kernel.reshape(1, -1, kernel.shape[-1])
+
+
+def _ungrouped(layer: Any, weights: np.ndarray, shape: Any) -> np.ndarray:
+    if isinstance(layer, DEPTHWISE):
+        weights = weights.transpose(1, 0, 2)
+    return weights.reshape(shape)
+
+
+def _choose(wrapper: CompressionWrapper, rows: np.ndarray, iterations: int) -> None:
+    """Puts the weights of a layer on their grid, each rounded up or down by choice."""
+    layer = wrapper.layer
+    ((variable, transforms),) = wrapper.pipelines()
+    before = [t for t in transforms if not isinstance(t, FakeQuant)]
+    (rounding,) = (t for t in transforms if isinstance(t, FakeQuant))
+    value = wrapper.effective_value(variable, before)
+    nearest = _grouped(layer, array(rounding.call(value)))
+    wanted = _grouped(layer, array(value))
+    scale = _grouped(layer, np.broadcast_to(array(rounding.scale(value)), variable.shape))
+    rows = np.moveaxis(rows, 1, 0)
+    gram = np.matmul(rows.transpose(0, 2, 1), rows) / rows.shape[1]
+    rounded = _adaround(wanted, nearest, scale, 2 ** (rounding.bits - 1) - 1, gram, iterations)
+    variable.assign(_ungrouped(layer, rounded, variable.shape).astype(np.float32))
+    rounding.settle()
+
+
+def _adaround(
+    wanted: np.ndarray,
+    nearest: np.ndarray,
+    scale: np.ndarray,
+    limit: int,
+    gram: np.ndarray,
+    iterations: int,
+) -> np.ndarray:
+    """Returns the rounded weights, chosen by gradient descent on a relaxed choice (Adam)."""
+    places = np.clip(wanted / scale, -limit, limit)
+    floor = np.floor(places)
+    # Zeros stay zero, and what lies on an end of the grid stays there: the converter finds the
+    # scale by it.
+    fixed = (wanted == 0) | (np.abs(places) >= limit - 1e-3)
+    target, gram = wanted.astype(np.float32), gram.astype(np.float32)
+    floor32, scale32 = floor.astype(np.float32), scale.astype(np.float32)
+    share = np.clip((places - floor + 0.1) / 1.2, 0.01, 0.99).astype(np.float32)
+    choice = np.log(share / (1 - share))
+    difference = nearest.astype(np.float32) - target
+    least = float(np.sum(difference * (gram @ difference))) or 1.0
+    moments = [np.zeros_like(choice), np.zeros_like(choice)]
+    for step in range(1, iterations + 1):
+        sigmoid = 1 / (1 + np.exp(-choice))
+        up = np.clip(1.2 * sigmoid - 0.1, 0, 1)
+        slope = 1.2 * sigmoid * (1 - sigmoid) * ((up > 0) & (up < 1))
+        difference = (floor32 + up) * scale32 - target
+        gradient = 2 * (gram @ difference) * scale32 * (choice.size / least)
+        done = step / iterations
+        if done > 0.2:  # then choices are driven apart, ever harder
+            power = 20 - 18 * (done - 0.2) / 0.8
+            centered = 2 * up - 1
+            gradient -= 0.1 * 2 * power * np.sign(centered) * np.abs(centered) ** (power - 1)
+        gradient *= slope
+        for moment, rate, seen in zip(moments, (0.9, 0.999), (gradient, gradient**2), strict=True):
+            moment += (1 - rate) * (seen - moment)
+        first, second = moments[0] / (1 - 0.9**step), moments[1] / (1 - 0.999**step)
+        choice -= 0.01 * first / (np.sqrt(second) + 1e-8)
+    sigmoid = 1 / (1 + np.exp(-choice))
+    chosen = np.clip(floor + (1.2 * sigmoid - 0.1 >= 0.5), -limit, limit) * scale
+    chosen = np.where(fixed, nearest, chosen)
+    better = np.sum((chosen - wanted) * (gram @ (chosen - wanted)), axis=1, keepdims=True) < np.sum(
+        (nearest - wanted) * (gram @ (nearest - wanted)), axis=1, keepdims=True
+    )
+    return np.where(better, chosen, nearest)

@@ -1,0 +1,199 @@
+"""bake: the trained model as plain float layers for the converter, with ranges as constants."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+from keras import layers, ops, tree
+
+from tfcompress.graph.clone import Rewriter
+from tfcompress.graph.cost import plain
+from tfcompress.graph.read import Call, Graph, is_graph
+from tfcompress.wrap.activations import ActivationQuantizer, FixedFakeQuant, InputSamples
+from tfcompress.wrap.canonicalize import activation_name
+from tfcompress.wrap.forms import (
+    WRITTEN,
+    Affine,
+    Flat,
+    SummingLayerNormalization,
+    affine_of,
+    fits_affine,
+    in_two_axes,
+    is_affine,
+    pooled_in_turns,
+)
+from tfcompress.wrap.placement import (
+    CLIP,
+    LINEAR,
+    NORMALIZATION,
+    RELU,
+    TABLE,
+    is_joined,
+    role,
+    rounds_weights,
+)
+from tfcompress.wrap.runtime import RuntimeLayer
+from tfcompress.wrap.strip import baked_values, quantizers
+from tfcompress.wrap.wrapper import CompressionWrapper
+
+
+def bake(model: keras.Model) -> keras.Model:
+    """Returns a float32 model that computes what the trained one does, ready for conversion.
+
+    Args:
+        model: A Sequential or Functional model, wrapped or not.
+
+    Returns:
+        A model of plain layers, with weights as they are used (pruned, on their grids).
+    """
+    return _Bake(bool(quantizers(model))).run(model)
+
+
+class _Bake(Rewriter):
+    def __init__(self, rounds: bool) -> None:
+        super().__init__()
+        self._rounds = rounds
+        self._values: dict[int, Any] = {}
+        self._producers: dict[int, Call] = {}
+        self._names: dict[str, int] = {}
+
+    def value_of(self, variable: Any) -> Any:
+        value = self._values.get(id(variable), variable)
+        return ops.convert_to_tensor(value)
+
+    def clone(self, operation: Any, **overrides: Any) -> Any:
+        if isinstance(operation, layers.Layer) and "dtype" in operation.get_config():
+            overrides.setdefault("dtype", _in_float32(operation.dtype_policy))
+        normalizes = type(operation) is layers.LayerNormalization
+        if self._rounds and normalizes and not getattr(operation, "rms_scaling", False):
+            return self.once(operation, lambda: self._summing(operation))
+        return super().clone(operation, **overrides)
+
+    def _summing(self, layer: Any) -> Any:
+        config = {**layer.get_config(), "dtype": "float32"}
+        summing = SummingLayerNormalization.from_config(config)
+        self.carry(layer, summing)
+        return summing
+
+    def leave(self, model: keras.Model, path: str, outputs: list[Any]) -> list[Any]:
+        return [_settled(output) for output in outputs]
+
+    def visit_model(self, graph: Graph, call: Call, args: Any, kwargs: Any) -> Any:
+        args, kwargs = tree.map_structure(_settled, (args, kwargs))
+        return super().visit_model(graph, call, args, kwargs)
+
+    def visit(self, graph: Graph, call: Call, args: Any, kwargs: Any) -> Any:
+        operation = call.operation
+        quantizer = isinstance(operation, ActivationQuantizer)
+        if isinstance(operation, InputSamples):
+            return args[0]
+        self._producers.update((id(output), call) for output in call.outputs)
+        if isinstance(operation, CompressionWrapper):
+            self._values.update(baked_values(operation))
+        layer = plain(operation)
+        if self._rounds and role(layer) == NORMALIZATION and is_affine(layer):
+            made = self._affine(graph, call, layer, args[0])
+            if made is not None:
+                return made
+        deferred = bool(args) and isinstance(args[0], (Flat, Affine))
+        if role(layer) in (RELU, CLIP) and self._clipped_by_grid(graph, call):
+            # The grid ends where the clipping does, or before.
+            if role(layer) == CLIP:
+                return args[0]
+            relu = self.once(layer, lambda: layers.ReLU(name=layer.name, dtype="float32"))
+            return _flat(args[0]).then(relu) if deferred else relu(args[0])
+        if deferred and role(layer) == RELU:
+            return _flat(args[0]).then(self.clone(layer))
+        if deferred and quantizer:
+            made = _flat(args[0]).then(self._fixed(operation))
+            return made.restore(made.image)
+        args, kwargs = tree.map_structure(_settled, (args, kwargs))
+        if quantizer:
+            return self._fixed(operation)(*args, **kwargs)
+        if self._rounds and role(layer) == LINEAR:
+            kernel, bias = getattr(layer, "kernel", None), getattr(layer, "bias", None)
+            made = in_two_axes(layer, args[0], self._values.get(id(kernel), kernel), bias)
+            if made is not None:
+                return made
+        pooled = pooled_in_turns(layer, args[0]) if args else None
+        written = WRITTEN.get(type(layer).__name__) if self._rounds else None
+        if pooled is not None:
+            outputs = pooled
+        elif written and all(isinstance(arg, keras.KerasTensor) for arg in args):
+            outputs = written(*args, **kwargs)
+        else:
+            outputs = self._called(layer, args, kwargs)
+        on_table = role(operation) == TABLE and rounds_weights(operation)
+        if not self._rounds or not on_table or is_joined(graph, call.outputs[0]):
+            return outputs
+        return self.once(operation, lambda: self._grid_of(operation))(outputs)
+
+    def _affine(self, graph: Graph, call: Call, layer: Any, value: Any) -> Affine | Flat | None:
+        """Returns the result of scaling each channel in a form of its own, if it should have one.
+
+        Behind a weighted sum it should not: the converter puts it into the weights.
+        """
+        if isinstance(value, Affine):
+            return value.then(*affine_of(layer))
+        if isinstance(value, Flat):
+            if isinstance(layer, layers.BatchNormalization):
+                return value.then(self.clone(layer, axis=-1))
+            return None
+        producer = self._producers.get(id(call.inputs[0]))
+        if producer is not None:
+            fused = role(producer.operation) in (LINEAR, NORMALIZATION)
+            if fused or is_graph(producer.operation):
+                return None
+        if not keras.backend.is_float_dtype(value.dtype) or not fits_affine(value):
+            return None
+        count = self._names.get(layer.name, 0)
+        self._names[layer.name] = count + 1
+        name = f"{layer.name}_{count}" if count else layer.name
+        return Affine(value, *affine_of(layer), name=name)
+
+    def _clipped_by_grid(self, graph: Graph, call: Call) -> bool:
+        """Returns whether the runtime has no such fused clipping, and the grid behind it clips."""
+        layer = plain(call.operation)
+        if activation_name(layer) in ("relu", "relu6") or getattr(layer, "max_value", 0) in _FUSED:
+            return False
+        readers = graph.consumers.get(id(call.outputs[0]), [])
+        quantized = [isinstance(reader.operation, ActivationQuantizer) for reader in readers]
+        return self._rounds and bool(quantized) and all(quantized)
+
+    def _called(self, layer: Any, args: Any, kwargs: Any) -> Any:
+        if not isinstance(layer, RuntimeLayer):
+            return self.clone(layer)(*args, **kwargs)
+
+        return self.once(layer, layer.frozen)(*args, **kwargs)
+
+    def _fixed(self, quantizer: ActivationQuantizer) -> FixedFakeQuant:
+        return self.once(quantizer, lambda: FixedFakeQuant(*quantizer.range(), name=quantizer.name))
+
+    def _grid_of(self, wrapper: CompressionWrapper) -> FixedFakeQuant:
+        """Returns what tells the converter the grid of the rows of a table."""
+        (table,) = (self._values[id(weight)] for weight, _ in wrapper.pipelines())
+        largest = float(ops.max(ops.abs(table))) or 1.0
+        return FixedFakeQuant(-largest * 128 / 127, largest, name=f"{wrapper.name}_grid")
+
+
+_FUSED = (None, 6, 6.0)  # ReLU and ReLU6
+
+
+def _flat(value: Flat | Affine) -> Flat:
+    return value.written() if isinstance(value, Affine) else value
+
+
+def _settled(value: Any) -> Any:
+    """Returns a tensor of the shape that the model knows."""
+    if not isinstance(value, (Flat, Affine)):
+        return value
+    made = _flat(value)
+    return made.restore(made.image)
+
+
+def _in_float32(policy: Any) -> Any:
+    if policy.name.startswith("mixed_") or policy.name in ("float16", "bfloat16"):
+        return "float32"
+    # By name: a layer without get_config() is made again only from arguments that JSON knows.
+    return policy.name if type(policy) is keras.DTypePolicy else policy

@@ -1,0 +1,256 @@
+"""Layers that compute what the runtime computes inside one Keras layer, rounding included.
+
+Where the runtime takes several operations for what Keras does in one, each of them rounds. Training
+has to see that, so `quantize` puts such a layer in the place of the one from Keras (the rules are
+in `canonicalize.py`), with quantizers inside, and `strip` puts the original back.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import keras
+from keras import layers, ops
+
+from tfcompress.graph.clone import clone_layer
+from tfcompress.wrap.activations import ActivationQuantizer, FixedFakeQuant, fake_quant
+
+SIGMOID_RANGE = (0.0, 255 / 256)
+"""What the runtime prescribes for the result of a sigmoid."""
+
+
+class RuntimeLayer(layers.Layer):
+    """A layer that computes in the steps of the runtime, and keeps a range for each.
+
+    Attributes:
+        rounding: The quantizers of the steps, by name.
+    """
+
+    steps: tuple[str, ...] = ()
+    non_negative: tuple[str, ...] = ()
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.supports_masking = True
+        self.rounding: dict[str, Any] = {
+            step: ActivationQuantizer(non_negative=step in self.non_negative, name=step)
+            for step in self.steps
+        }
+
+    def build(self, input_shape: Any) -> None:
+        """Creates the ranges."""
+        for quantizer in self.rounding.values():
+            quantizer.build(())
+            quantizer.built = True
+
+    def frozen(self) -> RuntimeLayer:
+        """Returns a copy in which the ranges are constants, for conversion."""
+        copy = clone_layer(self, dtype="float32")
+        copy.rounding = {
+            name: FixedFakeQuant(*quantizer.range(), name=name)
+            for name, quantizer in self.rounding.items()
+        }
+        return copy
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor arguments, under any dtype policy."""
+        return super().get_config()
+
+    def _rounded(self, step: str, x: Any, training: bool | None) -> Any:
+        quantizer = self.rounding[step]
+        if isinstance(quantizer, FixedFakeQuant):
+            return quantizer(x)
+        return quantizer(x, training=training)
+
+
+@keras.saving.register_keras_serializable("tfcompress")
+class RuntimeSwish(RuntimeLayer):
+    """`x * sigmoid(x)`: the runtime rounds the sigmoid, then the product."""
+
+    def call(self, inputs: Any) -> Any:
+        """Returns the product."""
+        return inputs * fake_quant(ops.sigmoid(inputs), *SIGMOID_RANGE)
+
+
+@keras.saving.register_keras_serializable("tfcompress")
+class RuntimeMerge(RuntimeLayer):
+    """A sum, mean or product of several tensors: the runtime takes two at a time.
+
+    Args:
+        how: "add", "average" or "multiply".
+        count: How many tensors.
+        **kwargs: Arguments of `keras.layers.Layer`.
+    """
+
+    def __init__(self, how: str, count: int, **kwargs: Any) -> None:
+        self.how, self.count = how, count
+        rounded = count - 1 if how == "average" else count - 2
+        self.steps = tuple(f"first_{number + 2}" for number in range(rounded))
+        super().__init__(**kwargs)
+
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
+        """Returns the merged tensor."""
+        merge = ops.multiply if self.how == "multiply" else ops.add
+        merged, *rest = inputs
+        for number, other in enumerate(rest):
+            merged = merge(merged, other)
+            if number < len(self.steps):
+                merged = self._rounded(self.steps[number], merged, training)
+        return merged * (1 / self.count) if self.how == "average" else merged
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        """Returns the shape that all inputs are broadcast to."""
+        return keras.layers.Add().compute_output_shape(input_shape)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor arguments."""
+        return {**super().get_config(), "how": self.how, "count": self.count}
+
+
+@keras.saving.register_keras_serializable("tfcompress")
+class RuntimeNormalization(RuntimeLayer):
+    """Layer or group normalization in integers, without scale and offset.
+
+    Means are products with a column of equal weights, which the runtime adds up exactly; the
+    inverse of the deviation is looked up in a table.
+
+    Args:
+        groups: Groups that the channels are normalized in, all positions together; 0 for a layer
+            normalization, of the last axis alone.
+        epsilon: What is added to the variance.
+        subtract_mean: False for RMS normalization.
+        **kwargs: Arguments of `keras.layers.Layer`.
+    """
+
+    non_negative = ("squares", "variance", "inverse")
+
+    def __init__(
+        self,
+        groups: int,
+        epsilon: float,
+        subtract_mean: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        self.groups, self.epsilon, self.subtract_mean = groups, epsilon, subtract_mean
+        centering = ("mean", "centered") if subtract_mean else ()
+        self.steps = (*centering, "squares", "variance", "inverse")
+        super().__init__(**kwargs)
+
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
+        """Returns the normalized inputs."""
+        x = inputs
+        shape = inputs.shape
+        if self.groups:
+            part = shape[-1] // self.groups
+            places = math.prod(shape[1:-1])
+            x = ops.reshape(x, (-1, places, self.groups, part))
+            x = ops.reshape(ops.transpose(x, (0, 2, 1, 3)), (-1, self.groups, places * part))
+        if self.subtract_mean:
+            mean = self._rounded("mean", self._mean(x), training)
+            x = self._rounded("centered", x - mean, training)
+        squares = self._rounded("squares", x * x, training)
+        variance = self._rounded("variance", self._mean(squares, self.epsilon), training)
+        # A variance below half a step is rounded to zero, which has no inverse.
+        inverse = ops.rsqrt(ops.maximum(variance, self._step_of("variance")))
+        inverse = self._rounded("inverse", inverse, training)
+        x = x * inverse
+        if self.groups:
+            x = ops.reshape(x, (-1, self.groups, places, part))
+            x = ops.reshape(ops.transpose(x, (0, 2, 1, 3)), (-1, *shape[1:]))
+        return x
+
+    def _mean(self, x: Any, offset: float = 0.0) -> Any:
+        count = x.shape[-1]
+        column = ops.full((count, 1), 1 / count, dtype=x.dtype)
+        return ops.matmul(x, column) + offset
+
+    def _step_of(self, name: str) -> Any:
+        quantizer = self.rounding[name]
+        if isinstance(quantizer, FixedFakeQuant):
+            return (quantizer.maximum - quantizer.minimum) / 255
+        return ops.maximum(ops.convert_to_tensor(quantizer.maximum) / 255, 1e-12)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor arguments."""
+        return {
+            **super().get_config(),
+            "groups": self.groups,
+            "epsilon": self.epsilon,
+            "subtract_mean": self.subtract_mean,
+        }
+
+
+@keras.saving.register_keras_serializable("tfcompress")
+class ChannelScale(layers.Layer):
+    """The scale and offset per channel that follow a normalization.
+
+    Args:
+        center: Whether there is a `beta`.
+        scale: Whether there is a `gamma`.
+        options: Initializers and regularizers of the two, by the names that Keras gives them.
+        **kwargs: Arguments of `keras.layers.Layer`.
+    """
+
+    def __init__(self, center: bool, scale: bool, options: dict[str, Any], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.supports_masking = True
+        self.center, self.scale, self.options = center, scale, options
+
+    def build(self, input_shape: Any) -> None:
+        """Creates scale and offset."""
+        self.gamma = self._weight("gamma", input_shape[-1:]) if self.scale else None
+        self.beta = self._weight("beta", input_shape[-1:]) if self.center else None
+
+    def _weight(self, name: str, shape: Any) -> Any:
+        given = {
+            key.removeprefix(f"{name}_"): value
+            for key, value in self.options.items()
+            if key.startswith(f"{name}_")
+        }
+        return self.add_weight(name=name, shape=shape, **given)
+
+    def call(self, inputs: Any) -> Any:
+        """Returns the scaled inputs."""
+        x = inputs if self.gamma is None else inputs * self.gamma
+        return x if self.beta is None else x + self.beta
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor arguments."""
+        own = {"center": self.center, "scale": self.scale, "options": self.options}
+        return {**super().get_config(), **own}
+
+
+@keras.saving.register_keras_serializable("tfcompress")
+class FoldSteps(layers.Layer):
+    """Makes one batch of all steps of all sequences."""
+
+    def call(self, inputs: Any) -> Any:
+        """Returns the steps."""
+        return ops.reshape(inputs, (-1, *inputs.shape[2:]))
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor arguments, under any dtype policy."""
+        return super().get_config()
+
+
+@keras.saving.register_keras_serializable("tfcompress")
+class UnfoldSteps(layers.Layer):
+    """Makes sequences of a batch of steps again.
+
+    Args:
+        steps: Steps of each sequence.
+        **kwargs: Arguments of `keras.layers.Layer`.
+    """
+
+    def __init__(self, steps: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.steps = steps
+
+    def call(self, inputs: Any) -> Any:
+        """Returns the sequences."""
+        return ops.reshape(inputs, (-1, self.steps, *inputs.shape[1:]))
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor arguments."""
+        return {**super().get_config(), "steps": self.steps}
