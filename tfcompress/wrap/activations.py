@@ -149,25 +149,38 @@ class ActivationQuantizer(keras.layers.Layer):
             self._observe(inputs)
 
         def rounded() -> Any:
-            minimum = ops.convert_to_tensor(self.minimum)
-            # A tensor that was always zero still needs a grid of some width.
-            maximum = ops.maximum(ops.convert_to_tensor(self.maximum), minimum + _NARROWEST)
-            if self.learned:
-                minimum, maximum = ops.minimum(minimum, 0.0), ops.maximum(maximum, _NARROWEST)
-            return rounding(inputs, minimum, maximum)
+            return rounding(inputs, *self.current_range())
 
         if training:
             return rounded()
         return ops.cond(ops.convert_to_tensor(self.step) > 0, rounded, lambda: inputs)
 
+    def current_range(self) -> tuple[Any, Any]:
+        """Returns (minimum, maximum) as tensors."""
+        minimum = ops.convert_to_tensor(self.minimum)
+        # A tensor that was always zero still needs a grid of some width.
+        maximum = ops.maximum(ops.convert_to_tensor(self.maximum), minimum + _NARROWEST)
+        if self.learned:
+            minimum, maximum = ops.minimum(minimum, 0.0), ops.maximum(maximum, _NARROWEST)
+        return minimum, maximum
+
     def _observe(self, inputs: Any) -> None:
+        values = ops.stop_gradient(inputs)
+        highest = ops.cast(ops.max(values), "float32")
+        lowest = ops.zeros(()) if self.non_negative else ops.cast(ops.min(values), "float32")
+        self.observe(lowest, highest)
+
+    def observe(self, lowest: Any, highest: Any) -> None:
+        """Moves the range towards the ends of one batch.
+
+        Args:
+            lowest: The smallest value.
+            highest: The largest value.
+        """
         step = ops.convert_to_tensor(self.step)
         rate = ops.maximum(1.0 - self.momentum, 1.0 / (ops.cast(step, "float32") + 1.0))
         if self.learned:
             rate = ops.cast(step == 0, "float32")
-        values = ops.stop_gradient(inputs)
-        highest = ops.cast(ops.max(values), "float32")
-        lowest = ops.zeros(()) if self.non_negative else ops.cast(ops.min(values), "float32")
         # One overflow (float16 under loss scaling) must not spoil the range for good.
         usable = ops.logical_and(ops.isfinite(lowest), ops.isfinite(highest))
         for variable, observed in (

@@ -11,7 +11,7 @@ from tfcompress.graph.clone import Rewriter
 from tfcompress.graph.cost import plain
 from tfcompress.graph.read import Call, Graph, is_graph
 from tfcompress.wrap.activations import ActivationQuantizer, FixedFakeQuant, InputSamples
-from tfcompress.wrap.canonicalize import activation_name
+from tfcompress.wrap.canonicalize import KERNELS, activation_name
 from tfcompress.wrap.forms import (
     WRITTEN,
     Affine,
@@ -55,11 +55,13 @@ class _Bake(Rewriter):
         super().__init__()
         self._rounds = rounds
         self._values: dict[int, Any] = {}
+        self._negative: dict[int, Any] = {}
         self._producers: dict[int, Call] = {}
         self._names: dict[str, int] = {}
 
     def value_of(self, variable: Any) -> Any:
-        value = self._values.get(id(variable), variable)
+        values = self._negative if id(variable) in self._negative else self._values
+        value = values.get(id(variable), variable)
         return ops.convert_to_tensor(value)
 
     def clone(self, operation: Any, **overrides: Any) -> Any:
@@ -92,6 +94,10 @@ class _Bake(Rewriter):
         if isinstance(operation, CompressionWrapper):
             self._values.update(baked_values(operation))
         layer = plain(operation)
+        in_float = self._rounds and role(layer) == LINEAR and not rounds_weights(operation)
+        if in_float and isinstance(layer, KERNELS):
+            args, kwargs = tree.map_structure(_settled, (args, kwargs))
+            return self._in_float(layer)(*args, **kwargs) * -1.0
         if self._rounds and role(layer) == NORMALIZATION and is_affine(layer):
             made = self._affine(graph, call, layer, args[0])
             if made is not None:
@@ -165,7 +171,28 @@ class _Bake(Rewriter):
         if not isinstance(layer, RuntimeLayer):
             return self.clone(layer)(*args, **kwargs)
 
-        return self.once(layer, layer.frozen)(*args, **kwargs)
+        def frozen() -> Any:
+            new = layer.frozen()
+            self.carry(layer, new)
+            return new
+
+        return self.once(layer, frozen)(*args, **kwargs)
+
+    def match(self, old: Any, new: Any) -> Any:
+        if isinstance(old, RuntimeLayer):
+            return zip(old.original_variables(), new.original_variables(), strict=True)
+        return super().match(old, new)
+
+    def _in_float(self, layer: Any) -> Any:
+        """Returns a weighted sum that was left out of quantization, with its sign turned.
+
+        The converter rounds the weights of whatever stands between integers. It does not know how
+        to turn a sign in integers, and so leaves the sum in float.
+        """
+        for variable in layer.variables:
+            value = ops.convert_to_tensor(self._values.get(id(variable), variable))
+            self._negative[id(variable)] = -1.0 * value
+        return self.clone(layer)
 
     def _fixed(self, quantizer: ActivationQuantizer) -> FixedFakeQuant:
         return self.once(quantizer, lambda: FixedFakeQuant(*quantizer.range(), name=quantizer.name))

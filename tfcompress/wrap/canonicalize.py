@@ -9,12 +9,15 @@ parts, and `strip` puts it back. To add a rule, append it to `RULES`;
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import keras
 from keras import layers
 
+from tfcompress.errors import CompressionWarning
 from tfcompress.graph.clone import clone_layer
+from tfcompress.wrap.recurrent import BYTES_PER_STEP, LONGEST, RuntimeRecurrent, understands
 from tfcompress.wrap.runtime import (
     ChannelScale,
     FoldSteps,
@@ -256,6 +259,36 @@ class FoldTime(Rule):
         ]
 
 
+class WriteOutLoop(Rule):
+    """A recurrent layer of known, moderate length, step by step."""
+
+    def matches(self, layer: Any) -> bool:
+        """Returns whether `layer` can be written out; warns if only its length forbids it."""
+        if not (layer.built and layer._inbound_nodes and understands(layer)):
+            return False
+        for node in layer._inbound_nodes:
+            masked = getattr(node.input_tensors[0], "_keras_mask", None) is not None
+            options = {name: v for name, v in node.arguments.kwargs.items() if v is not None}
+            if masked or len(node.input_tensors) != 1 or set(options) - {"training"}:
+                return False
+        lengths = {node.input_tensors[0].shape[1] for node in layer._inbound_nodes}
+        longest = max(length or LONGEST + 1 for length in lengths)
+        if longest > LONGEST:
+            warnings.warn(
+                f"layer {layer.name!r} stays in float: it reads sequences of "
+                f"{'unknown length' if None in lengths else f'{longest} steps'}, and only up to "
+                f"{LONGEST} are written out in integers (about {BYTES_PER_STEP} bytes of the file "
+                "for each step). Give the input a fixed, shorter length.",
+                CompressionWarning,
+                stacklevel=2,
+            )
+        return longest <= LONGEST
+
+    def parts(self, layer: Any) -> list[Any]:
+        """Returns the layer without a loop."""
+        return [_runtime(RuntimeRecurrent, layer, inner=clone_layer(layer))]
+
+
 _MERGES = {layers.Add: "add", layers.Average: "average", layers.Multiply: "multiply"}
 _NORMALIZATIONS = (
     layers.LayerNormalization,
@@ -272,6 +305,7 @@ RULES: list[Rule] = [
     MergePairwise(),
     NormalizeInIntegers(),
     FoldTime(),
+    WriteOutLoop(),
 ]
 
 
@@ -308,6 +342,7 @@ def original_variables(parts: list[Any]) -> list[Any]:
     return [
         variable
         for part in parts
-        if not isinstance(part, RuntimeLayer)
-        for variable in part.variables
+        for variable in (
+            part.original_variables() if isinstance(part, RuntimeLayer) else part.variables
+        )
     ]

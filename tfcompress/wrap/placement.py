@@ -30,6 +30,7 @@ from tfcompress.transforms import FakeQuant
 from tfcompress.wrap.activations import ActivationQuantizer, InputSamples, samples_to_keep
 from tfcompress.wrap.canonicalize import activation_name
 from tfcompress.wrap.forms import is_affine
+from tfcompress.wrap.recurrent import RuntimeRecurrent
 from tfcompress.wrap.runtime import SIGMOID_RANGE, ChannelScale, FoldSteps, UnfoldSteps
 
 LINEAR = "linear"  # a weighted sum: what follows may be fused into it
@@ -302,11 +303,14 @@ class PlaceQuantizers(Rewriter):
         if kind == AVERAGE and states and states[0].quantizer is not None:
             self._note(new, states[0])
             return self._apply(states[0].quantizer, new, states[0], averaged=True)
-        prescribed = fixed_range(call.operation)
+        layer = plain(call.operation)
+        prescribed = fixed_range(layer)
         if prescribed is not None:
-            name = self._name(f"{plain(call.operation).name}_quantizer")
+            name = self._name(f"{layer.name}_quantizer")
             quantizer = ActivationQuantizer(prescribed, name=name)
             return self._apply(quantizer, new, _State(non_negative=prescribed[0] == 0))
+        if isinstance(layer, RuntimeRecurrent) and len(layer.directions) == 1:
+            return self._note(new, _State(quantized=True))  # rounded step by step
         if kind == TABLE and rounds_weights(call.operation):
             joined = is_joined(graph, old)
             return self._note(new, _State(JOIN if joined else None, quantized=not joined))

@@ -44,6 +44,10 @@ class RuntimeLayer(layers.Layer):
             quantizer.build(())
             quantizer.built = True
 
+    def original_variables(self) -> list[Any]:
+        """Returns the variables that the Keras layer has as well, in its order."""
+        return []
+
     def frozen(self) -> RuntimeLayer:
         """Returns a copy in which the ranges are constants, for conversion."""
         copy = clone_layer(self, dtype="float32")

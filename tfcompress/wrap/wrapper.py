@@ -55,7 +55,7 @@ def channel_axes(layer: Any, weight: Any) -> tuple[int, ...]:
         return (-2, -1)
     if isinstance(layer, TRANSPOSED):
         return (-2,)
-    if isinstance(layer, _LAST_AXIS):
+    if isinstance(layer, _LAST_AXIS) or getattr(layer, "rounds_each_column", False):
         return (-1,)
     return ()
 
