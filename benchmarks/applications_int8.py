@@ -1,10 +1,10 @@
 """Every family of keras.applications as an INT8 file: the table of docs/applications.md.
 
 Each network is built with random weights at a small input, with the logits as its output; its
-BatchNormalization gets statistics and scales that are not trivial. It trains with quantization
-for a few steps on Fashion-MNIST, its statistics kept, is exported, and compared with the Keras model on test images; and
-the float network is exported after training with a representative dataset. Each network runs in
-a process of its own. By hand, about an hour:
+BatchNormalization gets statistics and scales that are not trivial. It trains with quantization for
+a few steps on Fashion-MNIST, its statistics kept, is exported, and compared with the Keras model on
+test images; and the float network is exported after training with a representative dataset. Each
+network runs in a process of its own. By hand, about half an hour:
 
     python -m benchmarks.applications_int8 [--models GLOB] [--json FILE]
 """
@@ -83,7 +83,7 @@ def measured(name):
                 if isinstance(layer, keras.layers.BatchNormalization):
                     layer.trainable = False  # or the ranges would be those of other statistics
             loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-            aware.compile(keras.optimizers.SGD(1e-4), loss)
+            aware.compile(keras.optimizers.SGD(1e-6), loss)
             started = time.perf_counter()
             aware.fit(x, y, batch_size=BATCH, verbose=0)
             figures["fit_seconds"] = time.perf_counter() - started

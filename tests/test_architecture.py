@@ -19,6 +19,7 @@ LAYERS = [
     "wrap",
     "rewrite",
     "ptq",
+    "tune",
     "tflite",
     "distill",
     "export",

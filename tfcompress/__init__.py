@@ -27,10 +27,13 @@ if TYPE_CHECKING:
     from tfcompress.distill.teachers import ensemble
     from tfcompress.errors import CompressionWarning, ExportError
     from tfcompress.export import ExportResult, export_tflite
+    from tfcompress.scheme import QuantizationScheme
     from tfcompress.tflite.inspect import inspect_tflite
     from tfcompress.tflite.run import TFLiteModel
     from tfcompress.transforms.base import WeightTransform
     from tfcompress.transforms.schedules import ConstantSparsity, PolynomialDecay
+    from tfcompress.tune.precision import AssignedScheme, assign_precision
+    from tfcompress.tune.sensitivity import Sensitivity, sensitivity
     from tfcompress.wrap.apply import prune, quantize
     from tfcompress.wrap.strip import strip
     from tfcompress.wrap.summary import summary
@@ -39,6 +42,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "AssignedScheme": "tune.precision",
     "AttentionMaps": "distill.losses.feature",
     "AttentionTransfer": "distill.losses.feature",
     "CachedTeacher": "distill.cached",
@@ -54,12 +58,15 @@ _HOMES = {
     "FeatureMatching": "distill.losses.feature",
     "HardTargets": "distill.losses.response",
     "PolynomialDecay": "transforms.schedules",
+    "QuantizationScheme": "scheme",
     "RKDAngle": "distill.losses.relation",
     "RKDDistance": "distill.losses.relation",
+    "Sensitivity": "tune.sensitivity",
     "SimilarityPreserving": "distill.losses.relation",
     "SoftTargets": "distill.losses.response",
     "TFLiteModel": "tflite.run",
     "WeightTransform": "transforms.base",
+    "assign_precision": "tune.precision",
     "cache_teacher": "distill.cache",
     "compare": "compare",
     "ensemble": "distill.teachers",
@@ -67,12 +74,14 @@ _HOMES = {
     "inspect_tflite": "tflite.inspect",
     "prune": "wrap.apply",
     "quantize": "wrap.apply",
+    "sensitivity": "tune.sensitivity",
     "strip": "wrap.strip",
     "summary": "wrap.summary",
     "tinybert_losses": "distill.losses.feature",
 }
 
 __all__ = [
+    "AssignedScheme",
     "AttentionMaps",
     "AttentionTransfer",
     "CachedTeacher",
@@ -88,12 +97,15 @@ __all__ = [
     "FeatureMatching",
     "HardTargets",
     "PolynomialDecay",
+    "QuantizationScheme",
     "RKDAngle",
     "RKDDistance",
+    "Sensitivity",
     "SimilarityPreserving",
     "SoftTargets",
     "TFLiteModel",
     "WeightTransform",
+    "assign_precision",
     "cache_teacher",
     "compare",
     "ensemble",
@@ -101,6 +113,7 @@ __all__ = [
     "inspect_tflite",
     "prune",
     "quantize",
+    "sensitivity",
     "strip",
     "summary",
     "tinybert_losses",

@@ -94,10 +94,9 @@ class _Bake(Rewriter):
         if isinstance(operation, CompressionWrapper):
             self._values.update(baked_values(operation))
         layer = plain(operation)
-        in_float = self._rounds and role(layer) == LINEAR and not rounds_weights(operation)
-        if in_float and isinstance(layer, KERNELS):
+        if self._rounds and type(layer) in KERNELS and not rounds_weights(operation):
             args, kwargs = tree.map_structure(_settled, (args, kwargs))
-            return self._in_float(layer)(*args, **kwargs) * -1.0
+            return layer.activation(ops.negative(self._in_float(layer)(*args, **kwargs)))
         if self._rounds and role(layer) == NORMALIZATION and is_affine(layer):
             made = self._affine(graph, call, layer, args[0])
             if made is not None:
@@ -192,7 +191,7 @@ class _Bake(Rewriter):
         for variable in layer.variables:
             value = ops.convert_to_tensor(self._values.get(id(variable), variable))
             self._negative[id(variable)] = -1.0 * value
-        return self.clone(layer)
+        return self.clone(layer, activation="linear")
 
     def _fixed(self, quantizer: ActivationQuantizer) -> FixedFakeQuant:
         return self.once(quantizer, lambda: FixedFakeQuant(*quantizer.range(), name=quantizer.name))

@@ -1,0 +1,1 @@
+"""Choosing for the user: which layers bear how few bits."""

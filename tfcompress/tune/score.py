@@ -1,0 +1,93 @@
+"""How good a quantized model is: on labels, or by its agreement with the float model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+
+from tfcompress.data import InputSpec, collect
+from tfcompress.graph.cost import plain
+from tfcompress.graph.read import check_model, walk_layers
+from tfcompress.wrap.calibrate import packed
+from tfcompress.wrap.strip import is_wrapped, quantizers, without_transforms
+from tfcompress.wrap.wrapper import compressible_weights
+
+Metric = Callable[[Any, Any], float]
+"""Takes labels (or the float model's outputs) and predictions; more is better."""
+
+
+class Scorer:
+    """Scores models on one set of samples.
+
+    Args:
+        model: The float model.
+        x: Samples.
+        y: Their labels, or None to compare with what the float model says.
+        metric: None for accuracy where the outputs are vectors, else minus the mean squared error
+            over the variance.
+    """
+
+    def __init__(self, model: keras.Model, x: Any, y: Any, metric: Metric | None) -> None:
+        check_model(model)
+        if quantizers(model):
+            raise ValueError(
+                f"model {model.name!r} is quantized already. Precision is chosen for the float "
+                "model: pass strip(model)."
+            )
+        self.model = without_transforms(model) if is_wrapped(model) else model
+        specs = [
+            InputSpec(
+                t._keras_history.operation.name,
+                tuple(t.shape[1:]),
+                keras.backend.standardize_dtype(t.dtype),
+            )
+            for t in model.inputs
+        ]
+        if y is not None:
+            x = (x, y)
+        self.samples, labels = collect(x, specs, argument="x")
+        self.reference = self.outputs(self.model)
+        self.labels = self.reference if labels is None else np.asarray(labels)
+        self.metric = metric or (_accuracy if self._classifies() else _closeness)
+        self.best = self.score(self.model)
+
+    def _classifies(self) -> bool:
+        return self.reference.ndim == 2 and self.reference.shape[1] > 1
+
+    def outputs(self, model: keras.Model) -> np.ndarray:
+        """Returns the first output of a model on the samples."""
+        made = model.predict(packed(model, self.samples), verbose=0)
+        return np.asarray(keras.tree.flatten(made)[0])
+
+    def score(self, model: keras.Model) -> float:
+        """Returns the metric of a model."""
+        return float(self.metric(self.labels, self.outputs(model)))
+
+    def sqnr(self, model: keras.Model) -> float:
+        """Returns the ratio of signal to error of a model's outputs, in decibels."""
+        error = np.mean((self.outputs(model) - self.reference) ** 2)
+        return float(10 * np.log10(max(np.var(self.reference), 1e-30) / max(error, 1e-30)))
+
+
+def weighted_layers(model: keras.Model) -> list[tuple[str, Any]]:
+    """Returns (path, layer) of the layers whose precision is worth a choice."""
+    found = [(path, plain(layer)) for path, layer in walk_layers(model)]
+    found = [(path, layer) for path, layer in found if compressible_weights(layer)]
+    if not found:
+        raise ValueError(f"model {model.name!r} has no layer with a kernel or embeddings.")
+    return found
+
+
+def _accuracy(labels: Any, predictions: Any) -> float:
+    labels = np.asarray(labels)
+    if labels.ndim > 1 and labels.shape[-1] > 1:
+        labels = labels.argmax(-1)
+    return float(np.mean(labels.reshape(-1) == predictions.argmax(-1)))
+
+
+def _closeness(labels: Any, predictions: Any) -> float:
+    labels = np.asarray(labels).reshape(predictions.shape)
+    return -float(np.mean((labels - predictions) ** 2) / (np.var(labels) or 1.0))

@@ -1,0 +1,143 @@
+"""sensitivity: what quantizing one layer alone does to the model."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+
+from tfcompress.graph.read import walk_layers
+from tfcompress.graph.select import LayerSelection, select
+from tfcompress.ptq import post_training
+from tfcompress.scheme import INTEGER_SCHEMES, QuantizationScheme, check_choice
+from tfcompress.tables import as_text, table
+from tfcompress.tune.score import Metric, Scorer, weighted_layers
+
+_CALIBRATION = 512
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerSensitivity:
+    """What quantizing one layer alone does.
+
+    Attributes:
+        layer: Path of the layer.
+        candidate: The scheme it was quantized in.
+        sqnr: Signal to error of the model's outputs, in decibels; less is worse.
+        drop: What the metric lost against the float model.
+    """
+
+    layer: str
+    candidate: str
+    sqnr: float
+    drop: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Sensitivity:
+    """What each layer bears, worst first.
+
+    Attributes:
+        rows: One for each layer and candidate.
+        score: The metric of the float model.
+    """
+
+    rows: list[LayerSensitivity]
+    score: float
+
+    def __rich__(self) -> Any:
+        rows = [(r.layer, r.candidate, f"{r.sqnr:.1f}", f"{r.drop:+.4f}") for r in self.rows]
+        title = f"one layer quantized at a time (float: {self.score:.4f})"
+        return table(title, ("layer", "scheme", "SQNR, dB", "drop"), rows)
+
+    def __str__(self) -> str:
+        return as_text(self.__rich__())
+
+    def plot(self, path: str | pathlib.Path) -> None:
+        """Draws the SQNR of every layer to an image file.
+
+        Args:
+            path: File to write, such as "sensitivity.png".
+        """
+        from matplotlib.figure import Figure
+
+        names = list(dict.fromkeys(row.layer for row in self.rows))
+        kinds = list(dict.fromkeys(row.candidate for row in self.rows))
+        figure = Figure(figsize=(8, 1.2 + 0.28 * len(names) * len(kinds)), layout="constrained")
+        axes = figure.subplots()
+        for number, kind in enumerate(kinds):
+            found = {row.layer: row.sqnr for row in self.rows if row.candidate == kind}
+            height = 0.8 / len(kinds)
+            shift = (number - (len(kinds) - 1) / 2) * height
+            places = [index + shift for index in range(len(names))]
+            axes.barh(places, [found[name] for name in names], height, label=kind)
+        axes.set_yticks(range(len(names)), names)
+        axes.invert_yaxis()
+        axes.set_xlabel("SQNR of the model's outputs, dB (less is worse)")
+        axes.legend()
+        figure.savefig(path, dpi=120)
+
+
+def sensitivity(
+    model: keras.Model,
+    x: Any,
+    y: Any = None,
+    *,
+    candidates: Sequence[str] = INTEGER_SCHEMES,
+    metric: Metric | None = None,
+    layers: LayerSelection = None,
+    verbose: bool = True,
+) -> Sensitivity:
+    """Measures what quantizing each layer alone, weights and output, costs the model.
+
+    All else stays in float. Takes one quantization and one run over `x` for each layer and
+    candidate; give a few hundred samples. See `assign_precision` for a choice made of it.
+
+    Args:
+        model: A built Sequential or Functional model. It is not changed.
+        x: Samples, in any form that `export_tflite` takes; they serve for the ranges as well.
+        y: Their labels; None compares with what the float model says.
+        candidates: "int8", "w4a8" or both.
+        metric: A function of labels and predictions, more is better. None is accuracy for outputs
+            that are vectors, else minus the squared error over the variance.
+        layers: Which layers, as for `quantize`; None for all with weights.
+        verbose: Whether to print each result when it is known.
+
+    Returns:
+        SQNR and drop of every layer and candidate, worst first.
+
+    Raises:
+        ValueError: If a candidate is unknown, there are no samples, or the model is quantized.
+
+    Example:
+        >>> import keras, numpy as np
+        >>> import tfcompress as tfc
+        >>> keras.utils.set_random_seed(0)
+        >>> dense = [keras.layers.Dense(6, name="a"), keras.layers.Dense(4, name="b")]
+        >>> model = keras.Sequential([keras.Input((8,)), *dense])
+        >>> x = np.random.default_rng(0).normal(size=(64, 8))
+        >>> found = tfc.sensitivity(model, x, candidates=["int8"], verbose=False)
+        >>> sorted(row.layer for row in found.rows)
+        ['a', 'b']
+    """
+    for candidate in candidates:
+        check_choice(candidate, "candidates", INTEGER_SCHEMES)
+    scorer = Scorer(model, x, y, metric)
+    every = weighted_layers(scorer.model)
+    chosen = select(list(walk_layers(scorer.model)), layers) if layers else {p for p, _ in every}
+    samples = {name: array[:_CALIBRATION] for name, array in scorer.samples.items()}
+    rows = []
+    for path in sorted(chosen):
+        for candidate in candidates:
+            scheme = QuantizationScheme(
+                correct_bias=False, overrides={path: candidate, "*": "float32"}
+            )
+            quantized = post_training(scorer.model, scheme, samples)
+            drop = scorer.best - scorer.score(quantized)
+            rows.append(LayerSensitivity(path, candidate, scorer.sqnr(quantized), drop))
+            if verbose:
+                print(f"sensitivity: {path} {candidate}: {rows[-1].sqnr:.1f} dB, {drop:+.4f}")
+    return Sensitivity(sorted(rows, key=lambda row: row.sqnr), scorer.best)
