@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import keras
+import numpy as np
 from keras import layers, ops, tree
 
 from tfcompress.graph.clone import Rewriter
@@ -22,6 +23,7 @@ from tfcompress.wrap.forms import (
     in_two_axes,
     is_affine,
     pooled_in_turns,
+    uneven,
 )
 from tfcompress.wrap.placement import (
     CLIP,
@@ -35,7 +37,7 @@ from tfcompress.wrap.placement import (
 )
 from tfcompress.wrap.runtime import RuntimeLayer
 from tfcompress.wrap.strip import baked_values, quantizers
-from tfcompress.wrap.wrapper import CompressionWrapper
+from tfcompress.wrap.wrapper import CompressionWrapper, variable_name
 
 
 def bake(model: keras.Model) -> keras.Model:
@@ -61,8 +63,10 @@ class _Bake(Rewriter):
 
     def value_of(self, variable: Any) -> Any:
         values = self._negative if id(variable) in self._negative else self._values
-        value = values.get(id(variable), variable)
-        return ops.convert_to_tensor(value)
+        value = ops.convert_to_tensor(values.get(id(variable), variable))
+        if self._rounds and variable_name(variable) in ("bias", "beta") and len(value.shape) == 1:
+            return ops.convert_to_tensor(uneven(ops.convert_to_numpy(value)), value.dtype)
+        return value
 
     def clone(self, operation: Any, **overrides: Any) -> Any:
         if isinstance(operation, layers.Layer) and "dtype" in operation.get_config():
@@ -148,6 +152,10 @@ class _Bake(Rewriter):
         producer = self._producers.get(id(call.inputs[0]))
         if producer is not None:
             fused = role(producer.operation) in (LINEAR, NORMALIZATION)
+            if fused and isinstance(layer, layers.Rescaling) and fits_affine(value):
+                scale, offset = affine_of(layer)
+                channels = np.broadcast_to(offset, value.shape[-1]).astype(np.float32)
+                return value * scale.astype(np.float32) + uneven(channels)
             if fused or is_graph(producer.operation):
                 return None
         if not keras.backend.is_float_dtype(value.dtype) or not fits_affine(value):

@@ -64,10 +64,22 @@ class Affine:
         layer.set_weights(
             [
                 np.broadcast_to(self.scale, channels).reshape(1, 1, channels, 1),
-                np.broadcast_to(self.offset, channels),
+                uneven(np.broadcast_to(self.offset, channels).astype(np.float32)),
             ]
         )
         return Flat(outputs, restore)
+
+
+def uneven(offsets: np.ndarray) -> np.ndarray:
+    """Returns offsets of channels that are not all the same number, changed by a rounding at most.
+
+    The converter stores one number for all, and takes it to be on the grid of the first channel.
+    """
+    if len(offsets) < 2 or not offsets[0] or np.any(offsets != offsets[0]):
+        return offsets
+    changed = offsets.copy()
+    changed[0] = np.nextafter(changed[0], 2 * changed[0])
+    return changed
 
 
 def as_image(tensor: Any) -> tuple[Any, Callable[[Any], Any]]:

@@ -113,6 +113,8 @@ class RuntimeRecurrent(RuntimeLayer):
         for name, cell in self.directions.items():
             backwards = (name == "backward") != bool(cell.go_backwards and name == "forward")
             rounding.prefix = f"{name}_"
+            # What two directions end with is rounded where it is put together.
+            rounding.rounds_last = len(self.directions) == 1 or cell.return_sequences
             states = _RUN[type(cell)](cell, inputs, backwards, rounding)
             if not cell.return_sequences:
                 results.append(states[-1])
@@ -141,6 +143,7 @@ class _Rounding:
 
     def __init__(self, quantizers: dict[str, Any], rounds: bool = True) -> None:
         self.prefix = ""
+        self.rounds_last = True
         self._quantizers = quantizers
         self._rounds = rounds
         self._seen: dict[str, list[Any]] = {name: [] for name in quantizers}
@@ -159,6 +162,10 @@ class _Rounding:
         if name not in self._ranges:
             self._ranges[name] = quantizer.current_range()
         return self._straight(x, self._ranges[name])
+
+    def state(self, x: Any, last: bool) -> Any:
+        """Returns a state, rounded unless it is the last and what follows rounds it."""
+        return self("state", x) if self.rounds_last or not last else x
 
     def sigmoid(self, x: Any) -> Any:
         """Returns the sigmoid of `x` as the runtime rounds it."""
@@ -196,7 +203,9 @@ def _inputs(
         products = ops.matmul(x, ops.convert_to_tensor(cell.cell.kernel)[:, part])
         if bias is not None:
             products = products + bias[part]
-        steps = ops.unstack(rounding(f"input{gate}", products), x.shape[1], axis=1)
+        products = rounding(f"input{gate}", products)
+        # Slices, not unstack: of that, the converter leaves in float what has an unused result.
+        steps = [products[:, step] for step in range(x.shape[1])]
         result[gate] = steps[::-1] if backwards else steps
     return result
 
@@ -221,7 +230,8 @@ def _lstm(cell: Any, x: Any, backwards: bool, rounding: _Rounding) -> list[Any]:
         else:
             kept = rounding("kept", rounding.sigmoid(z["_f"]) * carry)
             carry = rounding("carry", kept + added)
-        states.append(rounding("state", rounding.sigmoid(z["_o"]) * rounding.tanh(carry)))
+        output = rounding.sigmoid(z["_o"]) * rounding.tanh(carry)
+        states.append(rounding.state(output, step == x.shape[1] - 1))
     return states
 
 
@@ -259,7 +269,7 @@ def _gru(cell: Any, x: Any, backwards: bool, rounding: _Rounding) -> list[Any]:
         new, update = rounding.tanh(candidate), rounding.sigmoid(z)
         difference = states[-1] - new if states else -1.0 * new
         mixed = rounding("mixed", update * rounding("difference", difference))
-        states.append(rounding("state", new + mixed))
+        states.append(rounding.state(new + mixed, step == x.shape[1] - 1))
     return states
 
 

@@ -1,0 +1,197 @@
+"""Every kind of layer alone: quantized, trained for a moment, all-integer in the file, equal."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers as L
+from keras import ops
+
+import tfcompress as tfc
+from tfcompress.export import measure
+
+IMAGE, SERIES, VECTOR, VOLUME = (8, 8, 4), (12, 6), (6,), (6, 6, 6, 2)
+
+
+def chain(shape, *stack):
+    return lambda: keras.Sequential([keras.Input(shape), *[layer() for layer in stack]])
+
+
+def graph(function, *shapes):
+    def make():
+        inputs = [keras.Input(shape) for shape in shapes]
+        return keras.Model(inputs if len(inputs) > 1 else inputs[0], function(*inputs))
+
+    return make
+
+
+def conv(x, filters=4, **options):
+    return L.Conv2D(filters, 3, padding="same", **options)(x)
+
+
+def act(name):
+    return chain(IMAGE, lambda: L.Conv2D(4, 3, activation=name))
+
+
+def squeeze_excite(x):
+    x = conv(x)
+    gate = L.Conv2D(2, 1, activation="relu")(L.GlobalAveragePooling2D(keepdims=True)(x))
+    return L.Multiply()([x, L.Conv2D(4, 1, activation="sigmoid")(gate)])
+
+
+INTEGER = {
+    "Conv1D": chain(SERIES, lambda: L.Conv1D(8, 3)),
+    "Conv1D causal": chain(SERIES, lambda: L.Conv1D(8, 3, padding="causal", dilation_rate=2)),
+    "Conv2D": chain(IMAGE, lambda: L.Conv2D(8, 3)),
+    "Conv2D in groups": chain(IMAGE, lambda: L.Conv2D(8, 3, groups=2)),
+    "Conv3D": chain(VOLUME, lambda: L.Conv3D(4, 3, padding="same", strides=(2, 1, 1))),
+    "Conv3D, BatchNorm, ReLU": chain(
+        VOLUME, lambda: L.Conv3D(4, 3), L.BatchNormalization, lambda: L.ReLU()
+    ),
+    "Conv1DTranspose": chain(SERIES, lambda: L.Conv1DTranspose(8, 3, strides=2)),
+    "Conv2DTranspose": chain(IMAGE, lambda: L.Conv2DTranspose(8, 3, strides=2)),
+    "Conv3DTranspose": chain((4, 4, 4, 2), lambda: L.Conv3DTranspose(4, 3, strides=2)),
+    "Conv3DTranspose same": chain(
+        (4, 4, 4, 2), lambda: L.Conv3DTranspose(4, 3, strides=2, padding="same")
+    ),
+    "DepthwiseConv1D": chain(SERIES, lambda: L.DepthwiseConv1D(3, depth_multiplier=2)),
+    "DepthwiseConv2D": chain(IMAGE, lambda: L.DepthwiseConv2D(3)),
+    "SeparableConv1D": chain(SERIES, lambda: L.SeparableConv1D(8, 3)),
+    "SeparableConv2D": chain(IMAGE, lambda: L.SeparableConv2D(8, 3, activation="relu")),
+    "Dense": chain(VECTOR, lambda: L.Dense(8)),
+    "EinsumDense": chain(
+        SERIES, lambda: L.EinsumDense("abc,cd->abd", output_shape=(None, 8), bias_axes="d")
+    ),
+    "Embedding": lambda: keras.Sequential(
+        [keras.Input((12,), dtype="int32"), L.Embedding(10, 8), L.Dense(4)]
+    ),
+    "MultiHeadAttention": graph(lambda x: L.MultiHeadAttention(2, 4)(x, x), SERIES),
+    "GroupQueryAttention": graph(lambda x: L.GroupQueryAttention(4, 4, 2)(x, x), SERIES),
+    "LayerNormalization": chain(SERIES, L.LayerNormalization),
+    "RMSNormalization": chain(SERIES, L.RMSNormalization),
+    "GroupNormalization": chain(IMAGE, lambda: L.Conv2D(8, 3), lambda: L.GroupNormalization(2)),
+    "BatchNormalization first": chain(IMAGE, L.BatchNormalization, lambda: L.Conv2D(4, 3)),
+    "BatchNormalization, ReLU": chain(SERIES, L.BatchNormalization, lambda: L.ReLU()),
+    "BatchNormalization of vectors": chain(VECTOR, L.BatchNormalization, lambda: L.Dense(4)),
+    "PReLU": chain(IMAGE, lambda: L.Conv2D(4, 3), lambda: L.PReLU(shared_axes=[1, 2])),
+    "ELU": chain(IMAGE, lambda: L.Conv2D(4, 3), lambda: L.ELU()),
+    "LeakyReLU": chain(IMAGE, lambda: L.Conv2D(4, 3), lambda: L.LeakyReLU()),
+    "ReLU up to 1": chain(IMAGE, lambda: L.Conv2D(4, 3), lambda: L.ReLU(1.0)),
+    **{
+        name: act(name)
+        for name in "relu relu6 gelu silu hard_swish hard_sigmoid sigmoid tanh hard_tanh elu "
+        "softmax log_softmax exponential".split()
+    },
+    "Add three": graph(lambda x: L.Add()([conv(x), x, conv(x)]), IMAGE),
+    "Multiply three": graph(lambda x: L.Multiply()([conv(x), x, conv(x)]), IMAGE),
+    "Subtract": graph(lambda x: L.Subtract()([conv(x), x]), IMAGE),
+    "Average": graph(lambda x: L.Average()([conv(x), x, conv(x)]), IMAGE),
+    "Maximum": graph(lambda x: L.Maximum()([conv(x), x]), IMAGE),
+    "Minimum": graph(lambda x: L.Minimum()([conv(x), x]), IMAGE),
+    "Concatenate": graph(lambda x: L.Concatenate()([conv(x), x]), IMAGE),
+    "Dot": graph(lambda x: L.Dot(axes=(2, 2))([L.Dense(6)(x), L.Dense(6)(x)]), SERIES),
+    "MaxPooling3D": chain(VOLUME, lambda: L.Conv3D(4, 3), lambda: L.MaxPooling3D(2)),
+    "AveragePooling3D": chain(
+        VOLUME, lambda: L.Conv3D(4, 3), lambda: L.AveragePooling3D(2, strides=1)
+    ),
+    "AveragePooling1D": chain(SERIES, lambda: L.Conv1D(4, 3), lambda: L.AveragePooling1D(2)),
+    "GlobalAveragePooling1D": chain(SERIES, lambda: L.Dense(4), L.GlobalAveragePooling1D),
+    "UpSampling2D": chain(IMAGE, lambda: L.Conv2D(4, 3), lambda: L.UpSampling2D()),
+    "UpSampling2D bilinear": chain(
+        IMAGE, lambda: L.Conv2D(4, 3), lambda: L.UpSampling2D(interpolation="bilinear")
+    ),
+    "Rescaling": chain(IMAGE, lambda: L.Rescaling(0.5, -0.5), lambda: L.Conv2D(4, 3)),
+    "Normalization": chain(
+        IMAGE,
+        lambda: L.Normalization(mean=[0.1, 0.2, 0.3, 0.4], variance=[1.0, 2.0, 0.5, 0.7]),
+        lambda: L.Conv2D(4, 3),
+    ),
+    "LSTM": chain((5, 6), lambda: L.LSTM(5)),
+    "GRU": chain((5, 6), lambda: L.GRU(5, return_sequences=True)),
+    "SimpleRNN": chain((5, 6), lambda: L.SimpleRNN(5)),
+    "Bidirectional": chain((4, 6), lambda: L.Bidirectional(L.GRU(4, reset_after=False))),
+    "TimeDistributed": chain(
+        (3, 8, 8, 2), lambda: L.TimeDistributed(L.Conv2D(4, 3, activation="relu"))
+    ),
+    "x * sigmoid(x)": graph(lambda x: (lambda y: y * ops.sigmoid(y))(conv(x)), IMAGE),
+    "clip": graph(lambda x: ops.clip(conv(x), -0.5, 0.5), IMAGE),
+    "stack": graph(lambda x: ops.stack([conv(x), x], axis=1), IMAGE),
+    "negative": graph(lambda x: -conv(x), IMAGE),
+    "split": graph(lambda x: sum(ops.split(conv(x), 2, axis=-1)), IMAGE),
+    "squeeze and excite": graph(squeeze_excite, IMAGE),
+    "called twice": graph(
+        lambda x: (lambda layer: layer(layer(x)))(L.Conv2D(4, 3, activation="tanh")), IMAGE
+    ),
+}
+"""Kinds of which nothing may stay in float."""
+
+KEPT_IN_FLOAT = {
+    "softplus": act("softplus"),
+    "selu": act("selu"),
+    "mish": act("mish"),
+    "divide": graph(lambda x: conv(x) / (ops.relu(conv(x)) + 1.0), IMAGE),
+    "Attention": graph(lambda x: L.Attention()([x, x]), SERIES),
+    "UnitNormalization": chain(SERIES, L.UnitNormalization),
+}
+"""Kinds for which the runtime has no integers; they must still agree."""
+
+STEPS = {"LayerNormalization": 4, "RMSNormalization": 4, "GRU": 4, "LSTM": 4, "silu": 3}
+"""Steps allowed where it is more than 2: what several rounded operations in a row make of one."""
+
+
+def samples(model, count, seed):
+    generator = np.random.default_rng(seed)
+    made = {}
+    for tensor in model.inputs:
+        shape = (count, *tensor.shape[1:])
+        integers = "int" in tensor.dtype
+        values = generator.integers(0, 10, shape) if integers else generator.normal(size=shape)
+        made[tensor._keras_history.operation.name] = values.astype(tensor.dtype)
+    return made
+
+
+@pytest.fixture(scope="module")
+def trained():
+    def make(build):
+        keras.utils.set_random_seed(1)
+        model = build()
+        x = samples(model, 64, 0)
+        given = list(x.values()) if len(x) > 1 else next(iter(x.values()))
+        wanted = np.asarray(model(given))
+        aware = tfc.quantize(model)
+        aware.compile(keras.optimizers.SGD(1e-3), "mse")
+        aware.fit(given, wanted, batch_size=16, epochs=2, verbose=0)
+        return model, aware, x
+
+    return make
+
+
+@pytest.mark.parametrize("name", [*INTEGER, *KEPT_IN_FLOAT])
+def test_trained(name, trained, tmp_path):
+    model, aware, _ = trained({**INTEGER, **KEPT_IN_FLOAT}[name])
+    result = tfc.export_tflite(aware, tmp_path / "m.tflite")
+    found = measure(aware, result.path, samples(model, 64, 1))
+    assert found.max_steps <= STEPS.get(name, 2) + 0.01, found
+    assert (result.float_tensors == []) == (name in INTEGER), result.ops
+    with pytest.warns(tfc.CompressionWarning, match="drops the activation ranges"):
+        stripped = tfc.strip(aware)
+    assert [type(layer) for layer in stripped.layers] == [type(layer) for layer in model.layers]
+    assert [w.shape for w in stripped.weights] == [w.shape for w in model.weights]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", INTEGER)
+def test_after_training(name, tmp_path):
+    keras.utils.set_random_seed(1)
+    model = INTEGER[name]()
+    result = tfc.export_tflite(
+        model, tmp_path / "m.tflite", representative_dataset=samples(model, 64, 0), verify=False
+    )
+    assert result.float_tensors == [], result.ops
+    assert measure(model, result.path, samples(model, 64, 1)).rmse < 0.1
+
+
+@pytest.mark.filterwarnings("ignore::tfcompress.CompressionWarning")
+def test_long_sequences_stay_a_loop():
+    model = keras.Sequential([keras.Input((200, 3)), L.LSTM(4)])
+    with pytest.warns(tfc.CompressionWarning, match=r"200 steps.*2500 bytes"):
+        tfc.quantize(model)
