@@ -135,6 +135,7 @@ KEPT_IN_FLOAT = {
 """Kinds for which the runtime has no integers; they must still agree."""
 
 STEPS = {"LayerNormalization": 4, "RMSNormalization": 4, "GRU": 4, "LSTM": 4, "silu": 3}
+STEPS |= {"GroupQueryAttention": 3, "Bidirectional": 3}
 """Steps allowed where it is more than 2: what several rounded operations in a row make of one."""
 
 

@@ -114,6 +114,24 @@ def read_graph(model: keras.Model, path: str = "") -> Graph:
     return Graph(path, calls, consumers, {id(tensor) for tensor in model.outputs})
 
 
+def called_once(model: keras.Model) -> set[int]:
+    """Returns the `id` of each operation that one pass of the model calls exactly once.
+
+    Keras' own record of calls (inbound nodes) is no help: it remembers the calls of models that a
+    layer was in before, and of every stage of a Sequential model.
+    """
+    counts: dict[int, int] = {}
+
+    def count(graph: Graph) -> None:
+        for call in graph.calls:
+            counts[id(call.operation)] = counts.get(id(call.operation), 0) + 1
+            if is_graph(call.operation):
+                count(read_graph(call.operation))
+
+    count(read_graph(model))
+    return {key for key, times in counts.items() if times == 1}
+
+
 def walk_layers(model: keras.Model, path: str = "") -> Iterator[tuple[str, keras.layers.Layer]]:
     """Yields (path, layer) for every layer of `model` and of its nested models, once each."""
     for layer in model.layers:

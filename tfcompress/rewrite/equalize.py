@@ -9,7 +9,7 @@ import numpy as np
 from keras import layers
 
 from tfcompress.graph.clone import Rewriter
-from tfcompress.graph.read import Call, Graph, is_graph, read_graph
+from tfcompress.graph.read import Call, Graph, called_once, is_graph, read_graph
 from tfcompress.rewrite.kernels import (
     WEIGHTED,
     array,
@@ -52,7 +52,7 @@ def equalize(model: keras.Model, *, rounds: int = 20) -> keras.Model:
     References:
         Nagel et al. 2019, arXiv:1906.04721.
     """
-    pairs = _pairs(model)
+    pairs = _pairs(model, called_once(model))
     weights = {id(layer): [array(w) for w in layer.weights] for pair in pairs for layer in pair}
     for _ in range(rounds):
         for first, second in pairs:
@@ -82,34 +82,34 @@ class _WithWeights(Rewriter):
         return zip(arrays, new.weights, strict=True)
 
 
-def _pairs(model: keras.Model) -> list[tuple[Any, Any]]:
+def _pairs(model: keras.Model, once: set[int]) -> list[tuple[Any, Any]]:
     """Returns (layer, next layer) wherever scales may be moved from one to the other."""
     graph = read_graph(model)
     found = []
     for call in graph.calls:
         if is_graph(call.operation):
-            found += _pairs(call.operation)
-        elif _scalable(call) and _lets_scales_through(call.operation.activation):
-            second = _next_weighted(graph, call)
+            found += _pairs(call.operation, once)
+        elif _scalable(call, once) and _lets_scales_through(call.operation.activation):
+            second = _next_weighted(graph, call, once)
             if second is not None:
                 found.append((call.operation, second))
     return found
 
 
-def _scalable(call: Call) -> bool:
+def _scalable(call: Call, once: set[int]) -> bool:
     layer = call.operation
-    once = type(layer) in WEIGHTED and len(layer._inbound_nodes) == 1
-    return once and getattr(layer, "groups", 1) == 1
+    known = type(layer) in WEIGHTED and id(layer) in once
+    return known and getattr(layer, "groups", 1) == 1
 
 
-def _next_weighted(graph: Graph, call: Call) -> Any:
+def _next_weighted(graph: Graph, call: Call, once: set[int]) -> Any:
     tensor = call.outputs[0]
     while True:
         readers = graph.consumers.get(id(tensor), [])
         if len(readers) != 1 or id(tensor) in graph.outputs:
             return None
         reader = readers[0]
-        if _scalable(reader):
+        if _scalable(reader, once):
             return reader.operation
         layer = reader.operation
         if type(layer) is layers.Activation:

@@ -9,7 +9,7 @@ import numpy as np
 from keras import layers
 
 from tfcompress.graph.clone import Rewriter
-from tfcompress.graph.read import Call, Graph
+from tfcompress.graph.read import Call, Graph, called_once
 from tfcompress.rewrite.kernels import WEIGHTED, array, scale_outputs
 from tfcompress.wrap.forms import affine_of, is_affine
 
@@ -23,12 +23,13 @@ def fold_batch_norm(model: keras.Model) -> keras.Model:
     Args:
         model: A built Sequential or Functional model, not wrapped. It is not changed.
     """
-    return _Fold().run(model)
+    return _Fold(called_once(model)).run(model)
 
 
 class _Fold(Rewriter):
-    def __init__(self) -> None:
+    def __init__(self, once: set[int]) -> None:
         super().__init__()
+        self._once = once
         self._folded: dict[int, Any] = {}  # the layer before -> its normalization
 
     def visit(self, graph: Graph, call: Call, args: Any, kwargs: Any) -> Any:
@@ -43,7 +44,7 @@ class _Fold(Rewriter):
 
     def _normalization(self, graph: Graph, call: Call) -> Any:
         layer = call.operation
-        if type(layer) not in WEIGHTED or len(layer._inbound_nodes) != 1:
+        if type(layer) not in WEIGHTED or id(layer) not in self._once:
             return None
         if layer.activation is not keras.activations.linear:
             return None
@@ -52,7 +53,7 @@ class _Fold(Rewriter):
             return None
         following = readers[0].operation
         plain = type(following) is layers.BatchNormalization and is_affine(following)
-        return following if plain and len(following._inbound_nodes) == 1 else None
+        return following if plain and id(following) in self._once else None
 
     def match(self, old: Any, new: Any) -> Any:
         if id(old) not in self._folded:
