@@ -21,14 +21,13 @@ from tfcompress.scheme import INTEGER_SCHEMES, SCHEMES, QuantizationScheme, as_s
 from tfcompress.tables import as_text
 from tfcompress.tflite import verify as verification
 from tfcompress.tflite.convert import convert, input_specs, output_names
-from tfcompress.tflite.inspect import FileReport, inspect_tflite, weights
+from tfcompress.tflite.inspect import FileReport, inspect_tflite
 from tfcompress.tflite.run import TFLiteModel
 from tfcompress.wrap.activations import InputSamples
 from tfcompress.wrap.bake import bake
 from tfcompress.wrap.calibrate import packed
 from tfcompress.wrap.strip import (
     quantizers,
-    rounded_weights,
     trained_scheme,
     warn_unfinished,
 )
@@ -213,30 +212,11 @@ def export_tflite(
             tolerance += " of half"
         if warning := verification.judge(agreement, tolerance):
             warnings.warn(warning, CompressionWarning, stacklevel=2)
-    if integer:
-        _check_selection(final, content)
     report = dataclasses.replace(inspect_tflite(content), path=str(target))
     write_whole(target, content)
     seconds = time.perf_counter() - started
     say(f"wrote {target} in {seconds:.1f} s")
     return ExportResult(str(target), scheme, use_ranges, agreement, report, seconds)
-
-
-def _check_selection(model: keras.Model, content: bytes) -> None:
-    """Warns if the converter rounded weights that `quantize(layers=...)` left in float."""
-    trained, left_out = rounded_weights(model)
-    if not left_out:
-        return
-    stored = weights(TFLiteModel(content, delegates=False)).values()
-    extra = sum(values.dtype == np.int8 for values, _ in stored) - trained
-    if extra > 0:
-        warnings.warn(
-            f"The converter rounded {extra} weight(s) of layers that were not quantized, because "
-            "what goes in and what comes out is on a grid: among "
-            f"{', '.join(left_out[:5])}. Quantize them as well, or leave out a neighbour.",
-            CompressionWarning,
-            stacklevel=3,
-        )
 
 
 def measure(

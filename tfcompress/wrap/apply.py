@@ -109,8 +109,8 @@ def quantize(
 
     Raises:
         TypeError: If `model_or_layer` is neither a model nor a layer.
-        ValueError: If the model is unbuilt or subclassed, there is nothing to quantize, it is
-            quantized already, `scheme` is unknown or `layers` matches nothing.
+        ValueError: If the model is unbuilt or subclassed, it is quantized already, `scheme` is
+            unknown, or `layers` or an override matches nothing.
 
     Example:
         >>> import keras

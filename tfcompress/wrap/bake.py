@@ -28,6 +28,7 @@ from tfcompress.wrap.forms import (
 from tfcompress.wrap.placement import (
     CLIP,
     LINEAR,
+    MOVE,
     NORMALIZATION,
     RELU,
     TABLE,
@@ -92,13 +93,14 @@ class _Bake(Rewriter):
     def visit(self, graph: Graph, call: Call, args: Any, kwargs: Any) -> Any:
         operation = call.operation
         quantizer = isinstance(operation, ActivationQuantizer)
+        self._producers.update((id(output), call) for output in call.outputs)
         if isinstance(operation, InputSamples):
             return args[0]
-        self._producers.update((id(output), call) for output in call.outputs)
         if isinstance(operation, CompressionWrapper):
             self._values.update(baked_values(operation))
         layer = plain(operation)
-        if self._rounds and type(layer) in KERNELS and not rounds_weights(operation):
+        left_out = type(layer) in KERNELS and not rounds_weights(operation)
+        if self._rounds and left_out and self._reads_integers(call):
             args, kwargs = tree.map_structure(_settled, (args, kwargs))
             return layer.activation(ops.negative(self._in_float(layer)(*args, **kwargs)))
         if self._rounds and role(layer) == NORMALIZATION and is_affine(layer):
@@ -189,6 +191,17 @@ class _Bake(Rewriter):
         if isinstance(old, RuntimeLayer):
             return zip(old.original_variables(), new.original_variables(), strict=True)
         return super().match(old, new)
+
+    def _reads_integers(self, call: Call) -> bool:
+        """Returns whether what an operation is called on comes from a grid, moved about or not."""
+        producer = self._producers.get(id(call.inputs[0]))
+        while producer is not None and role(producer.operation) == MOVE:
+            producer = self._producers.get(id(producer.inputs[0]))
+        # Without a producer, it is the input of a nested model, which may be on one.
+        if producer is None:
+            return True
+        kinds = (ActivationQuantizer, RuntimeLayer)
+        return isinstance(plain(producer.operation), kinds) or role(producer.operation) == TABLE
 
     def _in_float(self, layer: Any) -> Any:
         """Returns a weighted sum that was left out of quantization, with its sign turned.

@@ -9,8 +9,8 @@ Training never sees them.
 - A convolution over three axes, which the runtime knows in float only, becomes one over two: the
   slices under the kernel along the first axis are stacked as channels. Pooling over three axes,
   which it does not know at all, is pooling over two and then one.
-- The mean of a layer normalization becomes a sum over a count: the converter would compute the mean
-  of integers in integers, rounded onto their grid.
+- The mean of a layer normalization over several axes becomes a sum over a count: the converter
+  would compute the mean of integers in integers, rounded onto their grid.
 """
 
 from __future__ import annotations

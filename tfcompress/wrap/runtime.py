@@ -143,7 +143,7 @@ class RuntimeNormalization(RuntimeLayer):
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         """Returns the normalized inputs."""
-        x = inputs
+        x = ops.cast(inputs, "float32")  # squares leave the range of float16
         shape = inputs.shape
         if self.groups:
             part = shape[-1] // self.groups
@@ -162,7 +162,7 @@ class RuntimeNormalization(RuntimeLayer):
         if self.groups:
             x = ops.reshape(x, (-1, self.groups, places, part))
             x = ops.reshape(ops.transpose(x, (0, 2, 1, 3)), (-1, *shape[1:]))
-        return x
+        return ops.cast(x, inputs.dtype)
 
     def _mean(self, x: Any, offset: float = 0.0) -> Any:
         count = x.shape[-1]

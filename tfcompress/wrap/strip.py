@@ -20,9 +20,7 @@ from tfcompress.wrap.activations import (
 )
 from tfcompress.wrap.canonicalize import original_variables
 from tfcompress.wrap.placement import (
-    LINEAR,
     ChainedModel,
-    role,
 )
 from tfcompress.wrap.wrapper import CompressionWrapper
 
@@ -105,22 +103,6 @@ def trained_scheme(model: keras.Model) -> str:
         for transform in getattr(layer, "transforms", ())
     )
     return "w4a8" if four else "int8"
-
-
-def rounded_weights(model: keras.Model) -> tuple[int, list[str]]:
-    """Returns how many weights are trained to be rounded, and the layers left out of that."""
-    count, left_out = 0, []
-    for path, layer in walk_layers(model):
-        transforms = (
-            [t for _, chain in layer.pipelines() for t in chain]
-            if isinstance(layer, CompressionWrapper)
-            else []
-        )
-        trained = sum(isinstance(t, FakeQuant) for t in transforms)
-        count += trained
-        if not trained and role(layer) == LINEAR:
-            left_out.append(path)
-    return count, left_out
 
 
 def baked_values(wrapper: CompressionWrapper) -> dict[int, Any]:
