@@ -14,7 +14,7 @@ from tfcompress.rewrite.fold import fold_batch_norm
 from tfcompress.scheme import QuantizationScheme
 from tfcompress.wrap.apply import quantize
 from tfcompress.wrap.calibrate import calibrate
-from tfcompress.wrap.strip import is_wrapped, strip
+from tfcompress.wrap.strip import is_wrapped, without_transforms
 
 
 def post_training(
@@ -32,7 +32,7 @@ def post_training(
         say: Is told what is being done.
     """
     if is_wrapped(model):
-        model = strip(model)
+        model = without_transforms(model)
     plain = fold_batch_norm(model)
     if scheme.equalize:
         say("equalizing channels")
