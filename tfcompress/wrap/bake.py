@@ -132,7 +132,7 @@ class _Bake(Rewriter):
         if pooled is not None:
             outputs = pooled
         elif written and all(isinstance(arg, keras.KerasTensor) for arg in args):
-            outputs = written(*args, **kwargs)
+            outputs = written(layer, *args, **kwargs)
         else:
             outputs = self._called(layer, args, kwargs)
         on_table = role(operation) == TABLE and rounds_weights(operation)

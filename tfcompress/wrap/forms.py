@@ -16,6 +16,7 @@ Training never sees them.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -237,18 +238,31 @@ def pooled_in_turns(layer: Any, tensor: Any) -> Any:
     return ops.reshape(image, (-1, *tall, image.shape[2], channels))
 
 
-def _quotient(x: Any, y: Any) -> Any:
+def _slices(operation: Any, x: Any) -> Any:
+    # Of a split, the converter leaves results in float now and then, depending on their values.
+    axis, cuts = operation.axis % len(x.shape), operation.indices_or_sections
+    if x.shape[axis] is None:
+        return operation(x)
+    if isinstance(cuts, int):
+        cuts = [x.shape[axis] // cuts * number for number in range(1, cuts)]
+    ends = [0, *cuts, x.shape[axis]]
+    before = (slice(None),) * axis
+    return [x[(*before, slice(a, b))] for a, b in itertools.pairwise(ends)]
+
+
+def _quotient(operation: Any, x: Any, y: Any) -> Any:
     # The runtime's division of integers is wrong; in float, it would be made one of integers.
     return x * (y * ops.square(ops.rsqrt(ops.square(y))))
 
 
 WRITTEN: dict[str, Callable[..., Any]] = {
-    "Negative": lambda x: x * -1.0,
-    "Square": lambda x: x * x,
+    "Negative": lambda operation, x: x * -1.0,
+    "Split": _slices,
+    "Square": lambda operation, x: x * x,
     "Divide": _quotient,
     "TrueDivide": _quotient,
 }
-"""Operations of `keras.ops` that the converter knows in another form only, called on tensors."""
+"""How operations of `keras.ops` on tensors are written that the converter knows badly."""
 
 
 class SummingLayerNormalization(keras.layers.LayerNormalization):
