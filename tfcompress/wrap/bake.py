@@ -10,7 +10,7 @@ from keras import layers, ops, tree
 
 from tfcompress.graph.clone import Rewriter
 from tfcompress.graph.cost import plain
-from tfcompress.graph.read import Call, Graph, is_graph
+from tfcompress.graph.read import Call, Graph, is_graph, walk_layers
 from tfcompress.wrap.activations import ActivationQuantizer, FixedFakeQuant, InputSamples
 from tfcompress.wrap.canonicalize import KERNELS, activation_name
 from tfcompress.wrap.forms import (
@@ -50,7 +50,8 @@ def bake(model: keras.Model) -> keras.Model:
     Returns:
         A model of plain layers, with weights as they are used (pruned, on their grids).
     """
-    return _Bake(bool(quantizers(model))).run(model)
+    rounds = any(rounds_weights(layer) for _, layer in walk_layers(model))
+    return _Bake(rounds or bool(quantizers(model))).run(model)
 
 
 class _Bake(Rewriter):
