@@ -45,8 +45,6 @@ def post_training(
     adaptive = scheme.rounding == "adaround"
     if adaptive or scheme.correct_bias:
         say("choosing roundings")
-        reference = quantize(plain, scheme)
-        round_by_output(
-            quantized, reference, samples, adaptive=adaptive, correct_bias=scheme.correct_bias
-        )
+        reference = quantize(plain, scheme) if scheme.correct_bias else None
+        round_by_output(quantized, reference, samples, adaptive=adaptive)
     return quantized

@@ -24,13 +24,11 @@ _POSITIONS = 128  # of the output of each sample that are looked at
 
 def round_by_output(
     model: keras.Model,
-    reference: keras.Model,
+    reference: keras.Model | None,
     samples: Mapping[str, np.ndarray],
     *,
     adaptive: bool,
-    correct_bias: bool,
     iterations: int = 1000,
-    progress: Callable[[str], None] = lambda path: None,
 ) -> None:
     """Chooses the rounding of each weight, and corrects biases, by the outputs of the layers.
 
@@ -44,12 +42,11 @@ def round_by_output(
     Args:
         model: A model from `quantize` with ranges. Its weights are changed: they lie on their grids
             afterwards.
-        reference: Another such model of the same float model; it is spoilt.
+        reference: Another such model of the same float model, to correct biases by; it is spoilt.
+            None leaves them as they are.
         samples: Arrays by input name, of which up to 256 samples are used, fewer of large inputs.
         adaptive: Whether roundings are chosen (AdaRound), or to the nearest.
-        correct_bias: Whether biases are corrected.
         iterations: Steps of gradient descent for each layer.
-        progress: Is told the path of each layer when its turn comes.
 
     References:
         Nagel et al. 2020, arXiv:2004.10568 (AdaRound); Nagel et al. 2019, arXiv:1906.04721 (bias
@@ -65,17 +62,16 @@ def round_by_output(
         wanted.setdefault(path, []).append(_channel_means(wrapper.layer(x)))
 
     def improve(path: str, wrapper: CompressionWrapper, x: Any) -> None:
-        progress(path)
         wrapper.observer = None  # a shared layer is improved where it is called first
         if adaptive:
             _choose(wrapper, _rows(wrapper.layer, ops.convert_to_numpy(x), generator), iterations)
         bias = getattr(wrapper.layer, "bias", None)
         # Where a shared layer is called, its errors differ: one bias cannot correct them all.
-        if correct_bias and bias is not None and len(wanted[path]) == 1:
+        if bias is not None and len(wanted.get(path, ())) == 1:
             error = _channel_means(wrapper(x)) - wanted[path][0]
             bias.assign_sub(error.astype(np.float32))
 
-    if correct_bias:
+    if reference is not None:
         wrappers = _wrappers(reference)
         for wrapper in wrappers.values():
             wrapper.transforms, wrapper.weight_transforms = [], []

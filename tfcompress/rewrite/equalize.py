@@ -20,7 +20,6 @@ from tfcompress.rewrite.kernels import (
 )
 
 _HOMOGENEOUS = (
-    layers.ReLU,
     layers.LeakyReLU,
     layers.Dropout,
     layers.SpatialDropout2D,

@@ -11,7 +11,6 @@ from keras import ops
 
 from tfcompress.graph.read import Call, is_graph, read_graph, walk_layers
 from tfcompress.ptq import post_training
-from tfcompress.rewrite.fold import fold_batch_norm
 from tfcompress.scheme import QuantizationScheme
 from tfcompress.wrap.activations import ActivationQuantizer, round_onto
 from tfcompress.wrap.calibrate import packed
@@ -36,7 +35,7 @@ def rounding_noise(
         scheme: How it would be quantized.
         samples: Arrays by input name.
     """
-    quantized = post_training(fold_batch_norm(model), scheme, samples)
+    quantized = post_training(model, scheme, samples)
     wrappers = {path: layer for path, layer in walk_layers(quantized) if rounds_weights(layer)}
     noise = dict.fromkeys(wrappers, 0.0)
     around = _neighbours(quantized)

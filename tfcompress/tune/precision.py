@@ -12,7 +12,6 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras import layers as keras_layers
 
 from tfcompress.files import write_whole
 from tfcompress.ptq import post_training
@@ -21,10 +20,9 @@ from tfcompress.scheme import QuantizationScheme, as_scheme, check_choice
 from tfcompress.tables import as_text, table
 from tfcompress.tune.noise import rounding_noise
 from tfcompress.tune.score import Metric, Scorer, weighted_layers
+from tfcompress.wrap.apply import weight_rounding
 
 _ORDER = ("w4a8", "int8", "float32")
-_BITS = {"w4a8": 4, "int8": 8, "float32": 32}
-_CALIBRATION = 512
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,7 +153,7 @@ class _Search:
             path: (sum(int(np.prod(w.shape)) for w in layer.weights), layer)
             for path, layer in weighted_layers(self._model)
         }
-        self._samples = {n: a[:_CALIBRATION] for n, a in self._scorer.samples.items()}
+        self._samples = self._scorer.calibration
         self._verbose = verbose
         self._file = None if resume is None else pathlib.Path(resume)
         self._known = self._read()
@@ -262,8 +260,8 @@ class _Search:
         bits = 0
         for path, scheme in chosen.items():
             count, layer = self._sizes[path]
-            four = isinstance(layer, _FOUR_BITS)
-            bits += count * (8 if scheme == "w4a8" and not four else _BITS[scheme])
+            rounded = scheme != "float32"
+            bits += count * (weight_rounding(layer, as_scheme(scheme)).bits if rounded else 32)
         return -(-bits // 8)
 
     def _read(self) -> dict[str, float]:
@@ -290,9 +288,6 @@ class _Search:
             digest.update(np.ascontiguousarray(array).tobytes())
         digest.update(np.ascontiguousarray(self._scorer.labels).tobytes())
         return digest.hexdigest()
-
-
-_FOUR_BITS = (keras_layers.Dense, keras_layers.Conv1D, keras_layers.Conv2D)
 
 
 def _of_layer(noise: dict[str, float], path: str) -> float:

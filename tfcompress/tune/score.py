@@ -8,9 +8,11 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfcompress.data import InputSpec, collect
+from tfcompress.data import collect
+from tfcompress.export import CALIBRATION_SAMPLES
 from tfcompress.graph.cost import plain
 from tfcompress.graph.read import check_model, walk_layers
+from tfcompress.tflite.convert import input_specs
 from tfcompress.wrap.calibrate import packed
 from tfcompress.wrap.strip import is_wrapped, quantizers, without_transforms
 from tfcompress.wrap.wrapper import compressible_weights
@@ -38,17 +40,10 @@ class Scorer:
                 "model: pass strip(model)."
             )
         self.model = without_transforms(model) if is_wrapped(model) else model
-        specs = [
-            InputSpec(
-                t._keras_history.operation.name,
-                tuple(t.shape[1:]),
-                keras.backend.standardize_dtype(t.dtype),
-            )
-            for t in model.inputs
-        ]
         if y is not None:
             x = (x, y)
-        self.samples, labels = collect(x, specs, argument="x")
+        self.samples, labels = collect(x, input_specs(model), argument="x")
+        self.calibration = {n: a[:CALIBRATION_SAMPLES] for n, a in self.samples.items()}
         self.reference = self.outputs(self.model)
         self.labels = self.reference if labels is None else np.asarray(labels)
         self.metric = metric or (_accuracy if self._classifies() else _closeness)

@@ -16,8 +16,6 @@ from tfcompress.scheme import INTEGER_SCHEMES, QuantizationScheme, check_choice
 from tfcompress.tables import as_text, table
 from tfcompress.tune.score import Metric, Scorer, weighted_layers
 
-_CALIBRATION = 512
-
 
 @dataclasses.dataclass(frozen=True)
 class LayerSensitivity:
@@ -128,14 +126,13 @@ def sensitivity(
     scorer = Scorer(model, x, y, metric)
     every = weighted_layers(scorer.model)
     chosen = select(list(walk_layers(scorer.model)), layers) if layers else {p for p, _ in every}
-    samples = {name: array[:_CALIBRATION] for name, array in scorer.samples.items()}
     rows = []
     for path in sorted(chosen):
         for candidate in candidates:
             scheme = QuantizationScheme(
                 correct_bias=False, overrides={path: candidate, "*": "float32"}
             )
-            quantized = post_training(scorer.model, scheme, samples)
+            quantized = post_training(scorer.model, scheme, scorer.calibration)
             drop = scorer.best - scorer.score(quantized)
             rows.append(LayerSensitivity(path, candidate, scorer.sqnr(quantized), drop))
             if verbose:

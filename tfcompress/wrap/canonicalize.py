@@ -177,7 +177,12 @@ class SplitHardSigmoid(Rule):
         """Returns the scaling and the clipping."""
         return [
             layers.Rescaling(1 / 6, 0.5, name=f"{layer.name}_scaled", dtype=layer.dtype_policy),
-            _plain(layers.ReLU, layer, max_value=1.0),
+            layers.ReLU(
+                max_value=1.0,
+                name=layer.name,
+                dtype=layer.dtype_policy,
+                activity_regularizer=layer.activity_regularizer,
+            ),
         ]
 
 
@@ -311,11 +316,6 @@ RULES: list[Rule] = [
 
 def _runtime(kind: Any, layer: Any, **kwargs: Any) -> Any:
     return kind(name=layer.name, dtype=layer.dtype_policy, trainable=layer.trainable, **kwargs)
-
-
-def _plain(kind: Any, layer: Any, **kwargs: Any) -> Any:
-    kwargs["activity_regularizer"] = layer.activity_regularizer
-    return kind(name=layer.name, dtype=layer.dtype_policy, **kwargs)
 
 
 def activation_name(layer: Any) -> str | None:

@@ -111,11 +111,10 @@ class RuntimeRecurrent(RuntimeLayer):
     def _run(self, inputs: Any, rounding: _Rounding) -> Any:
         results = []
         for name, cell in self.directions.items():
-            backwards = (name == "backward") != bool(cell.go_backwards and name == "forward")
             rounding.prefix = f"{name}_"
             # What two directions end with is rounded where it is put together.
             rounding.rounds_last = len(self.directions) == 1 or cell.return_sequences
-            states = _RUN[type(cell)](cell, inputs, backwards, rounding)
+            states = _RUN[type(cell)](cell, inputs, bool(cell.go_backwards), rounding)
             if not cell.return_sequences:
                 results.append(states[-1])
                 continue
