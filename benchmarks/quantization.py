@@ -2,13 +2,15 @@
 
 A ResNet of 78,426 parameters by QAT and PTQ, with 8 and with 4 bits; and an LSTM, a Transformer and
 a network of 1-D convolutions that read the images row by row. Trains on the embedded 10,000 images
-and tests on 5,000. By hand, about a quarter of an hour:
+and tests on 5,000, or on all 60,000 and 10,000 with --full. By hand, half an hour (with --full two
+hours, on one core):
 
-    python -m benchmarks.quantization [--seeds 3] [--part resnet|sequences]
+    python -m benchmarks.quantization [--seeds 3] [--part resnet|sequences] [--full]
 """
 
 import argparse
 import dataclasses
+import math
 import tempfile
 import time
 import warnings
@@ -33,13 +35,20 @@ PTQ = {
     "PTQ w4a8, AdaRound": dataclasses.replace(W4A8, rounding="adaround"),
     "PTQ w4a8, both": dataclasses.replace(W4A8, rounding="adaround", correct_bias=True),
 }
-QAT = {"QAT int8": "int8", "QAT w4a8": W4A8, "QAT w4a8, learned steps": LEARNED}
+QAT = {
+    "QAT int8": ("int8", 0.0),
+    "QAT w4a8": (W4A8, 0.0),
+    "QAT w4a8, learned steps": (LEARNED, 0.0),
+    "QAT w4a8, learned, 40% zeros": (LEARNED, 0.4),
+    "QAT w4a8, learned, 60% zeros": (LEARNED, 0.6),
+}
+"""Scheme and share of pruned weights."""
 
 
-def compiled(model, rate):
+def compiled(model, rate, **options):
     """Returns the model, compiled for training at a learning rate or schedule."""
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(keras.optimizers.Adam(rate), loss, metrics=["accuracy"])
+    model.compile(keras.optimizers.Adam(rate), loss, metrics=["accuracy"], **options)
     return model
 
 
@@ -48,25 +57,33 @@ def decay(rate, steps):
     return keras.optimizers.schedules.CosineDecay(rate, steps)
 
 
-def resnet(data, seeds):
-    """Yields (row, accuracy, bytes of the file) of every recipe and seed."""
+def resnet(data, seeds, full):
+    """Yields (seed, row, accuracy, bytes of the file, bytes after gzip) of every recipe."""
     x, y = data.x_train, data.y_train
+    batch, epochs, more = (128, 8, 2) if full else (64, 12, 3)
+    steps = math.ceil(len(x) / batch)
     for seed in range(seeds):
         keras.utils.set_random_seed(seed)
-        model = compiled(resnet_model(), decay(3e-3, 12 * 157))
-        model.fit(x, y, batch_size=64, epochs=12, verbose=0)
+        model = compiled(resnet_model(), decay(3e-3, epochs * steps), jit_compile=True)
+        model.fit(x, y, batch_size=batch, epochs=epochs, verbose=0)
         with tempfile.TemporaryDirectory() as folder:
             path = f"{folder}/m.tflite"
             tfc.export_tflite(model, path)
-            yield seed, "float", accuracy(path, data), size(path)
-            for name, scheme in QAT.items():
-                aware = compiled(tfc.quantize(model, scheme), decay(5e-4, 3 * 157))
-                aware.fit(x, y, batch_size=64, epochs=3, verbose=0)
+            yield seed, "float", accuracy(path, data), *sizes(path)
+            for name, (scheme, sparsity) in QAT.items():
+                start, length = model, more
+                if sparsity:
+                    length = 2 * more
+                    ramp = tfc.PolynomialDecay(0.0, sparsity, 0, more * steps, frequency=25)
+                    start = tfc.prune(model, ramp)
+                rate = decay(1e-3 if sparsity else 5e-4, length * steps)
+                aware = compiled(tfc.quantize(start, scheme), rate, jit_compile=True)
+                aware.fit(x, y, batch_size=batch, epochs=length, verbose=0)
                 tfc.export_tflite(aware, path)
-                yield seed, name, accuracy(path, data), size(path)
+                yield seed, name, accuracy(path, data), *sizes(path)
             for name, scheme in PTQ.items():
                 tfc.export_tflite(model, path, scheme=scheme, representative_dataset=x[:512])
-                yield seed, name, accuracy(path, data), size(path)
+                yield seed, name, accuracy(path, data), *sizes(path)
 
 
 def accuracy(path, data):
@@ -74,9 +91,10 @@ def accuracy(path, data):
     return tfc.TFLiteModel(path).evaluate(data.x_test, data.y_test)
 
 
-def size(path):
-    """Returns the bytes of a file."""
-    return tfc.inspect_tflite(path).bytes
+def sizes(path):
+    """Returns the bytes of a file, as it is and after gzip."""
+    report = tfc.inspect_tflite(path)
+    return report.bytes, report.gzip_bytes
 
 
 def lstm():
@@ -145,8 +163,9 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--part", default="")
+    parser.add_argument("--full", action="store_true")
     options = parser.parse_args()
-    data, console = load(), Console(width=120)
+    data, console = load(options.full), Console(width=120)
     if options.part in ("", "sequences"):
         rows = []
         for name, scheme, share, tensors, seconds in sequences(data):
@@ -156,19 +175,21 @@ def main():
         console.print(table("sequences", columns, rows))
     if options.part in ("", "resnet"):
         found = {}
-        for seed, name, share, count in resnet(data, options.seeds):
-            print(seed, name, f"{share:.4f}", count, flush=True)
-            found.setdefault(name, []).append((share, count))
+        for seed, name, share, count, zipped in resnet(data, options.seeds, options.full):
+            print(seed, name, f"{share:.4f}", count, zipped, flush=True)
+            found.setdefault(name, []).append((share, count, zipped))
         rows = [
             (
                 name,
-                f"{np.mean([s for s, _ in runs]):.2%}",
-                f"{np.std([s for s, _ in runs], ddof=min(1, len(runs) - 1)):.2%}",
-                f"{runs[0][1]:,}",
+                f"{np.mean([run[0] for run in runs]):.2%}",
+                f"{np.std([run[0] for run in runs], ddof=min(1, len(runs) - 1)):.2%}",
+                f"{np.mean([run[1] for run in runs]):,.0f}",
+                f"{np.mean([run[2] for run in runs]):,.0f}",
             )
             for name, runs in found.items()
         ]
-        console.print(table("ResNet", ("recipe", "accuracy", "deviation", "file, B"), rows))
+        columns = ("recipe", "accuracy", "deviation", "file, B", "gzip, B")
+        console.print(table("ResNet", columns, rows))
 
 
 if __name__ == "__main__":

@@ -67,6 +67,47 @@ def test_four_bits_train_and_are_exact(weight_range, activation_range, tmp_path)
     assert saved - 200 <= eight.bytes - result.bytes <= saved + 400
 
 
+def kernel_scales(path):
+    details = tfc.TFLiteModel(path, delegates=False).interpreter.get_tensor_details()
+    return [len(d["quantization_parameters"]["scales"]) for d in details if d["name"]]
+
+
+@pytest.mark.filterwarnings("ignore:.*poor copy")  # of the float model, with 4 bits
+@pytest.mark.parametrize("trained", [True, False])
+@pytest.mark.parametrize("bits", [8, 4])
+def test_one_scale_for_all_of_a_kernel(bits, trained, tmp_path):
+    model = net()
+    scheme = tfc.QuantizationScheme(bits, weight_granularity="tensor")
+    path = tmp_path / "m.tflite"
+    if trained:
+        model = tfc.quantize(model, scheme)
+        model.compile("adam", "mse")
+        model.fit(X, np.zeros((64, 5)), epochs=2, verbose=0)
+        result = tfc.export_tflite(model, path)
+    else:
+        inputs = keras.Input((10, 10, 3))
+        model = keras.Model(inputs, model(L.BatchNormalization()(L.Conv2D(3, 1)(inputs))))
+        result = tfc.export_tflite(model, path, scheme=scheme, representative_dataset=X)
+    assert result.float_tensors == []
+    assert result.agreement.max_steps <= 2.01 or not trained
+    assert max(kernel_scales(path)) == 1
+
+
+def test_one_scale_for_all_is_refused_where_channels_have_their_own(tmp_path):
+    scheme = tfc.QuantizationScheme(weight_granularity="tensor")
+    normalized = keras.Sequential([keras.Input((4,)), L.Dense(3), L.BatchNormalization(name="n")])
+    with pytest.raises(ValueError, match="not possible with 'n'"):
+        tfc.quantize(normalized, scheme)
+    first = keras.Sequential([keras.Input((4,)), L.BatchNormalization(name="n"), L.Dense(3)])
+    with pytest.raises(ValueError, match="not possible with 'n'"):
+        tfc.export_tflite(
+            first, tmp_path / "m.tflite", scheme=scheme, representative_dataset=np.ones((4, 4))
+        )
+    mixed = tfc.QuantizationScheme(weight_granularity="tensor", overrides={"d": "int8"})
+    with pytest.raises(ValueError, match="whole file"):
+        tfc.quantize(net(), mixed)
+
+
 def test_overrides_leave_layers_in_float(tmp_path):
     model = net()
     scheme = tfc.QuantizationScheme(overrides={"c": "float32", "a": "w4a8"})

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from tfcompress.tune.precision import AssignedScheme, assign_precision
     from tfcompress.tune.sensitivity import Sensitivity, sensitivity
     from tfcompress.wrap.apply import prune, quantize
+    from tfcompress.wrap.custom import describe_layer
     from tfcompress.wrap.strip import strip
     from tfcompress.wrap.summary import summary
     from tfcompress.wrap.wrapper import CompressionWrapper
@@ -72,6 +73,7 @@ _HOMES = {
     "ensemble": "distill.teachers",
     "export_tflite": "export",
     "inspect_tflite": "tflite.inspect",
+    "describe_layer": "wrap.custom",
     "prune": "wrap.apply",
     "quantize": "wrap.apply",
     "sensitivity": "tune.sensitivity",
@@ -108,6 +110,7 @@ __all__ = [
     "assign_precision",
     "cache_teacher",
     "compare",
+    "describe_layer",
     "ensemble",
     "export_tflite",
     "inspect_tflite",

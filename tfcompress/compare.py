@@ -14,7 +14,8 @@ import numpy as np
 
 from tfcompress.data import collect
 from tfcompress.export import export_tflite, predict
-from tfcompress.graph.read import check_model, load_keras
+from tfcompress.graph.inline import as_graph
+from tfcompress.graph.read import load_keras
 from tfcompress.tables import as_text, table
 from tfcompress.tflite.benchmark import benchmark
 from tfcompress.tflite.convert import input_specs
@@ -164,8 +165,7 @@ def compare(
 
 def _load(name: str, model: Any) -> Any:
     if isinstance(model, keras.Model):
-        check_model(model, f"models[{name!r}]")
-        return model
+        return as_graph(model, f"models[{name!r}]")
     if isinstance(model, TFLiteModel):
         return model
     if not isinstance(model, (str, os.PathLike)):

@@ -15,7 +15,8 @@ from tfcompress.data import samples
 from tfcompress.errors import CompressionWarning, ExportError
 from tfcompress.files import check_path, write_whole
 from tfcompress.graph.cost import plain
-from tfcompress.graph.read import check_model, walk_layers
+from tfcompress.graph.inline import as_graph
+from tfcompress.graph.read import walk_layers
 from tfcompress.ptq import post_training
 from tfcompress.scheme import INTEGER_SCHEMES, SCHEMES, QuantizationScheme, as_scheme, check_choice
 from tfcompress.tables import as_text
@@ -28,6 +29,7 @@ from tfcompress.wrap.bake import bake
 from tfcompress.wrap.calibrate import packed
 from tfcompress.wrap.strip import (
     quantizers,
+    rounds_per_channel,
     trained_scheme,
     warn_unfinished,
 )
@@ -156,7 +158,7 @@ def export_tflite(
         ('int8', [])
     """
     started = time.perf_counter()
-    check_model(model)
+    model = as_graph(model)
     target = check_path(path)
     trained = quantizers(model)
     options = scheme if isinstance(scheme, QuantizationScheme) else None
@@ -202,6 +204,7 @@ def export_tflite(
         io_dtype=io_dtype,
         batch_size=batch_size,
         sparse=sparse,
+        per_channel=rounds_per_channel(final),
     )
     agreement = None
     if probes is not None:

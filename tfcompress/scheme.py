@@ -13,6 +13,7 @@ SCHEMES = ("float32", "dynamic_int8", "int8", "w4a8")
 INTEGER_SCHEMES = ("int8", "w4a8")
 ACTIVATION_RANGES = ("moving_average", "min_max", "percentile", "mse", "kl", "learned")
 WEIGHT_RANGES = ("min_max", "mse", "learned")
+WEIGHT_GRANULARITIES = ("channel", "tensor")
 
 
 def check_choice(value: object, argument: str, allowed: Sequence[str]) -> str:
@@ -43,16 +44,19 @@ class QuantizationScheme:
             and all else keep 8: the runtime has no 4-bit kernels for them).
         weight_range: Where the grid of a weight ends: "min_max" at its largest value, "mse" where
             the squared error of rounding is least, "learned" by gradient (QAT; PTQ takes "mse").
-        activation_range: Likewise for activations. QAT: "moving_average" of the batches' ends, or
-            "learned"; every other value means the average. PTQ: "min_max" over all samples,
-            "moving_average", "percentile" (99.99% of the values), "mse", or "kl" (least
-            Kullback-Leibler divergence); "learned" means "mse". None is "moving_average" for QAT
-            and "min_max" for PTQ.
+        activation_range: Where the grid of an activation ends. QAT: "moving_average" of the
+            batches' ends, or "learned"; every other value means the average. PTQ: "min_max" over
+            all samples, "moving_average", "percentile" (99.99% of the values), "mse", or "kl"
+            (least Kullback-Leibler divergence); "learned" means "mse". None is "moving_average"
+            for QAT and "min_max" for PTQ.
         equalize: PTQ: evens out the scales of the channels between layers first, where nothing but
             ReLU stands between them.
         rounding: PTQ: "nearest", or "adaround", which decides for each weight whether to round up
             or down, by gradient, on the samples given.
         correct_bias: PTQ: takes the mean error of each channel out again.
+        weight_granularity: "channel", a scale for each output channel, or "tensor", one for all of
+            a kernel, for accelerators that know nothing else. BatchNormalization scales channels,
+            so that models with it can have the latter by PTQ only.
         overrides: Other schemes for some layers, `{glob on the layer's path: scheme}`; the first
             glob that fits counts. A scheme is "float32", "int8", "w4a8" or a `QuantizationScheme`,
             of which the fields on weights count.
@@ -78,12 +82,14 @@ class QuantizationScheme:
     equalize: bool = False
     rounding: str = "nearest"
     correct_bias: bool = True
+    weight_granularity: str = "channel"
     overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.weight_bits not in (4, 8):
             raise ValueError(f"weight_bits must be 8 or 4. Received: {self.weight_bits!r}")
         check_choice(self.weight_range, "weight_range", WEIGHT_RANGES)
+        check_choice(self.weight_granularity, "weight_granularity", WEIGHT_GRANULARITIES)
         if self.activation_range is not None:
             check_choice(self.activation_range, "activation_range", ACTIVATION_RANGES)
         check_choice(self.rounding, "rounding", ("nearest", "adaround"))

@@ -23,8 +23,12 @@ def clone_layer(layer: Any, **overrides: Any) -> Any:
     Raises:
         ValueError: If the layer cannot be made from its config.
     """
+    inside = layer._flatten_layers() if isinstance(layer, keras.layers.Layer) else ()
+    # Classes that are not registered with Keras are known all the same: here they are.
+    known = {type(part).__name__: type(part) for part in inside}
     try:
-        return type(layer).from_config({**layer.get_config(), **overrides})
+        with keras.saving.custom_object_scope(known):
+            return type(layer).from_config({**layer.get_config(), **overrides})
     except (NotImplementedError, TypeError) as error:
         raise ValueError(
             f"Layer {layer.name!r} ({type(layer).__name__}) cannot be copied: it must implement "

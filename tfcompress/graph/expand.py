@@ -16,10 +16,10 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
-from keras import layers, ops
+from keras import layers, ops, tree
 
 from tfcompress.graph.cost import plain
-from tfcompress.graph.read import is_graph, read_graph
+from tfcompress.graph.read import is_graph, read_graph, walk_layers
 
 
 @keras.saving.register_keras_serializable("tfcompress")
@@ -75,13 +75,34 @@ class Expanded(keras.Model):
         return model
 
     def layer(self) -> Any:
-        """Returns the layer this stands for, as it was built, with new weights."""
-        return keras.saving.deserialize_keras_object(json.loads(self.source)["layer"])
+        """Returns the layer this stands for, which its first call will build."""
+        told = json.loads(self.source)["layer"]
+        told.pop("build_config", None)
+        return keras.saving.deserialize_keras_object(told, custom_objects=EXPANDED_CLASSES)
 
-    def arguments(self, inputs: list[Any]) -> dict[str, Any]:
+    def arguments(self, inputs: Any) -> dict[str, Any]:
         """Returns the arguments to call that layer with where this is called with `inputs`."""
-        told = json.loads(self.source)
-        return dict(zip(told["inputs"], inputs, strict=True)) | told["options"]
+        told, given = json.loads(self.source), tree.flatten(inputs)
+        places = tree.map_structure(lambda place: given[place], told["inputs"])
+        return {**places, **told["options"]}
+
+    def pairs(self, layer: Any) -> list[tuple[Any, Any]]:
+        """Pairs the weights of that layer with those of this graph, stripped of all wrappers.
+
+        Those of attention have other shapes: heads are flattened.
+        """
+        parts = dict(walk_layers(self))
+        told = json.loads(self.source).get("weights")
+        if told is None:
+            return matching_variables(layer, self.get_layer)
+        return [
+            (weight, parts[path].weights[index])
+            for weight, (path, index) in zip(layer.weights, told, strict=True)
+        ]
+
+
+EXPANDED_CLASSES: dict[str, type] = {}
+"""Classes of custom layers that were written out in this process, registered with Keras or not."""
 
 
 def expandable(model: keras.Model) -> set[int]:
@@ -212,7 +233,7 @@ def expand_attention(layer: Any, given: dict[str, Any], wrap: Callable[[Any], An
     model.source = json.dumps(
         {
             "layer": keras.saving.serialize_keras_object(layer),
-            "inputs": names,
+            "inputs": {name: place for place, name in enumerate(names)},
             "options": {"use_causal_mask": True} if causal else {},
         }
     )

@@ -49,12 +49,12 @@ class Graph:
     outputs: set[int]
 
 
-def check_model(model: Any, argument: str = "model") -> None:
-    """Refuses what cannot be read as a graph: not a model, unbuilt, or subclassed.
+def check_built(model: Any, argument: str = "model") -> None:
+    """Refuses what is no Keras model, or has no weights yet.
 
     Raises:
         TypeError: If `model` is no Keras model.
-        ValueError: If it has no graph.
+        ValueError: If it is unbuilt.
     """
     if not isinstance(model, keras.Model):
         raise TypeError(
@@ -64,13 +64,7 @@ def check_model(model: Any, argument: str = "model") -> None:
     if not model.built or not model.layers:
         raise ValueError(
             f"{argument} must be built, so that its weights exist. Received: the unbuilt model "
-            f"{model.name!r}. Give it a keras.Input, or call model.build(input_shape), first."
-        )
-    if not is_graph(model):
-        raise ValueError(
-            f"{argument} must be a Sequential or Functional model. Received: {model.name!r}, a "
-            f"subclassed model ({type(model).__name__}) whose layers are called in Python code. "
-            "Rebuild it with the functional API: keras.Model(inputs, outputs)."
+            f"{model.name!r}. Give it a keras.Input, or call it on data, first."
         )
 
 

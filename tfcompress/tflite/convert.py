@@ -11,7 +11,7 @@ from keras import tree
 from tfcompress.data import InputSpec
 from tfcompress.errors import ExportError
 from tfcompress.stderr import captured_stderr
-from tfcompress.tflite.edit import store_four_bits, use_integer_kernels
+from tfcompress.tflite.edit import share_scales, store_four_bits, use_integer_kernels
 
 
 def input_specs(model: keras.Model) -> list[InputSpec]:
@@ -57,6 +57,7 @@ def convert(
     io_dtype: str,
     batch_size: int | None,
     sparse: bool,
+    per_channel: bool = True,
 ) -> bytes:
     """Converts a model whose weights are final.
 
@@ -68,6 +69,7 @@ def convert(
         io_dtype: "float32", "int8" or "uint8".
         batch_size: Fixed batch, or None to leave it open.
         sparse: Whether to store weights with many zeros in the runtime's sparse format.
+        per_channel: Whether kernels have a scale for each output channel, or one in all.
 
     Raises:
         ExportError: If the converter fails.
@@ -83,7 +85,9 @@ def convert(
             content = converter.convert()
             if quantized in ("int8", "w4a8"):
                 content = use_integer_kernels(content)
-            return store_four_bits(content) if quantized == "w4a8" else content
+            if quantized == "w4a8":
+                content = store_four_bits(content)
+            return content if per_channel else share_scales(content)
         except ExportError:
             raise
         except Exception as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -50,6 +51,38 @@ def store_four_bits(content: bytes) -> bytes:
 
     versions = {schema.BuiltinOperator.CONV_2D: 7, schema.BuiltinOperator.FULLY_CONNECTED: 10}
     model = flatbuffer_utils.convert_bytearray_to_object(bytearray(content))
+    _store_again(model, versions, lambda tensor: _pack(model, tensor, schema))
+    return bytes(flatbuffer_utils.convert_object_to_bytearray(model))
+
+
+def share_scales(content: bytes) -> bytes:
+    """Returns the file with one scale for each kernel that lies on one grid for all channels.
+
+    The converter gives each channel a scale of its own, which this grid holds all the same. It has
+    an option for this, and does not heed it where ranges are in the graph.
+
+    Args:
+        content: A `.tflite` file of integers.
+    """
+    from tensorflow.lite.python import schema_py_generated as schema
+    from tensorflow.lite.tools import flatbuffer_utils
+
+    kinds = schema.BuiltinOperator
+    weighted = (kinds.CONV_2D, kinds.DEPTHWISE_CONV_2D, kinds.FULLY_CONNECTED, kinds.TRANSPOSE_CONV)
+    model = flatbuffer_utils.convert_bytearray_to_object(bytearray(content))
+    _store_again(model, dict.fromkeys(weighted, 0), lambda tensor: _shared(model, tensor, schema))
+    return bytes(flatbuffer_utils.convert_object_to_bytearray(model))
+
+
+def _store_again(model: Any, versions: dict[int, int], store: Callable[[Any], Any]) -> None:
+    """Stores the weights of some operations anew, and their biases for the scales that they got.
+
+    Args:
+        model: The file as objects. It is changed.
+        versions: The operations, with the version that knows the new form.
+        store: Is given the tensor of a weight, and returns by how much the step of each channel
+            grew, or None if nothing was changed.
+    """
     for graph in model.subgraphs:
         stored: dict[int, np.ndarray] = {}
         for operator in graph.operators:
@@ -58,17 +91,21 @@ def store_four_bits(content: bytes) -> bytes:
             if code.builtinCode not in versions or index < 0:
                 continue
             if index not in stored:
-                found = _pack(model, graph.tensors[index], schema)
+                found = store(graph.tensors[index])
                 if found is None:
                     continue
                 stored[index] = found
             code.version = max(code.version, versions[code.builtinCode])
-            if len(operator.inputs) > 2 and int(operator.inputs[2]) >= 0:
-                operator.inputs[2] = _rescaled_bias(
-                    model, graph, int(operator.inputs[2]), stored[index]
+            bias = 2 if code.builtinCode != _TRANSPOSE_CONV else 3
+            if len(operator.inputs) > bias and int(operator.inputs[bias]) >= 0:
+                scales = len(graph.tensors[index].quantization.scale)
+                operator.inputs[bias] = _rescaled_bias(
+                    model, graph, int(operator.inputs[bias]), stored[index], scales
                 )
-        _drop_unused_tensors(model)
-    return bytes(flatbuffer_utils.convert_object_to_bytearray(model))
+    _drop_unused_tensors(model)
+
+
+_TRANSPOSE_CONV = 67  # its inputs are the shape, the kernel, the image and the bias
 
 
 def _pack(model: Any, tensor: Any, schema: Any) -> np.ndarray | None:
@@ -87,14 +124,45 @@ def _pack(model: Any, tensor: Any, schema: Any) -> np.ndarray | None:
     shape = [1] * values.ndim
     shape[axis] = -1
     small = np.round(values * (ends / _BYTE).reshape(shape)).astype(np.int8).ravel()
-    small = np.concatenate([small, np.zeros(len(small) % 2, np.int8)]).astype(np.uint8) & 15
-    buffer = type(model.buffers[0])()
-    buffer.data = (small[::2] | (small[1::2] << 4)).astype(np.uint8)
-    model.buffers.append(buffer)
-    tensor.buffer, tensor.type = len(model.buffers) - 1, schema.TensorType.INT4
+    tensor.buffer = _add_buffer(model, _nibbles(small))
+    tensor.type = schema.TensorType.INT4
     growth = _BYTE / ends
     tensor.quantization.scale = (np.asarray(tensor.quantization.scale) * growth).astype(np.float32)
     return growth
+
+
+def _shared(model: Any, tensor: Any, schema: Any) -> np.ndarray | None:
+    """Gives a weight one scale; returns by how much the step of each channel grew, or None."""
+    scales = np.asarray(tensor.quantization.scale if tensor.quantization else [], np.float64)
+    data = model.buffers[tensor.buffer].data
+    if len(scales) < 2 or data is None or not len(data):
+        return None
+    raw = np.frombuffer(bytes(data), np.int8)
+    four = tensor.type == schema.TensorType.INT4
+    if four:
+        raw = np.stack([(raw << 4) >> 4, raw >> 4], 1).ravel()
+    values = raw[: np.prod(tensor.shape)].reshape(tensor.shape)
+    growth = scales.max() / scales
+    shape = [1] * values.ndim
+    shape[tensor.quantization.quantizedDimension] = -1
+    small = np.round(values / growth.reshape(shape)).astype(np.int8).ravel()
+    tensor.buffer = _add_buffer(model, _nibbles(small) if four else small.view(np.uint8))
+    tensor.quantization.scale = scales.max(keepdims=True).astype(np.float32)
+    tensor.quantization.zeroPoint = tensor.quantization.zeroPoint[:1]
+    return growth
+
+
+def _nibbles(values: np.ndarray) -> np.ndarray:
+    """Returns 4-bit integers two to a byte, the first in the lower half."""
+    even = np.concatenate([values, np.zeros(len(values) % 2, np.int8)]).astype(np.uint8) & 15
+    return (even[::2] | (even[1::2] << 4)).astype(np.uint8)
+
+
+def _add_buffer(model: Any, data: np.ndarray) -> int:
+    buffer = type(model.buffers[0])()
+    buffer.data = data
+    model.buffers.append(buffer)
+    return len(model.buffers) - 1
 
 
 def _end_of_grid(channel: np.ndarray) -> int:
@@ -106,16 +174,16 @@ def _end_of_grid(channel: np.ndarray) -> int:
     return 0
 
 
-def _rescaled_bias(model: Any, graph: Any, index: int, growth: np.ndarray) -> int:
+def _rescaled_bias(model: Any, graph: Any, index: int, growth: np.ndarray, scales: int) -> int:
     """Adds a copy of a bias for larger steps of the weights, and returns its number."""
     tensor = copy.copy(graph.tensors[index])
     tensor.quantization = copy.copy(tensor.quantization)
     values = np.frombuffer(bytes(model.buffers[tensor.buffer].data), np.int32)
-    buffer = type(model.buffers[0])()
-    buffer.data = np.frombuffer(np.round(values / growth).astype(np.int32).tobytes(), np.uint8)
-    model.buffers.append(buffer)
-    tensor.buffer = len(model.buffers) - 1
-    tensor.quantization.scale = (np.asarray(tensor.quantization.scale) * growth).astype(np.float32)
+    rounded = np.round(values / growth).astype(np.int32)
+    tensor.buffer = _add_buffer(model, np.frombuffer(rounded.tobytes(), np.uint8))
+    steps = (np.asarray(tensor.quantization.scale) * growth).astype(np.float32)
+    tensor.quantization.scale = steps[:scales]
+    tensor.quantization.zeroPoint = tensor.quantization.zeroPoint[:scales]
     graph.tensors.append(tensor)
     return len(graph.tensors) - 1
 

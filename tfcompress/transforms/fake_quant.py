@@ -7,7 +7,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from tfcompress.scheme import WEIGHT_RANGES, check_choice
+from tfcompress.scheme import WEIGHT_GRANULARITIES, WEIGHT_RANGES, check_choice
 from tfcompress.transforms.base import WeightTransform
 
 _CLIPS = [1 - 0.025 * n for n in range(28)]  # shares of the largest weight that "mse" tries
@@ -31,18 +31,26 @@ class FakeQuant(WeightTransform):
         range: Where the grid ends: "min_max" at the largest weight (clip is 1); "mse" where the
             squared error is least when the model is wrapped; "learned" starts there and follows
             its gradient (LSQ, Esser et al. 2020, arXiv:1902.08153).
+        granularity: "channel", or "tensor" for one scale for all of the weight.
     """
 
     order = 20
     keeps_zeros = True
 
-    def __init__(self, bits: int = 8, range: str = "min_max", **kwargs: Any) -> None:
+    def __init__(
+        self,
+        bits: int = 8,
+        range: str = "min_max",
+        granularity: str = "channel",
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         if bits not in (4, 8):
             raise ValueError(f"bits must be 8 or 4. Received: bits={bits!r}")
         check_choice(range, "range", WEIGHT_RANGES)
         self.bits = bits
         self.range = range
+        self.granularity = check_choice(granularity, "granularity", WEIGHT_GRANULARITIES)
 
     def build(self, shape: tuple[int, ...]) -> None:
         """Creates the clipping of each channel, where there is one."""
@@ -117,7 +125,8 @@ class FakeQuant(WeightTransform):
         return rounded * scale
 
     def _channels(self, rank: int) -> set[int]:
-        return {axis % rank for axis in self.channel_axes}
+        axes = self.channel_axes if self.granularity == "channel" else ()
+        return {axis % rank for axis in axes}
 
     def report(self) -> dict[str, Any]:
         """Returns the bits per weight."""
@@ -125,4 +134,5 @@ class FakeQuant(WeightTransform):
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor arguments."""
-        return {**super().get_config(), "bits": self.bits, "range": self.range}
+        own = {"bits": self.bits, "range": self.range, "granularity": self.granularity}
+        return {**super().get_config(), **own}

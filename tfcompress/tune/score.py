@@ -11,7 +11,8 @@ import numpy as np
 from tfcompress.data import collect
 from tfcompress.export import CALIBRATION_SAMPLES
 from tfcompress.graph.cost import plain
-from tfcompress.graph.read import check_model, walk_layers
+from tfcompress.graph.inline import as_graph
+from tfcompress.graph.read import walk_layers
 from tfcompress.tflite.convert import input_specs
 from tfcompress.wrap.calibrate import packed
 from tfcompress.wrap.strip import is_wrapped, quantizers, without_transforms
@@ -33,7 +34,7 @@ class Scorer:
     """
 
     def __init__(self, model: keras.Model, x: Any, y: Any, metric: Metric | None) -> None:
-        check_model(model)
+        model = as_graph(model)
         if quantizers(model):
             raise ValueError(
                 f"model {model.name!r} is quantized already. Precision is chosen for the float "

@@ -19,7 +19,8 @@ from tfcompress.graph.expand import (
     inputs_of,
     matching_variables,
 )
-from tfcompress.graph.read import Call, Graph, check_model, read_graph, walk_layers
+from tfcompress.graph.inline import as_graph
+from tfcompress.graph.read import Call, Graph, read_graph, walk_layers
 from tfcompress.graph.select import LayerSelection, select
 from tfcompress.scheme import QuantizationScheme, as_scheme
 from tfcompress.transforms import FakeQuant, MagnitudeMask, SparsitySchedule, WeightTransform
@@ -46,7 +47,8 @@ def prune(
     Pays in: bytes after gzip. The file itself and its latency stay as they were.
 
     Args:
-        model_or_layer: A built Sequential or Functional model, wrapped or not, or one layer. It is
+        model_or_layer: A built model, wrapped or not (a subclassed one becomes Functional), or one
+            layer. It is
             not changed.
         sparsity: Share of zeros in [0, 1), from the first step on, or a schedule over the training
             steps such as `PolynomialDecay`.
@@ -59,7 +61,7 @@ def prune(
 
     Raises:
         TypeError: If `model_or_layer` is neither a model nor a layer.
-        ValueError: If the model is unbuilt or subclassed, nothing in it can be pruned, a layer is
+        ValueError: If the model is unbuilt, nothing in it can be pruned, a layer is
             pruned already, `sparsity` is out of range or `layers` matches nothing.
 
     Example:
@@ -77,6 +79,7 @@ def prune(
     """
     transform = MagnitudeMask(as_schedule(sparsity))
     if isinstance(model_or_layer, keras.Model):
+        model_or_layer = as_graph(model_or_layer)
         chosen = _prunable(model_or_layer, layers)
         return _AddTransform(lambda path, layer: transform, chosen).run(model_or_layer)
     return _wrap_layer(model_or_layer, transform)
@@ -109,7 +112,7 @@ def quantize(
 
     Raises:
         TypeError: If `model_or_layer` is neither a model nor a layer.
-        ValueError: If the model is unbuilt or subclassed, it is quantized already, `scheme` is
+        ValueError: If the model is unbuilt, it is quantized already, `scheme` is
             unknown, or `layers` or an override matches nothing.
 
     Example:
@@ -129,12 +132,14 @@ def quantize(
         if wrapped.built:
             wrapped.start()
         return wrapped
-    check_model(model_or_layer)
+    model_or_layer = as_graph(model_or_layer)
     if any(isinstance(layer, ActivationQuantizer) for _, layer in walk_layers(model_or_layer)):
         raise ValueError(
             f"model {model_or_layer.name!r} is quantized already. To quantize it otherwise, "
             "strip() it first."
         )
+    if scheme.weight_granularity == "tensor":
+        _check_granularity(model_or_layer, scheme)
     # Layers without weights take part too: rules rewrite them, and their outputs are quantized.
     every = [(path, plain(layer)) for path, layer in walk_layers(model_or_layer)]
     chosen = select(every, layers)
@@ -153,11 +158,37 @@ def quantize(
     return placed
 
 
+def _check_granularity(model: keras.Model, scheme: QuantizationScheme) -> None:
+    normalized = [
+        path for path, layer in walk_layers(model) if isinstance(plain(layer), _CHANNEL_SCALES)
+    ]
+    if normalized:
+        raise ValueError(
+            f"weight_granularity='tensor' is not possible with {normalized[0]!r}, which gives each "
+            "channel a scale of its own. A BatchNormalization directly behind a convolution or "
+            "dense layer is folded into it if the float model is exported with this scheme and a "
+            "representative_dataset."
+        )
+    others = [glob for glob, other in scheme.overrides.items() if not _is_tensor(other)]
+    if others:
+        raise ValueError(
+            "weight_granularity='tensor' holds for a whole file. Received: overrides for "
+            f"{others[0]!r} that say 'channel'."
+        )
+
+
+_CHANNEL_SCALES = (keras.layers.BatchNormalization, keras.layers.Normalization)
+
+
+def _is_tensor(scheme: Any) -> bool:
+    return scheme == "float32" or getattr(scheme, "weight_granularity", "") == "tensor"
+
+
 def weight_rounding(layer: Any, scheme: QuantizationScheme) -> FakeQuant:
     """Returns the transform that rounds the weights of a layer in a scheme."""
     # The runtime has 4-bit kernels for these only.
     four = scheme.weight_bits == 4 and isinstance(layer, _FOUR_BITS)
-    return FakeQuant(4 if four else 8, scheme.weight_range)
+    return FakeQuant(4 if four else 8, scheme.weight_range, scheme.weight_granularity)
 
 
 _FOUR_BITS = (keras.layers.Dense, keras.layers.Conv1D, keras.layers.Conv2D)
@@ -177,7 +208,6 @@ def _schemes(
 
 def _prunable(model: keras.Model, layers: LayerSelection) -> set[str]:
     """Returns the paths of the layers to prune: by default all but depthwise convolutions."""
-    check_model(model)
     candidates = [
         (path, plain(layer))
         for path, layer in walk_layers(model)

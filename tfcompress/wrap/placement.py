@@ -29,6 +29,7 @@ from tfcompress.graph.read import Call, Graph, walk_layers
 from tfcompress.transforms import FakeQuant
 from tfcompress.wrap.activations import ActivationQuantizer, InputSamples, samples_to_keep
 from tfcompress.wrap.canonicalize import activation_name
+from tfcompress.wrap.custom import description
 from tfcompress.wrap.forms import is_affine
 from tfcompress.wrap.recurrent import RuntimeRecurrent
 from tfcompress.wrap.runtime import SIGMOID_RANGE, ChannelScale, FoldSteps, UnfoldSteps
@@ -95,6 +96,9 @@ _FUSES = {
 def role(operation: Any) -> str:
     """Returns the role of a layer (wrapped or not) or `keras.ops` node in the table."""
     layer = plain(operation)
+    told = description(layer)
+    if told is not None:
+        return told.role
     if isinstance(layer, MaskScores):
         return JOIN
     if isinstance(layer, ChannelScale):

@@ -10,9 +10,8 @@ import keras
 
 from tfcompress.errors import CompressionWarning
 from tfcompress.graph.clone import Rewriter, clone_layer
-from tfcompress.graph.cost import plain
-from tfcompress.graph.expand import Expanded, matching_variables
-from tfcompress.graph.read import Call, Graph, check_model, walk_layers
+from tfcompress.graph.expand import Expanded
+from tfcompress.graph.read import Call, Graph, check_built, walk_layers
 from tfcompress.transforms import FakeQuant
 from tfcompress.wrap.activations import (
     ActivationQuantizer,
@@ -60,7 +59,7 @@ def strip(model: Any) -> Any:
         for old, new in zip(model.layer.variables, layer.variables, strict=True):
             new.assign(values.get(id(old), old))
         return layer
-    check_model(model)
+    check_built(model)
     if not is_wrapped(model):
         raise ValueError(f"model {model.name!r} has nothing to strip: it was not wrapped.")
     if any(q.fixed_range is None and q.is_trained for q in quantizers(model)):
@@ -103,6 +102,15 @@ def trained_scheme(model: keras.Model) -> str:
         for transform in getattr(layer, "transforms", ())
     )
     return "w4a8" if four else "int8"
+
+
+def rounds_per_channel(model: keras.Model) -> bool:
+    """Returns whether the kernels of a quantized model have a scale for each channel."""
+    return not any(
+        isinstance(transform, FakeQuant) and transform.granularity == "tensor"
+        for _, layer in walk_layers(model)
+        for transform in getattr(layer, "transforms", ())
+    )
 
 
 def baked_values(wrapper: CompressionWrapper) -> dict[int, Any]:
@@ -176,13 +184,12 @@ class _Strip(Rewriter):
             return super().visit_model(graph, call, args, kwargs)
 
         def make() -> Any:
+            # Its parts may have been split in turn, so they are put together first.
+            inner = self._rebuild(expanded, call.path + "/")
             layer = expanded.layer()
-            self.carry(expanded, layer)
+            self.carry(inner, layer)
             return layer
 
-        for part in expanded.layers:
-            if isinstance(part, CompressionWrapper):
-                self._values.update(baked_values(part))
         return self.once(expanded, make)(**expanded.arguments(args[0]))
 
     def _restored(self, wrappers: list[CompressionWrapper]) -> Any:
@@ -196,8 +203,7 @@ class _Strip(Rewriter):
 
     def match(self, old: Any, new: Any) -> Any:
         if isinstance(old, Expanded):
-            pairs = matching_variables(new, lambda name: plain(old.get_layer(name)))
-            return [(part, whole) for whole, part in pairs]
+            return [(part, whole) for whole, part in old.pairs(new)]
         if not isinstance(old, list):
             return super().match(old, new)
         parts = [wrapper.layer for wrapper in old]

@@ -10,7 +10,8 @@ import keras
 import numpy as np
 
 from tfcompress.graph.cost import call_macs, own_weights, parameters, plain
-from tfcompress.graph.read import check_model, is_graph, read_graph
+from tfcompress.graph.inline import as_graph
+from tfcompress.graph.read import is_graph, read_graph
 from tfcompress.tables import as_text, table
 from tfcompress.wrap.activations import ActivationQuantizer
 from tfcompress.wrap.wrapper import CompressionWrapper, compressible_weights
@@ -100,7 +101,7 @@ def summary(model: keras.Model) -> Summary:
 
     Raises:
         TypeError: If `model` is no Keras model.
-        ValueError: If it is unbuilt or subclassed.
+        ValueError: If it is unbuilt.
 
     Example:
         >>> import keras
@@ -109,7 +110,7 @@ def summary(model: keras.Model) -> Summary:
         >>> tfc.summary(tfc.prune(model, 0.5)).layers[0].target
         0.5
     """
-    check_model(model)
+    model = as_graph(model)
     rows: dict[str, LayerSummary] = {}
     found: dict[int, ActivationQuantizer] = {}
     _collect(model, "", rows, found)

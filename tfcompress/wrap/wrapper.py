@@ -10,6 +10,7 @@ from keras import ops, tree
 
 from tfcompress.graph.cost import DEPTHWISE, TRANSPOSED
 from tfcompress.transforms import WeightTransform
+from tfcompress.wrap.custom import description
 
 _NEVER_COMPRESSED = {"bias", "recurrent_bias", "gamma", "beta", "alpha", "scale"}
 _LAST_AXIS = (
@@ -35,13 +36,15 @@ def compressible_weights(layer: Any) -> list[Any]:
     """
     # By how they were made, not by `weight.trainable`, which freezing a layer turns off.
     learned = {id(v) for part in layer._flatten_layers() for v in part._trainable_variables}
+    told = description(layer)
+    never = _NEVER_COMPRESSED | (told.uncompressed if told else frozenset())
     return [
         weight
         for weight in layer.weights
         if id(weight) in learned
         and len(weight.shape) >= 2
         and keras.backend.is_float_dtype(weight.dtype)
-        and variable_name(weight) not in _NEVER_COMPRESSED
+        and variable_name(weight) not in never
     ]
 
 
@@ -51,6 +54,9 @@ def channel_axes(layer: Any, weight: Any) -> tuple[int, ...]:
     Empty where the runtime keeps one scale for the whole tensor (embeddings, batched products).
     """
     name = variable_name(weight)
+    told = description(layer)
+    if told is not None:
+        return (told.channel_axes[name],) if name in told.channel_axes else ()
     if isinstance(layer, DEPTHWISE) or name == "depthwise_kernel":
         return (-2, -1)
     if isinstance(layer, TRANSPOSED):

@@ -1,0 +1,223 @@
+"""Layers and models that call others in Python code, written out as graphs of what they call.
+
+The code is run on symbolic tensors, which records the layers and `keras.ops` that it calls. That
+tells all if the code does nothing else: it has no weights or random numbers of its own, does not
+look at values, and does the same in training. A custom layer becomes a nested model (`Expanded`),
+which `strip` turns back; a subclassed model becomes a Functional one of the same layers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+from keras import tree
+
+from tfcompress.graph.clone import Rewriter
+from tfcompress.graph.expand import EXPANDED_CLASSES, Expanded
+from tfcompress.graph.read import (
+    Call,
+    Graph,
+    check_built,
+    is_graph,
+    read_graph,
+    walk_layers,
+)
+
+
+def as_graph(model: Any, argument: str = "model") -> keras.Model:
+    """Returns a model whose layers can be read: the model itself, or one that does the same.
+
+    Args:
+        model: A built Keras model of any kind. It is not changed.
+        argument: What to call it in errors.
+
+    Returns:
+        The model if neither it nor anything in it calls layers in Python code; else a copy with
+        the same weights, in which this code is written out as far as it can be read.
+
+    Raises:
+        TypeError: If `model` is no Keras model.
+        ValueError: If it is unbuilt, or subclassed and cannot be called on symbolic tensors.
+    """
+    check_built(model, argument)
+    if is_graph(model):
+        code = any(_runs_code(layer) for _, layer in walk_layers(model))
+        return _Inline().run(model) if code else model
+    inputs = _inputs_of(model, argument)
+    with _forgetting_calls(model):
+        graph = _read(model, [inputs], {}, keras.Model)
+        if graph is not None:
+            return _Inline().run(graph)
+    try:
+        return keras.Model(inputs, model(inputs), name=f"{model.name}_graph")
+    except Exception as error:
+        raise ValueError(
+            f"{argument} must be a Sequential or Functional model, or a subclassed one that can be "
+            f"called on a keras.Input. Received: {model.name!r} ({type(model).__name__}), which "
+            f"cannot: {str(error).strip().splitlines()[0]}. Use layers and keras.ops in its call()."
+        ) from error
+
+
+class _Inline(Rewriter):
+    """Puts a nested model in the place of each layer whose code can be read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._expanded: dict[int, Any] = {}
+
+    def visit(self, graph: Graph, call: Call, args: Any, kwargs: Any) -> Any:
+        layer = call.operation
+        if id(layer) not in self._expanded:
+            self._expanded[id(layer)] = self._expand(graph, call) if _runs_code(layer) else None
+        expanded = self._expanded[id(layer)]
+        if expanded is None:
+            return super().visit(graph, call, args, kwargs)
+        return expanded(_symbolic((args, kwargs)))
+
+    def _expand(self, graph: Graph, call: Call) -> Any:
+        layer = call.operation
+        alike = {
+            (str(c.args), str(c.kwargs)) if (c.args or c.kwargs) else ()
+            for c in graph.calls
+            if c.operation is layer
+        }
+        masked = any(getattr(t, "_keras_mask", None) is not None for t in call.inputs)
+        given = _arguments(layer, call)
+        if len(alike) != 1 or masked or given is None:
+            return None
+        fresh = {id(t): keras.Input(batch_shape=t.shape, dtype=t.dtype) for t in call.inputs}
+        args, kwargs = tree.map_structure(
+            lambda value: fresh.get(id(value), value), (call.args, call.kwargs)
+        )
+        with _forgetting_calls(layer):
+            read = _read(layer, args, kwargs, Expanded)
+            if read is None:
+                return None
+            expanded = self._rebuild(read, call.path + "/")
+            places = {id(variable): place for place, variable in _weights(read)}
+            weights = [places[id(weight)] for weight in layer.weights]
+        expanded.source = json.dumps({**given, "weights": weights})
+        EXPANDED_CLASSES[type(layer).__name__] = type(layer)
+        return expanded
+
+
+def _runs_code(layer: Any) -> bool:
+    """Returns whether a layer is none of Keras' and none of ours."""
+    if not isinstance(layer, keras.layers.Layer) or is_graph(layer) or not layer.built:
+        return False
+    ours = type(layer).__module__.split(".")[0] == "tfcompress"
+    return not ours and getattr(keras.layers, type(layer).__name__, None) is not type(layer)
+
+
+def _read(layer: Any, args: Any, kwargs: Any, kind: type[keras.Model]) -> Any:
+    """Returns the graph of what a layer's code calls, or None if it does anything else."""
+    inputs = args[0] if kind is keras.Model else _symbolic((args, kwargs))
+    takes_training = "training" in inspect.signature(layer.call).parameters
+    modes: list[Any] = [True, False, None] if takes_training else [None]
+    graphs = []
+    for mode in modes:
+        training = {"training": mode} if takes_training else {}
+        # Whatever the code does with symbolic tensors that it should not ends in some exception.
+        with contextlib.suppress(Exception):
+            outputs = layer.call(*args, **{**kwargs, **training})
+            graphs.append(kind(inputs, outputs, name=layer.name))
+    if len(graphs) < len(modes):
+        return None
+    steps = [[_identity(call.operation) for call in read_graph(graph).calls] for graph in graphs]
+    graph = graphs[-1]
+    fixed = any(map(_fixes_training, read_graph(graph).calls))
+    reached = {id(variable) for _, variable in _weights(graph)}
+    own = any(id(weight) not in reached for weight in layer.weights)
+    random = getattr(layer, "_seed_generators", [])
+    if fixed or own or random or any(other != steps[-1] for other in steps):
+        return None
+    graph.trainable = layer.trainable
+    return graph
+
+
+def _fixes_training(call: Call) -> bool:
+    """Returns whether the code itself says that this is training, or is not."""
+    if not isinstance(call.operation, keras.layers.Layer):
+        return False
+    argument = inspect.signature(call.operation.call).parameters.get("training")
+    return argument is not None and call.kwargs.get("training") not in (None, argument.default)
+
+
+def _weights(graph: keras.Model) -> Iterator[tuple[tuple[str, int], Any]]:
+    for path, layer in walk_layers(graph):
+        for index, weight in enumerate(layer.weights):
+            yield (path, index), weight
+
+
+def _identity(operation: Any) -> Any:
+    return id(operation) if isinstance(operation, keras.layers.Layer) else type(operation)
+
+
+def _symbolic(values: Any) -> list[Any]:
+    """Returns the symbolic tensors in a structure, each once."""
+    found = {id(v): v for v in tree.flatten(values) if isinstance(v, keras.KerasTensor)}
+    return list(found.values())
+
+
+def _arguments(layer: Any, call: Call) -> dict[str, Any] | None:
+    """Returns what to make and call the layer with, or None if JSON does not hold it."""
+    try:
+        signature = inspect.signature(layer.call)
+        given = signature.bind(*call.args, **call.kwargs).arguments
+        kinds = {signature.parameters[name].kind for name in given}
+        if kinds & {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}:
+            return None
+        places = {id(tensor): place for place, tensor in enumerate(_symbolic((given,)))}
+        told: dict[str, Any] = {"inputs": {}, "options": {}}
+        for name, value in given.items():
+            tensors = [isinstance(v, keras.KerasTensor) for v in tree.flatten(value)]
+            if any(tensors) and not all(tensors):
+                return None
+            if any(tensors):
+                told["inputs"][name] = tree.map_structure(lambda t: places[id(t)], value)
+            elif value is not None:
+                told["options"][name] = value
+        told["layer"] = keras.saving.serialize_keras_object(layer)
+        json.dumps(told)
+    except (TypeError, NotImplementedError):
+        return None
+    return told
+
+
+def _inputs_of(model: Any, argument: str) -> Any:
+    """Returns symbolic inputs like those that a subclassed model was built for."""
+    shapes = list((getattr(model, "_build_shapes_dict", None) or {}).values())
+    if len(shapes) != 1:
+        raise ValueError(
+            f"{argument} {model.name!r} is subclassed, and does not tell the shapes of its inputs. "
+            f"Pass keras.Model(inputs, {model.name}(inputs)) with inputs = keras.Input(...)."
+        )
+
+    def made(shape: Any) -> Any:
+        if isinstance(shape, dict):
+            return {name: made(value) for name, value in shape.items()}
+        if all(size is None or isinstance(size, int) for size in shape):
+            return keras.Input(shape[1:], dtype=model.input_dtype)
+        return [made(value) for value in shape]
+
+    return made(shapes[0])
+
+
+@contextlib.contextmanager
+def _forgetting_calls(layer: Any) -> Iterator[None]:
+    """Takes out of the layers inside what they remember of calls made meanwhile."""
+    counts = [
+        (nodes, len(nodes))
+        for part in layer._flatten_layers()
+        for nodes in (part._inbound_nodes, part._outbound_nodes)
+    ]
+    try:
+        yield
+    finally:
+        for nodes, count in counts:
+            del nodes[count:]
