@@ -8,6 +8,7 @@ from keras import ops
 
 import tfcompress as tfc
 from tfcompress.export import measure
+from tfcompress.tflite.inspect import weights
 
 IMAGE, SERIES, VECTOR, VOLUME = (8, 8, 4), (12, 6), (6,), (6, 6, 6, 2)
 
@@ -107,6 +108,7 @@ INTEGER = {
     ),
     "LSTM": chain((5, 6), lambda: L.LSTM(5)),
     "GRU": chain((5, 6), lambda: L.GRU(5, return_sequences=True)),
+    "GRU with dropout": chain((5, 6), lambda: L.GRU(5, dropout=0.2, recurrent_dropout=0.2)),
     "SimpleRNN": chain((5, 6), lambda: L.SimpleRNN(5)),
     "Bidirectional": chain((4, 6), lambda: L.Bidirectional(L.GRU(4, reset_after=False))),
     "TimeDistributed": chain(
@@ -135,7 +137,7 @@ KEPT_IN_FLOAT = {
 """Kinds for which the runtime has no integers; they must still agree."""
 
 STEPS = {"LayerNormalization": 4, "RMSNormalization": 4, "GRU": 4, "LSTM": 4, "silu": 3}
-STEPS |= {"GroupQueryAttention": 3, "Bidirectional": 3}
+STEPS |= {"GroupQueryAttention": 3, "Bidirectional": 3, "GRU with dropout": 4}
 """Steps allowed where it is more than 2: what several rounded operations in a row make of one."""
 
 
@@ -179,6 +181,50 @@ def test_trained(name, trained, tmp_path):
     assert [w.shape for w in stripped.weights] == [w.shape for w in model.weights]
 
 
+REWRITTEN = (
+    "Conv3D, BatchNorm, ReLU; Conv2DTranspose; SeparableConv2D; Embedding; EinsumDense; "
+    "MultiHeadAttention; GroupQueryAttention; GroupNormalization; LSTM; Bidirectional; "
+    "TimeDistributed; called twice"
+).split("; ")
+
+
+@pytest.mark.parametrize("name", REWRITTEN)
+def test_pruned_weights_stay_zero_at_their_places(name, tmp_path):
+    """Whatever the rules make of a layer, through training and strip."""
+    keras.utils.set_random_seed(1)
+    model = INTEGER[name]()
+    x = samples(model, 64, 0)
+    given = next(iter(x.values()))
+    wanted = np.asarray(model(given)) + 1.0
+    pruned = tfc.prune(model, 0.6)
+    # The masks are drawn up by a first pass; from then on they are to stay.
+    pruned.compile(keras.optimizers.SGD(0.0), "mse")
+    pruned.fit(given, wanted, batch_size=16, verbose=0)
+    before = [np.array(w) == 0 for w in tfc.strip(pruned).weights]
+    aware = tfc.quantize(pruned)
+    aware.compile(keras.optimizers.SGD(1e-3), "mse")
+    aware.fit(given, wanted, batch_size=16, epochs=2, verbose=0)
+    with pytest.warns(tfc.CompressionWarning, match="drops the activation ranges"):
+        after = [np.array(w) for w in tfc.strip(aware).weights]
+    pairs = list(zip(before, after, strict=True))
+    kernels = [(zeros, w) for zeros, w in pairs if zeros.ndim > 1 and 0.4 < zeros.mean() < 0.9]
+    assert kernels
+    for zeros, weight in kernels:
+        assert np.all(weight[zeros] == 0)
+        assert np.any(weight[~zeros] != 0)
+    found = kept_zeros(tfc.export_tflite(aware, tmp_path / "m.tflite").path)
+    assert found >= 0.9 * sum(zeros.sum() for zeros, _ in kernels)
+
+
+def kept_zeros(path):
+    """Returns the number of zeros among the 8-bit weights of a file."""
+    return sum(
+        int((values == 0).sum())
+        for values, _ in weights(tfc.TFLiteModel(path, delegates=False)).values()
+        if values.dtype == np.int8
+    )
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", INTEGER)
 def test_after_training(name, tmp_path):
@@ -189,6 +235,22 @@ def test_after_training(name, tmp_path):
     )
     assert result.float_tensors == [], result.ops
     assert measure(model, result.path, samples(model, 64, 1)).rmse < 0.1
+
+
+@pytest.mark.parametrize("kind", [L.LSTM, L.GRU, L.SimpleRNN])
+def test_dropout_inside_of_recurrent_layers(kind):
+    """In training only, and of inputs and states alike."""
+    for options in ({"dropout": 0.5}, {"recurrent_dropout": 0.5}):
+        model = keras.Sequential([keras.Input((6, 4)), kind(8, **options)])
+        aware = tfc.quantize(model)
+        x = np.random.default_rng(0).normal(size=(16, 6, 4)).astype("float32")
+        same = np.asarray(aware(x, training=False))
+        np.testing.assert_allclose(same, np.asarray(model(x, training=False)), atol=0.02)
+        first, second = (np.asarray(aware(x, training=True)) for _ in range(2))
+        assert np.abs(first - second).mean() > 0.01
+        # On average it is what it is without.
+        mean = np.mean([np.asarray(aware(x, training=True)) for _ in range(30)], axis=0)
+        assert np.abs(mean - same).mean() < 0.7 * np.abs(first - same).mean()
 
 
 @pytest.mark.filterwarnings("ignore::tfcompress.CompressionWarning")

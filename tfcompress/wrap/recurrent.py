@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import keras
-from keras import layers, ops
+from keras import layers, ops, random
 
 from tfcompress.wrap.activations import ActivationQuantizer, FixedFakeQuant, round_onto
 from tfcompress.wrap.runtime import SIGMOID_RANGE, RuntimeLayer
@@ -46,7 +46,7 @@ def understands(layer: Any) -> bool:
             return False
     return all(
         type(cell) in _STEPS
-        and not (cell.return_state or cell.stateful or cell.dropout or cell.recurrent_dropout)
+        and not (cell.return_state or cell.stateful)
         and cell.activation is keras.activations.tanh
         and getattr(cell, "recurrent_activation", keras.activations.sigmoid)
         is keras.activations.sigmoid
@@ -94,12 +94,13 @@ class RuntimeRecurrent(RuntimeLayer):
         """Returns what the Keras layer would, rounded on the way."""
         quantizers = [q for q in self.rounding.values() if isinstance(q, ActivationQuantizer)]
         if not quantizers or quantizers[0].observer is not None:
-            return self._run(inputs, _Rounding(self.rounding))
+            return self._run(inputs, _Rounding(self.rounding), {})
         trained = ops.convert_to_tensor(quantizers[-1].step) > 0
+        dropped = self._dropped(inputs) if training else {}
 
         def run(rounds: bool) -> Any:
             rounding = _Rounding(self.rounding, rounds)
-            outputs = self._run(inputs, rounding)
+            outputs = self._run(inputs, rounding, dropped)
             return outputs, rounding.ends()
 
         outputs, ends = ops.cond(trained, lambda: run(True), lambda: run(False))
@@ -108,13 +109,29 @@ class RuntimeRecurrent(RuntimeLayer):
                 quantizer.observe(*ends[name])
         return outputs
 
-    def _run(self, inputs: Any, rounding: _Rounding) -> Any:
+    def _dropped(self, inputs: Any) -> dict[str, tuple[Any, Any]]:
+        """Returns, by direction, what inputs and states are multiplied with: one for all steps."""
+
+        def mask(cell: Any, rate: float, like: Any) -> Any:
+            return random.dropout(ops.ones_like(like), rate, seed=cell.cell.seed_generator)
+
+        masks = {}
+        for name, cell in self.directions.items():
+            state = ops.zeros((ops.shape(inputs)[0], cell.units), self.compute_dtype)
+            of_input = mask(cell, cell.dropout, inputs[:, :1]) if cell.dropout else None
+            rate = cell.recurrent_dropout
+            masks[name] = (of_input, mask(cell, rate, state) if rate else None)
+        return masks
+
+    def _run(self, inputs: Any, rounding: _Rounding, dropped: Any) -> Any:
         results = []
         for name, cell in self.directions.items():
             rounding.prefix = f"{name}_"
+            of_input, rounding.of_state = dropped.get(name, (None, None))
             # What two directions end with is rounded where it is put together.
             rounding.rounds_last = len(self.directions) == 1 or cell.return_sequences
-            states = _RUN[type(cell)](cell, inputs, bool(cell.go_backwards), rounding)
+            given = inputs if of_input is None else inputs * of_input
+            states = _RUN[type(cell)](cell, given, bool(cell.go_backwards), rounding)
             if not cell.return_sequences:
                 results.append(states[-1])
                 continue
@@ -143,6 +160,7 @@ class _Rounding:
     def __init__(self, quantizers: dict[str, Any], rounds: bool = True) -> None:
         self.prefix = ""
         self.rounds_last = True
+        self.of_state: Any = None  # what dropout multiplies states with
         self._quantizers = quantizers
         self._rounds = rounds
         self._seen: dict[str, list[Any]] = {name: [] for name in quantizers}
@@ -165,6 +183,10 @@ class _Rounding:
     def state(self, x: Any, last: bool) -> Any:
         """Returns a state, rounded unless it is the last and what follows rounds it."""
         return self("state", x) if self.rounds_last or not last else x
+
+    def seen(self, state: Any) -> Any:
+        """Returns a state as the recurrent kernels see it."""
+        return state if self.of_state is None else state * self.of_state
 
     def sigmoid(self, x: Any) -> Any:
         """Returns the sigmoid of `x` as the runtime rounds it."""
@@ -221,7 +243,8 @@ def _lstm(cell: Any, x: Any, backwards: bool, rounding: _Rounding) -> list[Any]:
         for gate, kernel in zip(gates, recurrent, strict=True):
             z[gate] = given[gate][step]
             if states:
-                product = rounding(f"recurrent{gate}", ops.matmul(states[-1], kernel))
+                seen = rounding.seen(states[-1])
+                product = rounding(f"recurrent{gate}", ops.matmul(seen, kernel))
                 z[gate] = rounding(f"sum{gate}", z[gate] + product)
         added = rounding("added", rounding.sigmoid(z["_i"]) * rounding.tanh(z["_c"]))
         if carry is None:
@@ -252,16 +275,17 @@ def _gru(cell: Any, x: Any, backwards: bool, rounding: _Rounding) -> list[Any]:
     for step in range(x.shape[1]):
         z, r, candidate = (given[gate][step] for gate in gates)
         if states:
-            z = rounding("sum_z", z + rounding("recurrent_z", ops.matmul(states[-1], kernel_z)))
-            r = rounding("sum_r", r + rounding("recurrent_r", ops.matmul(states[-1], kernel_r)))
+            seen = rounding.seen(states[-1])
+            z = rounding("sum_z", z + rounding("recurrent_z", ops.matmul(seen, kernel_z)))
+            r = rounding("sum_r", r + rounding("recurrent_r", ops.matmul(seen, kernel_r)))
         reset = rounding.sigmoid(r)
         memory = None
         if cell.reset_after and (states or after is not None):
-            memory = ops.matmul(states[-1], kernel_h) if states else ops.zeros_like(candidate)
+            memory = ops.matmul(seen, kernel_h) if states else ops.zeros_like(candidate)
             memory = memory if after is None else memory + after
             memory = rounding("reset", reset * rounding("recurrent_h", memory))
         elif states:
-            memory = rounding("reset", reset * states[-1])
+            memory = rounding("reset", reset * seen)
             memory = rounding("recurrent_h", ops.matmul(memory, kernel_h))
         if memory is not None:
             candidate = rounding("sum_h", candidate + memory)
@@ -279,7 +303,8 @@ def _simple(cell: Any, x: Any, backwards: bool, rounding: _Rounding) -> list[Any
     states: list[Any] = []
     for z in given:
         if states:
-            z = rounding("sum", z + rounding("recurrent", ops.matmul(states[-1], kernel)))
+            product = rounding("recurrent", ops.matmul(rounding.seen(states[-1]), kernel))
+            z = rounding("sum", z + product)
         states.append(rounding.tanh(z))
     return states
 
