@@ -14,7 +14,7 @@ import numpy as np
 from tfcompress.data import samples
 from tfcompress.errors import CompressionWarning, ExportError
 from tfcompress.files import check_path, write_whole
-from tfcompress.graph.cost import plain
+from tfcompress.graph.cost import own_weights, plain
 from tfcompress.graph.inline import as_graph
 from tfcompress.graph.read import walk_layers
 from tfcompress.ptq import post_training
@@ -196,9 +196,10 @@ def export_tflite(
     final = model
     if integer and not use_ranges:
         final = post_training(model, options or as_scheme(scheme), given or {}, say)
+    _check_finite(final)
     say("converting")
     content = convert(
-        bake(final),
+        lambda: bake(final),
         names=output_names(model),
         quantized={"float32": None, "dynamic_int8": "dynamic"}.get(scheme, scheme),
         io_dtype=io_dtype,
@@ -309,6 +310,24 @@ def _check_trained(model: keras.Model, scheme: str, options: Any) -> None:
         )
 
 
+def _check_finite(model: keras.Model) -> None:
+    """Refuses what the converter would crash on, or make a useless file of."""
+    for _, layer in walk_layers(model):
+        for weight in own_weights(layer):
+            if not np.isfinite(keras.ops.convert_to_numpy(weight).astype(np.float32)).all():
+                raise ValueError(
+                    f"The weight {weight.path!r} holds NaN or infinity: training has diverged. "
+                    "Load weights from before, and train on with a smaller learning rate."
+                )
+    for quantizer in quantizers(model):
+        if not np.isfinite(quantizer.range()).all():
+            raise ValueError(
+                f"What {quantizer.name!r} rounds is not finite: the model computes NaN or infinity "
+                "there, on the samples or in training. Check the data, and the layer before it "
+                "(a logarithm or division of what may be zero?)."
+            )
+
+
 def _probes(
     model: keras.Model, specs: Any, given: dict[str, np.ndarray] | None
 ) -> tuple[dict[str, np.ndarray], str]:
@@ -321,6 +340,10 @@ def _probes(
     if not keepers:
         return verification.synthetic(specs, 16), "synthetic"
     kept = {keeper.input._keras_history.operation.name: keeper.kept() for keeper in keepers}
+    count = max((len(array) for array in kept.values() if array is not None), default=0)
+    for spec in specs:  # an input that nothing reads
+        shape = [count, *(size or 1 for size in spec.shape)]
+        kept.setdefault(spec.name, np.zeros(shape))
     if any(array is None for array in kept.values()):
         raise ValueError(
             "There are no samples to check the file on: the inputs have no fixed size, so none "

@@ -113,6 +113,7 @@ def _channel_means(outputs: Any) -> np.ndarray:
 def _takes_part(wrapper: CompressionWrapper) -> bool:
     layer = wrapper.layer
     known = type(layer) in WEIGHTED and not isinstance(layer, TRANSPOSED)
+    known = known and getattr(layer, "data_format", "channels_last") == "channels_last"
     flat = type(layer) is not keras.layers.Conv3D and getattr(layer, "groups", 1) == 1
     return known and flat and any(isinstance(t, FakeQuant) for t in wrapper.transforms)
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import gc
+import math
+import re
 import tempfile
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -50,7 +54,7 @@ def _maker(tensor: Any) -> str:
 
 
 def convert(
-    model: keras.Model,
+    make: Callable[[], keras.Model],
     *,
     names: list[str],
     quantized: str | None,
@@ -62,7 +66,9 @@ def convert(
     """Converts a model whose weights are final.
 
     Args:
-        model: A float32 model; for a quantization-aware one, with constant fake-quantization in it.
+        make: Returns a float32 model; for a quantization-aware one, with constant
+            fake-quantization in it. It is let go before it is converted, so that large models are
+            not in memory once more.
         names: Name of each output in the signature.
         quantized: None for float32, "dynamic" for int8 weights, "int8" for integers throughout,
             "w4a8" to store in 4 bits what lies on such a grid.
@@ -75,14 +81,20 @@ def convert(
         ExportError: If the converter fails.
     """
     import tensorflow as tf
+    from tensorflow.lite.python import lite
 
     with tempfile.TemporaryDirectory(prefix="tfcompress-") as folder, captured_stderr() as log:
         try:
-            graph = _frozen(tf, model, names, batch_size)
-            _save(tf, graph, folder, model, names)
-            converter = tf.lite.TFLiteConverter.from_saved_model(folder)
+            _save(tf, make(), folder, names, batch_size)
+            gc.collect()
+            # TFLiteConverter.from_saved_model() would load the model into this process, three times
+            # over, to look whether there is fake-quantization in it.
+            converter = lite.TFLiteSavedModelConverterV2(folder, {"serve"}, ["serving_default"])
             _configure(tf, converter, quantized, io_dtype, sparse)
-            content = converter.convert()
+            graph = tf.compat.v1.GraphDef()
+            if quantized in ("int8", "w4a8"):
+                graph.node.add(name="ranges", op="FakeQuantWithMinMaxArgs")
+            content = converter._convert_from_saved_model(graph)
             if quantized in ("int8", "w4a8"):
                 content = use_integer_kernels(content)
             if quantized == "w4a8":
@@ -93,64 +105,53 @@ def convert(
         except Exception as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()
             raise ExportError(
-                f"The TFLite converter could not convert model {model.name!r}: "
+                "The TFLite converter could not convert the model: "
                 + "\n".join(reason[:5])
                 + (f"\nIts log ends with:\n{log()}" if log() else "")
             ) from error
 
 
-def _frozen(tf: Any, model: keras.Model, names: list[str], batch_size: int | None) -> Any:
-    """Traces the model and turns its variables into constants: 3-6x faster to convert."""
-    from tensorflow.python.framework.convert_to_constants import (
-        convert_variables_to_constants_v2,
-    )
+def _save(tf: Any, model: keras.Model, folder: str, names: list[str], batch_size: Any) -> None:
+    """Writes a SavedModel in which small weights are constants, and large ones variables.
 
-    signature = [
+    Each variable costs the checkpoint milliseconds, each constant several copies of its bytes.
+    """
+    specs = [
         tf.TensorSpec((batch_size, *t.shape[1:]), t.dtype, name=spec.name)
         for t, spec in zip(model.inputs, input_specs(model), strict=True)
     ]
     structure = getattr(model, "_inputs_struct", None)
+    single = len(specs) == 1 and not isinstance(structure, (dict, list, tuple))
+    module = tf.Module()
+    values = [v.value if _is_large(v) else v.numpy() for v in model.variables]
+    module.large = [value for value in values if isinstance(value, tf.Variable)]
 
     @tf.function(autograph=False)
-    def serve(*tensors: Any) -> dict[str, Any]:
-        single = len(tensors) == 1 and not isinstance(structure, (dict, list, tuple))
-        if structure is None or single:
-            inputs = tensors[0]
-        else:
-            inputs = tree.pack_sequence_as(structure, list(tensors))
-        outputs = tree.flatten(model(inputs, training=False))
+    def serve(*given: Any) -> dict[str, Any]:
+        # The model is never called on variables: looking rows up in one is another operation.
+        tensors = map(tf.convert_to_tensor, values)
+        with keras.StatelessScope(list(zip(model.variables, tensors, strict=True))):
+            packed = given[0] if single else tree.pack_sequence_as(structure, list(given))
+            outputs = tree.flatten(model(packed, training=False))
         return dict(zip(names, outputs, strict=True))
 
-    # Loops are left whole: taken apart, they could not be converted at all.
-    concrete = serve.get_concrete_function(*signature)
-    return convert_variables_to_constants_v2(concrete, lower_control_flow=False)
-
-
-def _save(tf: Any, graph: Any, folder: str, model: keras.Model, names: list[str]) -> None:
-    """Writes a SavedModel of the frozen graph: it keeps the names of inputs and outputs."""
-    module = tf.Module()
-    specs = {
-        spec.name: tf.TensorSpec(tensor.shape, tensor.dtype, name=spec.name)
-        for spec, tensor in zip(input_specs(model), graph.inputs, strict=True)
-    }
-    order = list(specs)
-    # The frozen function returns its outputs in the order of the sorted names.
-    keys = sorted(names)
-
-    @tf.function(autograph=False)
-    def serve(**inputs: Any) -> dict[str, Any]:
-        outputs = graph(*(inputs[name] for name in order))
-        outputs = outputs if isinstance(outputs, (list, tuple)) else [outputs]
-        flat = tree.flatten(outputs[0]) if isinstance(outputs[0], dict) else outputs
-        return dict(zip(keys, flat, strict=True))
-
-    module.serve = serve
+    concrete = serve.get_concrete_function(*specs)
+    module.others = list(concrete.graph.variables)  # states that Keras does not count as variables
     tf.saved_model.save(
         module,
         folder,
-        signatures={"serving_default": serve.get_concrete_function(**specs)},
+        signatures={"serving_default": concrete},
         options=tf.saved_model.SaveOptions(experimental_custom_gradients=False),
     )
+
+
+_LARGE = 1 << 14  # numbers
+_SCOPE = re.compile(r"[A-Za-z0-9.][A-Za-z0-9_.\\/>-]*")  # what TensorFlow calls a valid name
+
+
+def _is_large(variable: Any) -> bool:
+    name = variable.value.name.split(":")[0]
+    return math.prod(variable.shape) > _LARGE and bool(_SCOPE.fullmatch(name))
 
 
 def _configure(tf: Any, converter: Any, quantized: str | None, io_dtype: str, sparse: bool) -> None:

@@ -242,7 +242,9 @@ class CompressionWrapper(keras.layers.Layer):
         if not (self.layer.supports_masking and inputs):
             return None
         # To Keras, whose call() names its inputs, ours has one argument: the tuple of them all.
-        return self.layer.compute_mask(inputs[0], previous_mask[0] if previous_mask else None)
+        if isinstance(previous_mask, (list, tuple)):
+            previous_mask = previous_mask[0] if previous_mask else None
+        return self.layer.compute_mask(inputs[0], previous_mask)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor arguments."""
