@@ -1,18 +1,20 @@
-"""Accuracy of quantized files on Fashion-MNIST: the tables of docs/quantization.md.
+"""Accuracy of quantized files: the tables of docs/quantization.md.
 
-A ResNet of 78,426 parameters by QAT and PTQ, with 8 and with 4 bits; and an LSTM, a Transformer and
-a network of 1-D convolutions that read the images row by row. Trains on the embedded 10,000 images
-and tests on 5,000, or on all 60,000 and 10,000 with --full. By hand, half an hour (with --full two
-hours, on one core):
+A ResNet of 78,426 parameters by QAT and PTQ, with 8 and with 4 bits, on the embedded Fashion-MNIST
+(10,000 training and 5,000 test images) or on all 60,000 and 10,000 with --full; and an LSTM, a
+Transformer and a network of 1-D convolutions that read the images row by row, spoken vowels and
+curves of electricity (the data are in aeon: pip install --no-deps aeon). By hand, an hour for
+either part, and three with --full, on one core:
 
     python -m benchmarks.quantization [--seeds 3] [--part resnet|sequences] [--full]
 """
 
 import argparse
 import dataclasses
+import importlib.util
 import math
+import pathlib
 import tempfile
-import time
 import warnings
 
 import keras
@@ -21,7 +23,7 @@ from keras import layers
 from rich.console import Console
 
 import tfcompress as tfc
-from tfcompress.demo.data import load
+from tfcompress.demo.data import Data, load
 from tfcompress.demo.models import resnet as resnet_model
 from tfcompress.tables import table
 
@@ -97,64 +99,87 @@ def sizes(path):
     return report.bytes, report.gzip_bytes
 
 
-def lstm():
-    """Reads an image row by row."""
-    return keras.Sequential(
-        [
-            keras.Input((28, 28, 1)),
-            layers.Reshape((28, 28)),
-            layers.LSTM(48),
-            layers.Dense(10),
-        ]
-    )
+def lstm(shape, classes):
+    """Reads step by step."""
+    return keras.Sequential([keras.Input(shape), layers.LSTM(48), layers.Dense(classes)])
 
 
-def transformer():
-    """An encoder of one layer over the rows."""
-    inputs = keras.Input((28, 28, 1))
-    x = layers.Dense(32)(layers.Reshape((28, 28))(inputs))
+def transformer(shape, classes):
+    """An encoder of one layer."""
+    inputs = keras.Input(shape)
+    x = layers.Dense(32)(inputs)
     x = layers.Add()([x, layers.MultiHeadAttention(4, 8)(x, x)])
     x = layers.LayerNormalization()(x)
     x = layers.Add()([x, layers.Dense(32)(layers.Dense(64, activation="gelu")(x))])
     x = layers.LayerNormalization()(x)
-    return keras.Model(inputs, layers.Dense(10)(layers.Flatten()(x)))
+    return keras.Model(inputs, layers.Dense(classes)(layers.Flatten()(x)))
 
 
-def convolutions():
-    """1-D convolutions along the rows."""
+def convolutions(shape, classes):
+    """1-D convolutions along the steps."""
     return keras.Sequential(
         [
-            keras.Input((28, 28, 1)),
-            layers.Reshape((28, 28)),
+            keras.Input(shape),
             layers.Conv1D(32, 3, activation="relu"),
             layers.Conv1D(48, 3, strides=2, activation="relu"),
             layers.GlobalAveragePooling1D(),
-            layers.Dense(10),
+            layers.Dense(classes),
         ]
     )
 
 
-def sequences(data):
-    """Yields (network, scheme, accuracy, float tensors, seconds of the export)."""
+def series(name):
+    """Returns a set of aeon's time series, each channel normalized: (steps, channels), labels."""
+    package = importlib.util.find_spec("aeon")
+    if package is None:
+        raise SystemExit("pip install --no-deps aeon")
+    (folder,) = pathlib.Path(package.origin).parent.glob(f"datasets/data/{name}")
+    parts = []
+    for split in ("TRAIN", "TEST"):
+        (path,) = [*folder.glob(f"*_eq_{split}.ts"), *folder.glob(f"{name}_{split}.ts")][:1]
+        lines = [line for line in path.read_text().splitlines() if line[:1] not in ("@", "#", "")]
+        rows = [line.split(":") for line in lines]
+        x = [[[float(v) for v in channel.split(",")] for channel in row[:-1]] for row in rows]
+        parts += [np.moveaxis(np.array(x, "float32"), 1, 2), np.array([row[-1] for row in rows])]
+    x_train, y_train, x_test, y_test = parts
+    mean, deviation = x_train.mean((0, 1)), x_train.std((0, 1))
+    names = sorted(set(y_train))
+    labels = [np.array([names.index(label) for label in y]) for y in (y_train, y_test)]
+    return Data(
+        name, (x_train - mean) / deviation, labels[0], (x_test - mean) / deviation, labels[1]
+    )
+
+
+def image_rows(data):
+    """Returns the images as sequences of their rows."""
+    return dataclasses.replace(
+        data, source="image rows", x_train=data.x_train[..., 0], x_test=data.x_test[..., 0]
+    )
+
+
+def sequences(data, seeds, epochs, more, batch):
+    """Yields (network, scheme, accuracy, float tensors) of every seed."""
     x, y = data.x_train, data.y_train
+    steps = math.ceil(len(x) / batch)
     for make in (lstm, transformer, convolutions):
-        keras.utils.set_random_seed(0)
-        model = compiled(make(), decay(3e-3, 8 * 157))
-        model.fit(x, y, batch_size=64, epochs=8, verbose=0)
-        name = make.__name__
-        yield name, "float", model.evaluate(data.x_test, data.y_test, verbose=0)[1], "", ""
-        with tempfile.TemporaryDirectory() as folder:
-            path = f"{folder}/m.tflite"
-            started = time.perf_counter()
-            result = tfc.export_tflite(model, path, scheme="int8", representative_dataset=x[:512])
-            seconds = f"{time.perf_counter() - started:.0f}"
-            yield name, "PTQ int8", accuracy(path, data), len(result.float_tensors), seconds
-            aware = compiled(tfc.quantize(model), decay(5e-4, 2 * 157))
-            aware.fit(x, y, batch_size=64, epochs=2, verbose=0)
-            started = time.perf_counter()
-            result = tfc.export_tflite(aware, path)
-            seconds = f"{time.perf_counter() - started:.0f}"
-            yield name, "QAT int8", accuracy(path, data), len(result.float_tensors), seconds
+        for seed in range(seeds):
+            keras.utils.set_random_seed(seed)
+            model = compiled(make(x.shape[1:], len(set(y))), decay(3e-3, epochs * steps))
+            model.fit(x, y, batch_size=batch, epochs=epochs, verbose=0)
+            test = data.x_test, data.y_test
+            yield make.__name__, "float", model.evaluate(*test, verbose=0)[1], 0
+            with tempfile.TemporaryDirectory() as folder:
+                path = f"{folder}/m.tflite"
+                for name, ranges in {"PTQ": None, "PTQ, averages": "moving_average"}.items():
+                    scheme = tfc.QuantizationScheme(activation_range=ranges)
+                    result = tfc.export_tflite(
+                        model, path, scheme=scheme, representative_dataset=x[:512]
+                    )
+                    yield make.__name__, name, accuracy(path, data), len(result.float_tensors)
+                aware = compiled(tfc.quantize(model), decay(1e-3, more * steps))
+                aware.fit(x, y, batch_size=batch, epochs=more, verbose=0)
+                result = tfc.export_tflite(aware, path)
+                yield make.__name__, "QAT", accuracy(path, data), len(result.float_tensors)
 
 
 def main():
@@ -167,12 +192,22 @@ def main():
     options = parser.parse_args()
     data, console = load(options.full), Console(width=120)
     if options.part in ("", "sequences"):
-        rows = []
-        for name, scheme, share, tensors, seconds in sequences(data):
-            rows.append((name, scheme, f"{share:.2%}", str(tensors), seconds))
-            print(rows[-1], flush=True)
-        columns = ("network", "scheme", "accuracy", "float tensors", "export, s")
-        console.print(table("sequences", columns, rows))
+        sets = [
+            (image_rows(load()), 8, 2, 64),
+            (series("JapaneseVowels"), 150, 40, 32),
+            (series("ItalyPowerDemand"), 300, 100, 32),
+        ]
+        for given, *training in sets:
+            found = {}
+            for name, scheme, share, tensors in sequences(given, options.seeds, *training):
+                print(given.source, name, scheme, f"{share:.4f}", tensors, flush=True)
+                found.setdefault((name, scheme), []).append((share, tensors))
+            rows = [
+                (*key, f"{np.mean([s for s, _ in runs]):.2%}", f"{max(t for _, t in runs)}")
+                for key, runs in found.items()
+            ]
+            columns = ("network", "scheme", "accuracy", "float tensors")
+            console.print(table(given.source, columns, rows))
     if options.part in ("", "resnet"):
         found = {}
         for seed, name, share, count, zipped in resnet(data, options.seeds, options.full):

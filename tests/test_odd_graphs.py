@@ -105,7 +105,7 @@ def test_what_the_runtime_does_not_know_is_an_exception(tmp_path):
 
 
 def test_names_that_tensorflow_does_not_like(tmp_path):
-    for name in ("_hidden", "a layer", "ünter"):
+    for name in ("_hidden", "1st", "a-b"):
         inputs = keras.Input((200,))
         model = keras.Model(inputs, L.Dense(100, name=name)(inputs))
         result = tfc.export_tflite(model, tmp_path / "m.tflite")
