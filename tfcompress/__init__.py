@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from tfcompress.tflite.run import TFLiteModel
     from tfcompress.transforms.base import WeightTransform
     from tfcompress.transforms.schedules import ConstantSparsity, PolynomialDecay
+    from tfcompress.tune.channels import prune_channels
     from tfcompress.tune.precision import AssignedScheme, assign_precision
     from tfcompress.tune.sensitivity import Sensitivity, sensitivity
     from tfcompress.wrap.apply import prune, quantize
@@ -75,6 +76,7 @@ _HOMES = {
     "inspect_tflite": "tflite.inspect",
     "describe_layer": "wrap.custom",
     "prune": "wrap.apply",
+    "prune_channels": "tune.channels",
     "quantize": "wrap.apply",
     "sensitivity": "tune.sensitivity",
     "strip": "wrap.strip",
@@ -115,6 +117,7 @@ __all__ = [
     "export_tflite",
     "inspect_tflite",
     "prune",
+    "prune_channels",
     "quantize",
     "sensitivity",
     "strip",

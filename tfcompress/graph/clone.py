@@ -13,7 +13,7 @@ from tfcompress.graph.expand import Expanded
 from tfcompress.graph.read import Call, Graph, is_graph, read_graph
 
 
-def clone_layer(layer: Any, **overrides: Any) -> Any:
+def clone_layer(layer: Any, /, **overrides: Any) -> Any:
     """Makes an unbuilt copy of a layer or operation from its config.
 
     Args:
@@ -82,6 +82,10 @@ class Rewriter:
         nested = self.once(call.operation, lambda: self._rebuild(call.operation, call.path + "/"))
         return nested(*args, **kwargs)
 
+    def input_like(self, tensor: Any) -> Any:
+        """Makes an input of a new model, like that of the old one."""
+        return clone_layer(tensor._keras_history.operation).output
+
     def enter(self, model: keras.Model, path: str, inputs: list[Any]) -> list[Any]:
         """Emits what follows the inputs of a model; path is "" for the outermost."""
         return inputs
@@ -111,7 +115,7 @@ class Rewriter:
             self._replacements[id(source)] = make()
         return self._replacements[id(source)]
 
-    def clone(self, operation: Any, **overrides: Any) -> Any:
+    def clone(self, operation: Any, /, **overrides: Any) -> Any:
         """Returns the one copy of `operation`; its weights will be carried over."""
 
         def make() -> Any:
@@ -128,7 +132,7 @@ class Rewriter:
 
     def _rebuild(self, model: keras.Model, path: str) -> keras.Model:
         graph = read_graph(model, path)
-        inputs = [clone_layer(t._keras_history.operation).output for t in model.inputs]
+        inputs = [self.input_like(tensor) for tensor in model.inputs]
         entered = self.enter(model, path, inputs)
         emitted = {id(old): new for old, new in zip(model.inputs, entered, strict=True)}
 

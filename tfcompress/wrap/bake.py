@@ -70,7 +70,7 @@ class _Bake(Rewriter):
             return ops.convert_to_tensor(uneven(ops.convert_to_numpy(value)), value.dtype)
         return value
 
-    def clone(self, operation: Any, **overrides: Any) -> Any:
+    def clone(self, operation: Any, /, **overrides: Any) -> Any:
         if isinstance(operation, layers.Layer) and "dtype" in operation.get_config():
             overrides.setdefault("dtype", _in_float32(operation.dtype_policy))
         normalizes = type(operation) is layers.LayerNormalization

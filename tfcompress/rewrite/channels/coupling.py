@@ -1,0 +1,289 @@
+"""Which channels of a model must go together.
+
+Every channel of every tensor gets a number. A rule for each kind of layer (`rules.py`) says which
+numbers a layer makes, hands on, or couples, and along which axes of its weights they lie. What is
+coupled in any way is one unit: all of it goes, or nothing. This is the dependency graph of Fang et
+al. 2023 (arXiv:2301.12900), drawn at the level of single channels, so that a concatenation, a
+flattened image or a depthwise multiplier need no bookkeeping of their own.
+
+The numbers of a tensor are an array that broadcasts to its shape without the batch: an axis along
+which the channel does not change has the size 1.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+
+from tfcompress.graph.read import Call, is_graph, read_graph
+
+Numbers = np.ndarray
+Rule = Callable[[Any, Call, list[Numbers]], Any]
+RULES: dict[Any, Rule] = {}
+"""The rule of each class, or of each class of Keras by name."""
+
+
+class Unresolved(ValueError):
+    """How the channels of a layer are coupled is not known."""
+
+
+@dataclasses.dataclass
+class Use:
+    """Where channels lie in a weight.
+
+    Attributes:
+        variable: The weight.
+        path: Path of its layer.
+        axes: For each axis that carries channels, their numbers along it.
+        made: The axis along which the layer makes the channels, if it does.
+    """
+
+    variable: Any
+    path: str
+    axes: dict[int, np.ndarray]
+    made: int | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Units that are made by the same layers, and are compared with each other.
+
+    Attributes:
+        layers: Paths of the layers that make the channels.
+        units: Numbers of the units.
+    """
+
+    layers: tuple[str, ...]
+    units: np.ndarray
+
+
+class Coupling:
+    """Channels of a model, and what couples them.
+
+    Args:
+        model: A built Sequential or Functional model.
+        unknown: "raise" to refuse what no rule knows, "keep" to leave the channels around it alone.
+    """
+
+    def __init__(self, model: keras.Model, unknown: str = "raise") -> None:
+        self.uses: dict[int, Use] = {}
+        self.settings: dict[int, list[tuple[str, np.ndarray, Callable[..., Any] | None]]] = {}
+        self.tensors: dict[int, np.ndarray] = {}
+        self.kept: list[str] = []  # layers around which channels are left alone
+        self._alive: list[Any] = []
+        self._unknown = unknown
+        self._count = 0
+        self._pairs: list[np.ndarray] = []
+        self._fixed: list[np.ndarray] = []
+        self._made: dict[tuple[int, str], tuple[str, np.ndarray]] = {}
+        formats = {getattr(layer, "data_format", None) for layer in model._flatten_layers()}
+        for tensor in model.inputs:
+            first = "channels_first" in formats and len(tensor.shape) > 2
+            self.tensors[id(tensor)] = self.fixed(tensor, 0 if first else -1)
+        for output in self._trace(model, ""):
+            self.fix(output)
+        self._solve()
+
+    # What rules use.
+
+    def new(self, call: Call, count: int, what: str = "") -> np.ndarray:
+        """Returns numbers for the channels that a layer makes, the same at each of its calls."""
+        key = (id(call.operation), what)
+        if key not in self._made:
+            numbers = np.arange(self._count, self._count + count)
+            self._count += count
+            self._made[key] = (call.path + (f"/{what}" if what else ""), numbers)
+        return self._made[key][1]
+
+    def fixed(self, tensor: Any, axis: int = -1) -> np.ndarray:
+        """Returns numbers that may not go, for one axis of a tensor (the batch not counted)."""
+        sizes, shape = tensor.shape[1:], [1] * (len(tensor.shape) - 1)
+        if shape and keras.backend.is_float_dtype(tensor.dtype):
+            shape[axis] = sizes[axis] or 1
+        size = int(np.prod(shape))
+        numbers = np.arange(self._count, self._count + size).reshape(shape)
+        self._count += size
+        self.fix(numbers)
+        return numbers
+
+    def fix(self, numbers: np.ndarray) -> None:
+        """Has channels stay."""
+        self._fixed.append(np.ravel(numbers))
+
+    def couple(self, first: np.ndarray, second: np.ndarray) -> None:
+        """Has channels go together, place by place."""
+        pair = np.stack([np.ravel(a) for a in np.broadcast_arrays(first, second)])
+        self._pairs.append(pair[:, pair[0] != pair[1]])
+
+    def use(
+        self, call: Call, variable: Any, axes: dict[int, np.ndarray], made: int | None = None
+    ) -> None:
+        """Says along which axes of a weight channels lie.
+
+        Args:
+            call: The call of the layer.
+            variable: The weight; None is passed over.
+            axes: Numbers along each axis; negative axes count from the last.
+            made: The axis along which the layer makes channels, for scores.
+        """
+        if variable is None:
+            return
+        rank = len(variable.shape)
+        axes = {axis % rank: np.ravel(numbers) for axis, numbers in axes.items()}
+        for axis, numbers in axes.items():
+            if len(numbers) != variable.shape[axis]:
+                raise Unresolved(
+                    f"axis {axis} of {variable.path} has {variable.shape[axis]} entries for "
+                    f"{len(numbers)} channels"
+                )
+        known = self.uses.get(id(variable))
+        if known is None:
+            made = made % rank if made is not None else None
+            self.uses[id(variable)] = Use(variable, call.path, axes, made)
+            return
+        for axis, numbers in axes.items():  # a layer that is called again
+            self.couple(known.axes.setdefault(axis, numbers), numbers)
+
+    def set(
+        self,
+        call: Call,
+        entry: str,
+        numbers: np.ndarray,
+        value: Callable[[np.ndarray], Any] | None = None,
+    ) -> None:
+        """Says that an entry of a layer's config is the number of these channels.
+
+        Args:
+            call: The call of the layer.
+            entry: Name in the config; "layer/units" for the config of a layer inside.
+            numbers: The channels.
+            value: Makes the entry from which of them stay (booleans), instead of their number.
+        """
+        entries = self.settings.setdefault(id(call.operation), [])
+        if all(name != entry for name, _, _ in entries):
+            entries.append((entry, numbers, value))
+
+    # The solution.
+
+    def unit_of(self, numbers: np.ndarray) -> np.ndarray:
+        """Returns the unit of each channel."""
+        return self._labels[numbers]
+
+    def _solve(self) -> None:
+        from scipy.sparse import coo_matrix
+        from scipy.sparse.csgraph import connected_components
+
+        pairs = np.concatenate([np.zeros((2, 0), int), *self._pairs], 1)
+        edges = coo_matrix((np.ones(pairs.shape[1]), tuple(pairs)), (self._count, self._count))
+        count, self._labels = connected_components(edges, directed=False)
+        self.free = np.ones(count, bool)
+        for numbers in self._fixed:
+            self.free[self._labels[numbers]] = False
+        self.units = count
+        makers: list[set[int]] = [set() for _ in range(count)]
+        made = list(self._made.values())
+        for index, (_, numbers) in enumerate(made):
+            for unit in set(self._labels[numbers]):
+                makers[unit].add(index)
+        found: dict[frozenset[int], list[int]] = {}
+        for unit in np.flatnonzero(self.free):
+            if makers[unit]:
+                found.setdefault(frozenset(makers[unit]), []).append(int(unit))
+        self.groups = [
+            Group(tuple(sorted(made[index][0] for index in key)), np.array(units))
+            for key, units in found.items()
+        ]
+
+    def _trace(self, model: keras.Model, path: str) -> list[np.ndarray]:
+        self._alive.append(model)
+        for call in read_graph(model, path).calls:
+            self._alive.append(call)
+            given = [self.tensors[id(tensor)] for tensor in call.inputs]
+            if is_graph(call.operation):
+                made = self._nested(call, given)
+            else:
+                made = self._apply(call, given)
+            for tensor, numbers in zip(call.outputs, made, strict=True):
+                self.tensors[id(tensor)] = numbers
+        return [self.tensors[id(tensor)] for tensor in model.outputs]
+
+    def _nested(self, call: Call, given: list[np.ndarray]) -> list[np.ndarray]:
+        inner = call.operation
+        again = id(inner.inputs[0]) in self.tensors
+        for tensor, numbers in zip(inner.inputs, given, strict=True):
+            if again:
+                self.couple(self.tensors[id(tensor)], numbers)
+            self.tensors.setdefault(id(tensor), numbers)
+        if again:
+            return [self.tensors[id(tensor)] for tensor in inner.outputs]
+        return self._trace(inner, call.path + "/")
+
+    def _apply(self, call: Call, given: list[np.ndarray]) -> list[np.ndarray]:
+        layer = call.operation
+        try:
+            rule = rule_for(layer)
+            if rule is None:
+                raise Unresolved("no rule is known for it")
+            made = rule(self, call, given)
+        except Unresolved as error:
+            if self._unknown == "raise":
+                raise Unresolved(
+                    f"layer {call.path!r} ({type(layer).__name__}): how its channels are coupled "
+                    f"is not known: {error}. Pass unknown='keep' to leave the channels around it "
+                    "alone, or register a rule (tfcompress.rewrite.channels.rules)."
+                ) from None
+            self.kept.append(call.path)
+            for numbers in given:
+                self.fix(numbers)
+            made = [self.fixed(tensor) for tensor in call.outputs]
+        return made if isinstance(made, list) else [made]
+
+
+def rule_for(layer: Any) -> Rule | None:
+    """Returns the rule of a layer or operation, or of the nearest class it derives from."""
+    for kind in type(layer).__mro__:
+        if kind in RULES:
+            return RULES[kind]
+        if kind.__module__.split(".")[0] == "keras":
+            return RULES.get(kind.__name__)
+        if "call" in vars(kind):
+            return None
+    return None
+
+
+def channel_rule(*kinds: Any) -> Callable[[Rule], Rule]:
+    """Registers a rule for classes, or for names of Keras' layers and operations.
+
+    A rule is given the `Coupling`, the `Call` and the numbers of each input tensor, and returns
+    those of the output, or a list of them.
+    """
+
+    def register(rule: Rule) -> Rule:
+        RULES.update(dict.fromkeys(kinds, rule))
+        return rule
+
+    return register
+
+
+def channel_axis(layer: Any, numbers: Numbers) -> int:
+    """Returns the axis of the channels, without the batch."""
+    first = getattr(layer, "data_format", "channels_last") == "channels_first"
+    return 0 if first else numbers.ndim - 1
+
+
+def along(numbers: Numbers, axis: int) -> Numbers:
+    """Returns the numbers along one axis, along which alone they may change."""
+    if numbers.size != numbers.shape[axis]:
+        raise Unresolved("its channels lie along several axes of its input")
+    return numbers.ravel()
+
+
+def spread(numbers: Numbers, rank: int, axis: int) -> Numbers:
+    """Returns numbers that change along one axis of a tensor of `rank` axes (no batch)."""
+    shape = [1] * rank
+    shape[axis] = -1
+    return numbers.reshape(shape)

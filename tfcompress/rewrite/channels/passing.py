@@ -1,0 +1,173 @@
+"""Rules of what has no weights: activations, sums, concatenations, and what moves values about."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+
+from tfcompress.graph.read import Call
+from tfcompress.rewrite.channels.coupling import (
+    Coupling,
+    Numbers,
+    Unresolved,
+    along,
+    channel_axis,
+    channel_rule,
+    spread,
+)
+
+_SAME = (
+    "Activation ReLU LeakyReLU ELU Dropout SpatialDropout1D SpatialDropout2D SpatialDropout3D "
+    "AlphaDropout GaussianDropout GaussianNoise ActivityRegularization Identity Rescaling Masking "
+    "StochasticDepth MaxPooling1D MaxPooling2D MaxPooling3D AveragePooling1D AveragePooling2D "
+    "AveragePooling3D UpSampling1D UpSampling2D UpSampling3D ZeroPadding1D ZeroPadding2D "
+    "ZeroPadding3D Cropping1D Cropping2D Cropping3D Resizing CenterCrop RandomFlip RandomRotation "
+    "Relu Relu6 Elu LeakyRelu Selu Silu Gelu HardSilu Sigmoid HardSigmoid Softplus Softsign Tanh "
+    "HardTanh Mish Negative Absolute Abs Sqrt Rsqrt Square Exp Log Cast Clip Erf Sin Cos Power "
+    "MaxPool AveragePool Reciprocal Floor Round Sign Swish LogSigmoid Tanhshrink"
+).split()
+
+
+@channel_rule(*_SAME)
+def _same(coupling: Coupling, call: Call, given: list[Numbers]) -> Numbers:
+    name = getattr(getattr(call.operation, "activation", None), "__name__", "")
+    if "softmax" in name:
+        return _softmax(coupling, call, given)
+    return given[0]
+
+
+@channel_rule("Softmax", "LogSoftmax")
+def _softmax(coupling: Coupling, call: Call, given: list[Numbers]) -> Numbers:
+    coupling.fix(given[0])  # each depends on all others
+    return given[0]
+
+
+@channel_rule(
+    "Add", "Subtract", "Multiply", "Average", "Maximum", "Minimum", "Divide", "TrueDivide", "Where"
+)
+def _elementwise(coupling: Coupling, call: Call, given: list[Numbers]) -> Numbers:
+    for value in keras.tree.flatten((call.args, call.kwargs)):
+        if not isinstance(value, keras.KerasTensor) and np.size(value) > 1:
+            raise Unresolved("it takes a constant that may differ from channel to channel")
+    return _together(coupling, call, given)
+
+
+def _together(coupling: Coupling, call: Call, given: list[Numbers]) -> Numbers:
+    shapes = [tuple(tensor.shape[1:]) for tensor in call.inputs]
+    rank = max(len(shape) for shape in shapes)
+    if any(len(shape) != rank for shape in shapes):
+        raise Unresolved("its inputs have different numbers of axes")
+    result = given[0]
+    for shape, numbers in zip(shapes[1:], given[1:], strict=True):
+        result = _two(coupling, result, shapes[0], numbers, shape)
+        shapes[0] = tuple(b if a == 1 else a for a, b in zip(shapes[0], shape, strict=True))
+    return result
+
+
+def _two(coupling: Coupling, a: Numbers, of_a: Any, b: Numbers, of_b: Any) -> Numbers:
+    """Couples two tensors; what is one channel for all of the other's stays, and couples nothing.
+
+    The numbers tell an axis of size 1 from one along which the channel does not change only
+    together with the shapes.
+    """
+    axes = range(a.ndim)
+    for small, of_small, large, of_large in ((a, of_a, b, of_b), (b, of_b, a, of_a)):
+        if any(of_small[i] == 1 != of_large[i] and large.shape[i] > 1 for i in axes):
+            coupling.fix(small)
+            return large
+    varying = [{i for i in axes if numbers.shape[i] > 1} for numbers in (a, b)]
+    sized = [{i for i in axes if shape[i] != 1} for shape in (of_a, of_b)]
+    if (varying[0] - varying[1]) & sized[1] or (varying[1] - varying[0]) & sized[0]:
+        raise Unresolved("its inputs have their channels along different axes")
+    coupling.couple(a, b)
+    return np.broadcast_arrays(a, b)[0]
+
+
+@channel_rule("Concatenate")
+def _concatenate(coupling: Coupling, call: Call, given: list[Numbers]) -> Numbers:
+    rank = given[0].ndim
+    axis = call.operation.axis % (rank + 1) - 1
+    if all(numbers.shape[axis] == 1 for numbers in given) and any(n.size > 1 for n in given):
+        for numbers in given[1:]:
+            coupling.couple(given[0], numbers)
+        return given[0]
+    sizes = [tensor.shape[axis + 1] for tensor in call.inputs]
+    parts = []
+    for numbers, size in zip(given, sizes, strict=True):
+        if numbers.shape[axis] != size:
+            raise Unresolved("its inputs have their channels along different axes")
+        parts.append(numbers)
+    return np.concatenate(parts, axis)
+
+
+@channel_rule("Flatten", "Reshape", "Squeeze", "ExpandDims")
+def _reshaped(coupling: Coupling, call: Call, given: list[Numbers]) -> Numbers:
+    before = tuple(size or 1 for size in call.inputs[0].shape[1:])
+    after = tuple(size or 1 for size in call.outputs[0].shape[1:])
+    if np.prod(before) != np.prod(after):
+        raise Unresolved("it takes sizes that are not known")
+    numbers = np.broadcast_to(given[0], before).reshape(after)
+    for axis in range(len(after)):
+        first = np.take(numbers, [0], axis)
+        if np.array_equal(np.broadcast_to(first, after), np.broadcast_to(numbers, after)):
+            numbers = first
+    varying = [axis for axis, size in enumerate(numbers.shape) if size > 1]
+    for axis in varying[:-1]:  # the last one counts the channels, and they go at all positions
+        first = np.take(numbers, [0], axis)
+        coupling.couple(first, numbers)
+        numbers = first
+    entry = {"Reshape": "target_shape" if hasattr(call.operation, "target_shape") else "newshape"}
+    name = entry.get(type(call.operation).__name__)
+    if name and varying:
+        shape = getattr(call.operation, name)
+        place = varying[-1] + (len(shape) - len(after))
+
+        def target(stays: np.ndarray, shape: Any = shape, place: int = place) -> Any:
+            size = -1 if shape[place] == -1 else int(stays.sum())
+            return (*shape[:place], size, *shape[place + 1 :])
+
+        coupling.set(call, name, along(numbers, varying[-1]), target)
+    return numbers
+
+
+@channel_rule("Permute", "Transpose")
+def _permuted(coupling: Coupling, call: Call, given: list[Numbers]) -> Numbers:
+    order = getattr(call.operation, "dims", None)
+    if order is None:
+        order = call.operation.axes
+        if order is None or order[0] != 0:
+            raise Unresolved("it moves the batch")
+        order = order[1:]
+    return given[0].transpose([axis - 1 for axis in order])
+
+
+@channel_rule("RepeatVector")
+def _repeated(coupling: Coupling, call: Call, given: list[Numbers]) -> Numbers:
+    return given[0][None]
+
+
+@channel_rule(
+    *(f"Global{kind}Pooling{n}D" for kind in ("Average", "Max") for n in (1, 2, 3)),
+)
+def _pooled(coupling: Coupling, call: Call, given: list[Numbers]) -> Numbers:
+    axis = channel_axis(call.operation, given[0])
+    channels = along(given[0], axis)
+    return spread(channels, given[0].ndim, axis) if call.operation.keepdims else channels
+
+
+@channel_rule("Mean", "Max", "Min", "Sum", "Amax", "Amin", "Var", "Std")
+def _reduced(coupling: Coupling, call: Call, given: list[Numbers]) -> Numbers:
+    numbers, rank = given[0], given[0].ndim
+    axes = call.operation.axis
+    axes = range(rank + 1) if axes is None else [axes] if isinstance(axes, int) else axes
+    axes = {axis % (rank + 1) - 1 for axis in axes}
+    if -1 in axes:
+        raise Unresolved("it mixes samples")
+    if any(numbers.shape[axis] > 1 for axis in axes):
+        coupling.fix(numbers)  # how many there are counts
+        return coupling.fixed(call.outputs[0])
+    if getattr(call.operation, "keepdims", False):
+        return numbers
+    return numbers.reshape([n for axis, n in enumerate(numbers.shape) if axis not in axes])
