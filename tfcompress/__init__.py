@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from tfcompress.distill.teachers import ensemble
     from tfcompress.errors import CompressionWarning, ExportError
     from tfcompress.export import ExportResult, export_tflite
+    from tfcompress.rewrite.depth import drop_layers, share_layers
+    from tfcompress.rewrite.low_rank import factorize
     from tfcompress.scheme import QuantizationScheme
     from tfcompress.tflite.inspect import inspect_tflite
     from tfcompress.tflite.run import TFLiteModel
@@ -75,6 +77,9 @@ _HOMES = {
     "export_tflite": "export",
     "inspect_tflite": "tflite.inspect",
     "describe_layer": "wrap.custom",
+    "drop_layers": "rewrite.depth",
+    "share_layers": "rewrite.depth",
+    "factorize": "rewrite.low_rank",
     "prune": "wrap.apply",
     "prune_channels": "tune.channels",
     "quantize": "wrap.apply",
@@ -113,13 +118,16 @@ __all__ = [
     "cache_teacher",
     "compare",
     "describe_layer",
+    "drop_layers",
     "ensemble",
     "export_tflite",
+    "factorize",
     "inspect_tflite",
     "prune",
     "prune_channels",
     "quantize",
     "sensitivity",
+    "share_layers",
     "strip",
     "summary",
     "tinybert_losses",

@@ -8,13 +8,23 @@ from collections.abc import Callable, Mapping
 import keras
 import numpy as np
 
+from tfcompress.graph.cost import plain
+from tfcompress.graph.read import walk_layers
 from tfcompress.rewrite.adaround import round_by_output
 from tfcompress.rewrite.equalize import equalize
 from tfcompress.rewrite.fold import fold_batch_norm
 from tfcompress.scheme import QuantizationScheme
 from tfcompress.wrap.apply import quantize
 from tfcompress.wrap.calibrate import calibrate
+from tfcompress.wrap.recurrent import RuntimeRecurrent
 from tfcompress.wrap.strip import is_wrapped, without_transforms
+
+
+def _default_range(model: keras.Model) -> str:
+    """Returns how ranges are chosen where the scheme does not say."""
+    # A cell adds up over the steps: few sequences reach its ends, and all share its grid.
+    recurrent = any(isinstance(plain(layer), RuntimeRecurrent) for _, layer in walk_layers(model))
+    return "moving_average" if recurrent else "min_max"
 
 
 def post_training(
@@ -41,7 +51,7 @@ def post_training(
         scheme = dataclasses.replace(scheme, weight_range="mse")
     quantized = quantize(plain, scheme)
     say("measuring the ranges of activations")
-    calibrate(quantized, samples, scheme.activation_range or "min_max")
+    calibrate(quantized, samples, scheme.activation_range or _default_range(quantized))
     adaptive = scheme.rounding == "adaround"
     if adaptive or scheme.correct_bias:
         say("choosing roundings")

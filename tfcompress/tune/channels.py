@@ -11,7 +11,6 @@ import numpy as np
 from tfcompress.data import collect
 from tfcompress.export import export_tflite
 from tfcompress.graph.cost import macs
-from tfcompress.graph.inline import as_graph
 from tfcompress.graph.select import LayerSelection, select
 from tfcompress.rewrite.channels.coupling import Coupling, Group
 from tfcompress.rewrite.channels.cutting import cut
@@ -20,7 +19,7 @@ from tfcompress.scheme import check_choice
 from tfcompress.tflite.convert import input_specs
 from tfcompress.tflite.run import TFLiteModel
 from tfcompress.wrap.calibrate import packed
-from tfcompress.wrap.strip import is_wrapped
+from tfcompress.wrap.strip import as_unwrapped
 
 _TAYLOR_SAMPLES = 512
 _BATCH = 32
@@ -97,12 +96,7 @@ def prune_channels(
     check_choice(ranking, "ranking", ("global", "layer"))
     check_choice(unknown, "unknown", ("raise", "keep"))
     _check_numbers(ratio, target_macs, target_latency_ms, round_to)
-    model = as_graph(model)
-    if is_wrapped(model):
-        raise ValueError(
-            f"model {model.name!r} is wrapped by prune() or quantize(). Remove channels first: "
-            "prune_channels(strip(model)), then wrap the result."
-        )
+    model = as_unwrapped(model, "prune_channels")
     given = _batches(model, criterion, data)
     coupling = Coupling(model, unknown)
     groups = _chosen(coupling.groups, layers)

@@ -11,6 +11,7 @@ import keras
 from tfcompress.errors import CompressionWarning
 from tfcompress.graph.clone import Rewriter, clone_layer
 from tfcompress.graph.expand import Expanded
+from tfcompress.graph.inline import as_graph
 from tfcompress.graph.read import Call, Graph, check_built, walk_layers
 from tfcompress.transforms import FakeQuant
 from tfcompress.wrap.activations import (
@@ -76,6 +77,22 @@ def strip(model: Any) -> Any:
 def without_transforms(model: keras.Model) -> keras.Model:
     """Returns what `strip` returns, also for a model that was not wrapped, without a warning."""
     return _Strip().run(model)
+
+
+def as_unwrapped(model: Any, function: str) -> keras.Model:
+    """Returns a model as a graph, for a function that makes ordinary models smaller.
+
+    Raises:
+        TypeError: If `model` is no Keras model.
+        ValueError: If it is wrapped, or cannot be read.
+    """
+    model = as_graph(model)
+    if is_wrapped(model):
+        raise ValueError(
+            f"model {model.name!r} is wrapped by prune() or quantize(). Call "
+            f"{function}(strip(model)) first, then wrap the result."
+        )
+    return model
 
 
 def is_wrapped(model: keras.Model) -> bool:
