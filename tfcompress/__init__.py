@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from tfcompress.distill.teachers import ensemble
     from tfcompress.errors import CompressionWarning, ExportError
     from tfcompress.export import ExportResult, export_tflite
+    from tfcompress.rewrite.channels.regularize import GroupLasso, regularize_channels
     from tfcompress.rewrite.depth import drop_layers, share_layers
     from tfcompress.rewrite.low_rank import factorize
     from tfcompress.scheme import QuantizationScheme
@@ -79,6 +80,8 @@ _HOMES = {
     "describe_layer": "wrap.custom",
     "drop_layers": "rewrite.depth",
     "share_layers": "rewrite.depth",
+    "GroupLasso": "rewrite.channels.regularize",
+    "regularize_channels": "rewrite.channels.regularize",
     "factorize": "rewrite.low_rank",
     "prune": "wrap.apply",
     "prune_channels": "tune.channels",
@@ -104,6 +107,7 @@ __all__ = [
     "ExportResult",
     "FSP",
     "FeatureMatching",
+    "GroupLasso",
     "HardTargets",
     "PolynomialDecay",
     "QuantizationScheme",
@@ -126,6 +130,7 @@ __all__ = [
     "prune",
     "prune_channels",
     "quantize",
+    "regularize_channels",
     "sensitivity",
     "share_layers",
     "strip",

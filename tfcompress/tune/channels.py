@@ -171,13 +171,13 @@ def _removed(
 ) -> np.ndarray:
     """Returns the units to remove, at least one in each group staying."""
     every = np.concatenate([group.units for group in groups])
-    limit = np.sort(scores[every])[min(len(every) - 1, round(ratio * len(every)))]
+    lowest = set(every[np.argsort(scores[every], kind="stable")][: round(ratio * len(every))])
     removed = []
     for group in groups:
         ordered = group.units[np.argsort(scores[group.units], kind="stable")]
         count = len(ordered)
         if ranking == "global":
-            stay = count - int(np.sum(scores[ordered] < limit))
+            stay = count - len(lowest & set(ordered))
         else:
             stay = count - round(ratio * count)
         heads = all(path.endswith("/heads") for path in group.layers)
