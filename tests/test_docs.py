@@ -71,6 +71,14 @@ def test_the_other_examples_run(name, python):
     assert "student" in out and "accuracy" in out
 
 
+@pytest.mark.parametrize(
+    ("name", "said"), [("remove_channels", "after cut 3"), ("compose", "pruned + QAT + distilled")]
+)
+def test_the_examples_of_smaller_models_run(name, said, python):
+    script = (ROOT / "examples" / f"{name}.py").read_text()
+    assert said in python(f"import sys; sys.argv = ['x', '--fast']\nexec({script!r})", timeout=600)
+
+
 def test_the_example_script_runs(python):
     script = (ROOT / "examples" / "compress_your_model.py").read_text()
     assert len(script.splitlines()) < 60

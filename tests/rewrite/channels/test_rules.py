@@ -8,6 +8,7 @@ from keras import ops
 
 from tests.nets import samples_for
 from tfcompress.graph.inline import as_graph
+from tfcompress.rewrite.channels import coupling as coupling_module
 from tfcompress.rewrite.channels.coupling import Coupling, Unresolved
 from tfcompress.rewrite.channels.cutting import cut
 
@@ -277,3 +278,43 @@ def test_inputs_outputs_and_what_reaches_them_stay():
     out = conv(x, 4)
     model = keras.Model(inputs, [out, L.GlobalAveragePooling2D()(out)])
     assert Coupling(model).groups == []
+
+
+class Project(L.Layer):
+    def __init__(self, units, **kwargs):
+        super().__init__(**kwargs)
+        self.units = units
+
+    def build(self, shape):
+        self.matrix = self.add_weight(shape=(shape[-1], self.units), name="matrix")
+
+    def call(self, x):
+        return ops.matmul(x, self.matrix)
+
+    def get_config(self):
+        return {**super().get_config(), "units": self.units}
+
+
+def test_a_rule_of_ones_own(monkeypatch):
+    monkeypatch.setattr(coupling_module, "RULES", dict(coupling_module.RULES))
+
+    @coupling_module.channel_rule(Project)
+    def rule(coupling, call, given):
+        layer = call.operation
+        made = coupling.new(call, layer.units)
+        inputs = coupling_module.along(given[0], given[0].ndim - 1)
+        coupling.use(call, layer.matrix, {0: inputs, 1: made}, made=1)
+        coupling.set(call, "units", made)
+        return made.reshape([1] * (given[0].ndim - 1) + [-1])
+
+    inputs = keras.Input((6,))
+    x = Project(8, name="own")(L.Dense(10, activation="relu")(inputs))
+    model = keras.Model(inputs, L.Dense(2)(x))
+    randomized(model)
+    coupling = Coupling(model)
+    removed = halves(coupling)
+    with_zeros(model, coupling, removed)
+    small = cut(model, coupling, removed)
+    assert small.get_layer("own").matrix.shape == (5, 4)
+    x = samples_for(model, 8)
+    np.testing.assert_allclose(small.predict(x, verbose=0), model.predict(x, verbose=0), atol=1e-5)
