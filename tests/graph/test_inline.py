@@ -179,3 +179,91 @@ def test_shared_custom_layers_stay_shared():
     np.testing.assert_allclose(
         graph.predict(images(), verbose=0), model.predict(images(), verbose=0), atol=1e-6
     )
+
+
+def same_name(activation):
+    class Layer(L.Layer):
+        def __init__(self, **kwargs):
+            super().__init__(**kwargs)
+            self.dense = L.Dense(6)
+
+        def call(self, x):
+            return activation(self.dense(x))
+
+    return Layer
+
+
+def test_classes_of_one_name_are_told_apart():
+    inputs = keras.Input((6,))
+    x = same_name(ops.tanh)()(same_name(ops.relu)()(inputs))
+    model = keras.Model(inputs, L.Dense(2)(x))
+    x = np.random.default_rng(0).normal(size=(8, 6)).astype("float32")
+    pruned = tfc.prune(model, 0.5)
+    pruned(x, training=True)
+    plain = tfc.strip(pruned)
+    np.testing.assert_allclose(plain(x), pruned(x), atol=1e-6)
+
+
+class Quirk(L.Layer):
+    def __init__(self, kind="", **kwargs):
+        super().__init__(**kwargs)
+        self.kind = kind
+        self.dense = L.Dense(6)
+        self.head = L.Dense(2) if kind == "head" else None
+
+    def build(self, shape):
+        self.dense.build(shape)
+        if self.kind == "count":
+            self.count = self.add_weight(shape=(), initializer="zeros", trainable=False)
+        self.built = True
+
+    def call(self, x, training=False):
+        if self.kind == "count":
+            self.count.assign_add(1.0)
+        if self.kind == "head" and training:
+            self.add_loss(ops.mean(self.head(x)))
+        return self.dense(x) * (0.5 if training and self.kind == "scale" else 1.0)
+
+    def get_config(self):
+        return {**super().get_config(), "kind": self.kind}
+
+
+@pytest.mark.parametrize("kind", ["count", "head", "scale", "regularized"])
+def test_reading_changes_nothing_and_keeps_what_it_cannot_tell(kind):
+    options = {"activity_regularizer": "l2"} if kind == "regularized" else {}
+    layer = Quirk(kind, name="quirk", **options)
+    inputs = keras.Input((6,))
+    model = keras.Model(inputs, layer(inputs))
+    before = [np.array(weight) for weight in model.weights]
+    graph = as_graph(model)
+    assert type(graph.get_layer("quirk")) is Quirk
+    for old, new in zip(before, model.weights, strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
+def test_calls_that_differ_are_left_alone():
+    layer = Blend(name="blend")
+    a, b = keras.Input((6,)), keras.Input((6,))
+    model = keras.Model([a, b], [layer([a, b], share=0.1), layer([a, b], share=0.9)])
+    assert type(as_graph(model).get_layer("blend")) is Blend
+    block = Block(name="block")
+    inputs = keras.Input((8, 8, 4))
+    twice = as_graph(keras.Model(inputs, block(block(inputs))))
+    assert any(path.startswith("block/") for path, _ in walk_layers(twice))
+
+
+def test_tokens_of_a_subclassed_model_are_integers():
+    class Reader(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.table, self.head = L.Embedding(5000, 4), L.Dense(2)
+
+        def call(self, ids):
+            return self.head(ops.mean(self.table(ids), 1))
+
+    model = Reader()
+    ids = np.array([[4999, 4097, 3]])
+    wanted = np.asarray(model(ids))
+    graph = as_graph(model)
+    assert graph.inputs[0].dtype == "int32"
+    np.testing.assert_allclose(graph(ids), wanted, atol=1e-6)

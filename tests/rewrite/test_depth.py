@@ -135,3 +135,16 @@ def test_bad_groups():
             tfc.share_layers(model, groups)
     with pytest.raises(ValueError, match="strip"):
         tfc.drop_layers(tfc.prune(model, 0.5), 1)
+
+
+def test_an_addition_that_is_called_twice():
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((8,))
+    add = L.Add(name="add")
+    x = add([inputs, L.Dense(8, name="one")(inputs)])
+    model = keras.Model(inputs, L.Dense(2)(add([L.Dense(8, name="two")(x), x])))
+    assert [block.name for block in residual_blocks(model)] == ["add", "add#2"]
+    names = {layer.name for layer in tfc.drop_layers(model, "one").layers}
+    assert "two" in names and "one" not in names
+    names = {layer.name for layer in tfc.drop_layers(model, "add#2").layers}
+    assert "one" in names and "two" not in names

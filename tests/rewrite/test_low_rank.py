@@ -186,3 +186,20 @@ def test_bad_arguments(options, message):
 def test_wrapped_models_are_refused():
     with pytest.raises(ValueError, match="strip"):
         tfc.factorize(tfc.quantize(conv_net()))
+
+
+def test_a_model_may_be_factorized_again():
+    model = sequential((64,), L.Dense(64, name="wide"))
+    again = tfc.factorize(tfc.factorize(model, 16), 4)
+    assert [layer.name for layer in again.layers][:-1] == [
+        "wide_factor_factor",
+        "wide_factor",
+        "wide_factor_2",
+        "wide",
+    ]
+
+
+def test_initial_values_given_as_arrays():
+    values = keras.initializers.Constant(np.ones((50, 24)))
+    model = sequential((5,), L.Embedding(50, 24, embeddings_initializer=values), "int32")
+    assert tfc.factorize(model, 2).count_params() == 50 * 2 + 2 * 24

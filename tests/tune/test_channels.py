@@ -254,3 +254,29 @@ def test_channels_of_zeros_do_not_matter_in_any_family(name):
     wanted, got = (one.predict(x, verbose=0) for one in (model, small))
     assert np.isfinite(wanted).all() and wanted.std() > 0
     np.testing.assert_allclose(got, wanted, atol=1e-5 * max(1.0, np.abs(wanted).max()))
+
+
+@pytest.mark.parametrize("activation", [None, "sigmoid"])
+@pytest.mark.parametrize("labels", [True, False])
+def test_taylor_of_a_single_output(activation, labels):
+    """A channel that the output does not read goes first."""
+    keras.utils.set_random_seed(0)
+    head = L.Dense(1, activation=activation, name="head")
+    model = keras.Sequential([keras.Input((6,)), L.Dense(8, name="d"), head])
+    model.layers[1].kernel.assign(model.layers[1].kernel * (np.arange(8)[:, None] % 2))
+    x = np.random.default_rng(0).normal(size=(64, 6)).astype("float32")
+    data = (x, (x[:, 0] > 0).astype(int)) if labels else x
+    kernel = np.array(model.layers[0].kernel)
+    small = tfc.prune_channels(model, 0.5, criterion="taylor", data=data)
+    np.testing.assert_array_equal(small.layers[0].kernel, kernel[:, 1::2])
+
+
+def test_layers_by_predicate_and_by_the_name_of_the_whole():
+    assert widths(
+        tfc.prune_channels(net(), 0.5, layers=lambda layer: isinstance(layer, L.Conv2D))
+    ) != widths(net())
+    inputs = keras.Input((5, 4))
+    bi = L.Bidirectional(L.LSTM(8), name="bi")
+    model = keras.Model(inputs, L.Dense(2)(bi(inputs)))
+    small = tfc.prune_channels(model, 0.5, layers="bi")
+    assert small.get_layer("bi").forward_layer.units == 4

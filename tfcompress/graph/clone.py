@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops, tree
 
 from tfcompress.graph.cost import plain
@@ -38,6 +39,16 @@ def clone_layer(layer: Any, /, **overrides: Any) -> Any:
             f"Layer {layer.name!r} ({type(layer).__name__}) cannot be copied: it must implement "
             f"get_config() so that {type(layer).__name__}.from_config(config) makes an equal layer."
         ) from error
+
+
+def free_of_sizes(layer: Any) -> dict[str, Any]:
+    """Returns config entries for a copy of other sizes: in place of initial values as arrays."""
+    arrays = (
+        name
+        for name, value in vars(layer).items()
+        if isinstance(value, keras.initializers.Constant) and np.size(value.value) > 1
+    )
+    return {name.lstrip("_"): "glorot_uniform" for name in arrays}
 
 
 class Rewriter:
@@ -159,7 +170,7 @@ class Rewriter:
         if not model.trainable:
             new.trainable = False
         if isinstance(model, Expanded) and isinstance(new, Expanded):
-            new.source = model.source
+            new.source, new.layer_class = model.source, model.layer_class
         return new
 
 

@@ -57,9 +57,11 @@ class Expanded(keras.Model):
 
     Attributes:
         source: JSON of the layer and of the options it was called with.
+        layer_class: The class of a custom layer, in the process that wrote it out.
     """
 
     source = ""
+    layer_class: type | None = None
 
     def get_config(self) -> dict[str, Any]:
         """Returns the graph and what it was made of."""
@@ -78,7 +80,10 @@ class Expanded(keras.Model):
         """Returns the layer this stands for, which its first call will build."""
         told = json.loads(self.source)["layer"]
         told.pop("build_config", None)
-        return keras.saving.deserialize_keras_object(told, custom_objects=EXPANDED_CLASSES)
+        # In the process that wrote it out, its class need not be registered with Keras.
+        names = (told["class_name"], told.get("registered_name"))
+        known = dict.fromkeys(filter(None, names), self.layer_class) if self.layer_class else None
+        return keras.saving.deserialize_keras_object(told, custom_objects=known)
 
     def arguments(self, inputs: Any) -> dict[str, Any]:
         """Returns the arguments to call that layer with where this is called with `inputs`."""
@@ -99,10 +104,6 @@ class Expanded(keras.Model):
             (weight, parts[path].weights[index])
             for weight, (path, index) in zip(layer.weights, told, strict=True)
         ]
-
-
-EXPANDED_CLASSES: dict[str, type] = {}
-"""Classes of custom layers that were written out in this process, registered with Keras or not."""
 
 
 def expandable(model: keras.Model) -> set[int]:

@@ -18,7 +18,7 @@ import keras
 from keras import tree
 
 from tfcompress.graph.clone import Rewriter
-from tfcompress.graph.expand import EXPANDED_CLASSES, Expanded
+from tfcompress.graph.expand import Expanded
 from tfcompress.graph.read import (
     Call,
     Graph,
@@ -47,12 +47,18 @@ def as_graph(model: Any, argument: str = "model") -> keras.Model:
     check_built(model, argument)
     if is_graph(model):
         code = any(_runs_code(layer) for _, layer in walk_layers(model))
-        return _Inline().run(model) if code else model
+        return _Inline(model).run(model) if code else model
     inputs = _inputs_of(model, argument)
     with _forgetting_calls(model):
         graph = _read(model, [inputs], {}, keras.Model)
+        if graph is not None and (tokens := _tokens(graph)):
+            inputs = keras.tree.map_structure(
+                lambda t: keras.Input(batch_shape=t.shape, dtype="int32") if id(t) in tokens else t,
+                inputs,
+            )
+            graph = _read(model, [inputs], {}, keras.Model)
         if graph is not None:
-            return _Inline().run(graph)
+            return _Inline(graph).run(graph)
     try:
         return keras.Model(inputs, model(inputs), name=f"{model.name}_graph")
     except Exception as error:
@@ -66,9 +72,18 @@ def as_graph(model: Any, argument: str = "model") -> keras.Model:
 class _Inline(Rewriter):
     """Puts a nested model in the place of each layer whose code can be read."""
 
-    def __init__(self) -> None:
+    def __init__(self, model: keras.Model) -> None:
         super().__init__()
         self._expanded: dict[int, Any] = {}
+        self._kinds: dict[int, set[str]] = {}
+        self._note_kinds(model)
+
+    def _note_kinds(self, model: keras.Model) -> None:
+        """Notes in which ways each layer is called."""
+        for call in read_graph(model).calls:
+            if is_graph(call.operation):
+                self._note_kinds(call.operation)
+            self._kinds.setdefault(id(call.operation), set()).add(_described(call, {}))
 
     def visit(self, graph: Graph, call: Call, args: Any, kwargs: Any) -> Any:
         layer = call.operation
@@ -81,14 +96,10 @@ class _Inline(Rewriter):
 
     def _expand(self, graph: Graph, call: Call) -> Any:
         layer = call.operation
-        alike = {
-            (str(c.args), str(c.kwargs)) if (c.args or c.kwargs) else ()
-            for c in graph.calls
-            if c.operation is layer
-        }
+        kinds = self._kinds.get(id(layer), set())
         masked = any(getattr(t, "_keras_mask", None) is not None for t in call.inputs)
         given = _arguments(layer, call)
-        if len(alike) != 1 or masked or given is None:
+        if len(kinds) != 1 or masked or given is None or layer.activity_regularizer:
             return None
         fresh = {id(t): keras.Input(batch_shape=t.shape, dtype=t.dtype) for t in call.inputs}
         args, kwargs = tree.map_structure(
@@ -98,11 +109,12 @@ class _Inline(Rewriter):
             read = _read(layer, args, kwargs, Expanded)
             if read is None:
                 return None
+            self._note_kinds(read)
             expanded = self._rebuild(read, call.path + "/")
             places = {id(variable): place for place, variable in _weights(read)}
             weights = [places[id(weight)] for weight in layer.weights]
         expanded.source = json.dumps({**given, "weights": weights})
-        EXPANDED_CLASSES[type(layer).__name__] = type(layer)
+        expanded.layer_class = type(layer)
         return expanded
 
 
@@ -116,6 +128,10 @@ def _runs_code(layer: Any) -> bool:
 
 def _read(layer: Any, args: Any, kwargs: Any, kind: type[keras.Model]) -> Any:
     """Returns the graph of what a layer's code calls, or None if it does anything else."""
+    parts = layer._flatten_layers()
+    own = layer._trainable_variables or layer._non_trainable_variables or layer._seed_generators
+    if own or not all(part.built for part in parts):
+        return None
     inputs = args[0] if kind is keras.Model else _symbolic((args, kwargs))
     takes_training = "training" in inspect.signature(layer.call).parameters
     modes: list[Any] = [True, False, None] if takes_training else [None]
@@ -123,18 +139,17 @@ def _read(layer: Any, args: Any, kwargs: Any, kind: type[keras.Model]) -> Any:
     for mode in modes:
         training = {"training": mode} if takes_training else {}
         # Whatever the code does with symbolic tensors that it should not ends in some exception.
-        with contextlib.suppress(Exception):
+        with contextlib.suppress(Exception), keras.StatelessScope():
             outputs = layer.call(*args, **{**kwargs, **training})
             graphs.append(kind(inputs, outputs, name=layer.name))
     if len(graphs) < len(modes):
         return None
-    steps = [[_identity(call.operation) for call in read_graph(graph).calls] for graph in graphs]
+    steps = [_steps(graph) for graph in graphs]
     graph = graphs[-1]
     fixed = any(map(_fixes_training, read_graph(graph).calls))
     reached = {id(variable) for _, variable in _weights(graph)}
-    own = any(id(weight) not in reached for weight in layer.weights)
-    random = getattr(layer, "_seed_generators", [])
-    if fixed or own or random or any(other != steps[-1] for other in steps):
+    hidden = any(id(weight) not in reached for weight in layer.weights)
+    if fixed or hidden or any(other != steps[-1] for other in steps):
         return None
     graph.trainable = layer.trainable
     return graph
@@ -154,8 +169,46 @@ def _weights(graph: keras.Model) -> Iterator[tuple[tuple[str, int], Any]]:
             yield (path, index), weight
 
 
-def _identity(operation: Any) -> Any:
-    return id(operation) if isinstance(operation, keras.layers.Layer) else type(operation)
+def _steps(graph: keras.Model) -> list[Any]:
+    """Returns what a graph calls on what, comparable with another of the same layers."""
+    places = {id(tensor): f"input {place}" for place, tensor in enumerate(graph.inputs)}
+    steps = []
+    for call in read_graph(graph).calls:
+        layer = isinstance(call.operation, keras.layers.Layer)
+        who = id(call.operation) if layer else str(_settings(call.operation))
+        steps.append((who, _described(call, places)))
+        for tensor in call.outputs:
+            places[id(tensor)] = f"result {len(places)}"
+    return [*steps, [places[id(tensor)] for tensor in graph.outputs]]
+
+
+def _settings(operation: Any) -> Any:
+    plain = {k: v for k, v in vars(operation).items() if not k.startswith("_") and k != "name"}
+    return type(operation).__name__, plain
+
+
+def _described(call: Call, places: dict[int, str]) -> str:
+    """Returns the arguments of a call as text: tensors by place, or by shape and type."""
+
+    def text(value: Any) -> str:
+        if isinstance(value, keras.KerasTensor):
+            return places.get(id(value), f"{value.shape} {value.dtype}")
+        return f"{type(value).__name__} {value!r}"
+
+    given = {name: value for name, value in call.kwargs.items() if name != "training"}
+    return str(tree.map_structure(text, (call.args, given)))
+
+
+def _tokens(graph: keras.Model) -> set[int]:
+    """Returns the `id` of the inputs that nothing but embeddings reads: they are integers."""
+    consumers = read_graph(graph).consumers
+    return {
+        id(tensor)
+        for tensor in graph.inputs
+        if "float" in tensor.dtype
+        and consumers.get(id(tensor))
+        and all(isinstance(c.operation, keras.layers.Embedding) for c in consumers[id(tensor)])
+    }
 
 
 def _symbolic(values: Any) -> list[Any]:
@@ -202,7 +255,7 @@ def _inputs_of(model: Any, argument: str) -> Any:
         if isinstance(shape, dict):
             return {name: made(value) for name, value in shape.items()}
         if all(size is None or isinstance(size, int) for size in shape):
-            return keras.Input(shape[1:], dtype=model.input_dtype)
+            return keras.Input(shape[1:], dtype=model.variable_dtype)
         return [made(value) for value in shape]
 
     return made(shapes[0])

@@ -99,7 +99,7 @@ def drop_layers(
         home = {path: block.name for block in ordered for path in block.layers}
         home |= {block.name: block.name for block in found}
         chosen = {home[p] for p in select([(p, p) for p in home], blocks, argument="blocks")}
-    return _Drop({block.name: block for block in found if block.name in chosen}).run(model)
+    return _Drop([block for block in found if block.name in chosen]).run(model)
 
 
 def residual_blocks(model: keras.Model, path: str = "") -> list[Block]:
@@ -124,7 +124,9 @@ def residual_blocks(model: keras.Model, path: str = "") -> list[Block]:
             inside = _between(makers, result, skip)
             if inside:
                 paths = tuple(sorted({c.path for c in inside}))
-                found.append(Block(call.path, skip, call.outputs[0], paths))
+                again = sum(block.name.split("#")[0] == call.path for block in found)
+                name = f"{call.path}#{again + 1}" if again else call.path  # a layer called twice
+                found.append(Block(name, skip, call.outputs[0], paths))
                 break
     return found
 
@@ -175,12 +177,12 @@ def _scores(model: keras.Model, blocks: list[Block], score: Any, data: Any) -> d
 
 
 class _Drop(Rewriter):
-    def __init__(self, blocks: dict[str, Block]) -> None:
+    def __init__(self, blocks: list[Block]) -> None:
         super().__init__()
-        self._blocks = blocks
+        self._blocks = {id(block.output): block for block in blocks}
 
     def visit(self, graph: Graph, call: Call, args: Any, kwargs: Any) -> Any:
-        block = self._blocks.get(call.path)
+        block = self._blocks.get(id(call.outputs[0]))
         if block is None:
             return super().visit(graph, call, args, kwargs)
         given = [t for t in keras.tree.flatten((args, kwargs)) if isinstance(t, keras.KerasTensor)]
@@ -226,10 +228,13 @@ def share_layers(model: keras.Model, groups: Sequence[Sequence[str]]) -> keras.M
     for group in groups:
         if isinstance(group, str) or len(group) < 2:
             raise ValueError(f"Each of groups must name at least two layers. Received: {group!r}")
-        for path in group:
-            select([(p, p) for p in by_path], path, argument="groups")
-        layers = [by_path[path] for path in group]
-        for path, layer in zip(group, layers, strict=True):
+        paths = list(group)
+        for path in paths:
+            if path not in by_path:
+                select([(p, p) for p in by_path], path, argument="groups")
+                raise ValueError(f"groups names whole paths, not globs. Received: {path!r}")
+        layers = [by_path[path] for path in paths]
+        for path, layer in zip(paths, layers, strict=True):
             if id(layer) in firsts:
                 raise ValueError(f"layer {path!r} is in groups twice.")
             if _kind(layer) != _kind(layers[0]):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import keras
@@ -12,7 +13,7 @@ import numpy as np
 from keras import layers
 
 from tfcompress.errors import CompressionWarning
-from tfcompress.graph.clone import Rewriter, clone_layer
+from tfcompress.graph.clone import Rewriter, clone_layer, free_of_sizes
 from tfcompress.graph.cost import macs
 from tfcompress.graph.read import Call, Graph, is_graph, read_graph
 from tfcompress.graph.select import LayerSelection, select
@@ -41,8 +42,9 @@ def factorize(
     dense along the last axis, embeddings, and convolutions of size 1. Other convolutions become
     three (Tucker-2: in, core, out) or two (one along each axis of the image). The last of them
     keeps the name, bias and activation of the layer, and is called on `<name>_factor` (before it,
-    `<name>_core`). A layer for which that takes no fewer weights and multiplications is left as it
-    is. Train the result on: what is cut off is least in the weights, not in the loss.
+    `<name>_core`). A layer for which that takes no fewer weights and multiplications (of an
+    embedding: no fewer weights) is left as it is. Train the result on: what is cut off is least in
+    the weights, not in the loss.
 
     Pays in: bytes and milliseconds, on every runtime.
 
@@ -150,8 +152,9 @@ class _Factorize(Rewriter):
     def __init__(self, calls: dict[str, Call], ranks: dict[str, Rank], convolutions: str) -> None:
         super().__init__()
         self._parts = {}
+        taken = {call.operation.name for call in calls.values()}
         for path, rank in ranks.items():
-            parts = _factors(calls[path], rank, convolutions)
+            parts = _factors(calls[path], rank, convolutions, taken)
             if parts:
                 self._parts[id(calls[path].operation)] = parts
         self.replaced = len(self._parts)
@@ -184,13 +187,15 @@ class _Factorize(Rewriter):
 Parts = list[tuple[Any, list[np.ndarray]]]
 
 
-def _factors(call: Call, rank: Rank, convolutions: str) -> Parts | None:
+def _factors(call: Call, rank: Rank, convolutions: str, taken: Collection[str]) -> Parts | None:
     """Returns the unbuilt layers that replace one, with their weights, if they are cheaper."""
     layer = call.operation
     bias = [array(layer.bias)] if getattr(layer, "bias", None) is not None else []
     if isinstance(layer, layers.Embedding):
         left, right = _svd(array(layer.embeddings), rank, call.path)
-        table = clone_layer(layer, output_dim=left.shape[1], name=f"{layer.name}_factor")
+        name = _free_name(f"{layer.name}_factor", taken)
+        sizes = {**free_of_sizes(layer), "output_dim": left.shape[1]}
+        table = clone_layer(layer, name=name, **sizes)
         dense = layers.Dense(
             layer.output_dim, use_bias=False, name=layer.name, dtype=layer.dtype_policy
         )
@@ -203,27 +208,52 @@ def _factors(call: Call, rank: Rank, convolutions: str) -> Parts | None:
         size = {"units": count}
         if isinstance(layer, layers.EinsumDense):
             size = {"output_shape": (*layer.partial_output_shape[:-1], count)}
-        parts = [(_part(layer, "_factor", **size), [left]), (clone_layer(layer), [right, *bias])]
+        parts = [
+            (_part(layer, "_factor", taken, **size), [left]),
+            (clone_layer(layer, **free_of_sizes(layer)), [right, *bias]),
+        ]
         return parts if left.size + right.size < kernel.size else None
     if math.prod(kernel.shape[:-2]) == 1:
         left, right = _svd(kernel.reshape(kernel.shape[-2:]), rank, call.path)
         ones = kernel.shape[:-2]
         parts = [
-            (_part(layer, "_factor", filters=left.shape[1]), [left.reshape(*ones, *left.shape)]),
-            (clone_layer(layer, strides=1), [right.reshape(*ones, *right.shape), *bias]),
+            (
+                _part(layer, "_factor", taken, filters=left.shape[1]),
+                [left.reshape(*ones, *left.shape)],
+            ),
+            (
+                clone_layer(layer, strides=1, **free_of_sizes(layer)),
+                [right.reshape(*ones, *right.shape), *bias],
+            ),
         ]
         return parts if left.size + right.size < kernel.size else None
     if convolutions == "spatial":
-        return _spatial(call, kernel, bias, rank) if kernel.ndim == 4 else None
-    return _tucker(call, kernel, bias, rank)
+        return _spatial(call, kernel, bias, rank, taken) if kernel.ndim == 4 else None
+    return _tucker(call, kernel, bias, rank, taken)
 
 
-def _part(layer: Any, suffix: str, **config: Any) -> Any:
+def _part(layer: Any, suffix: str, taken: Collection[str], **config: Any) -> Any:
     """Returns a copy that is followed by others: without bias and activation."""
-    plain = {"activation": "linear", "use_bias": False, "activity_regularizer": None}
+    plain: dict[str, Any] = {
+        "activation": "linear",
+        "use_bias": False,
+        "activity_regularizer": None,
+    }
     if isinstance(layer, layers.EinsumDense):
         plain = {"activation": "linear", "bias_axes": None, "activity_regularizer": None}
-    return clone_layer(layer, name=layer.name + suffix, **plain, **config)
+    return clone_layer(
+        layer,
+        name=_free_name(layer.name + suffix, taken),
+        **plain,
+        **free_of_sizes(layer),
+        **config,
+    )
+
+
+def _free_name(name: str, taken: Collection[str]) -> str:
+    """Returns a name that no layer has: a model may be factorized again."""
+    numbered = (f"{name}_{number}" for number in itertools.count(2))
+    return name if name not in taken else next(n for n in numbered if n not in taken)
 
 
 def _svd(matrix: np.ndarray, rank: Rank, path: str) -> tuple[np.ndarray, np.ndarray]:
@@ -233,7 +263,9 @@ def _svd(matrix: np.ndarray, rank: Rank, path: str) -> tuple[np.ndarray, np.ndar
     return left[:, :count] * root, root[:, None] * right[:count]
 
 
-def _spatial(call: Call, kernel: np.ndarray, bias: list[np.ndarray], rank: Rank) -> Parts | None:
+def _spatial(
+    call: Call, kernel: np.ndarray, bias: list[np.ndarray], rank: Rank, taken: Collection[str]
+) -> Parts | None:
     layer = call.operation
     height, width, inputs, outputs = kernel.shape
     if min(height, width) == 1:
@@ -245,13 +277,18 @@ def _spatial(call: Call, kernel: np.ndarray, bias: list[np.ndarray], rank: Rank)
     first = _part(
         layer,
         "_factor",
+        taken,
         filters=count,
         kernel_size=(height, 1),
         strides=(strides[0], 1),
         dilation_rate=(dilation[0], 1),
     )
     last = clone_layer(
-        layer, kernel_size=(1, width), strides=(1, strides[1]), dilation_rate=(1, dilation[1])
+        layer,
+        kernel_size=(1, width),
+        strides=(1, strides[1]),
+        dilation_rate=(1, dilation[1]),
+        **free_of_sizes(layer),
     )
     # After the first, the image is as high as the result and as wide as the input.
     share = _widened(call, 2)
@@ -271,7 +308,9 @@ def _widened(call: Call, axis: int) -> float:
     return before / after if before and after else call.operation.strides[axis - 1]
 
 
-def _tucker(call: Call, kernel: np.ndarray, bias: list[np.ndarray], rank: Rank) -> Parts | None:
+def _tucker(
+    call: Call, kernel: np.ndarray, bias: list[np.ndarray], rank: Rank, taken: Collection[str]
+) -> Parts | None:
     from tensorly.decomposition import partial_tucker
 
     layer, size = call.operation, kernel.shape[:-2]
@@ -289,7 +328,13 @@ def _tucker(call: Call, kernel: np.ndarray, bias: list[np.ndarray], rank: Rank) 
     ones = {"kernel_size": 1, "strides": 1, "dilation_rate": 1}
     shape = (1,) * len(size)
     return [
-        (_part(layer, "_factor", filters=counts[0], **ones), [into.reshape(*shape, *into.shape)]),
-        (_part(layer, "_core", filters=counts[1]), [core]),
-        (clone_layer(layer, **ones), [out.T.reshape(*shape, *out.T.shape), *bias]),
+        (
+            _part(layer, "_factor", taken, filters=counts[0], **ones),
+            [into.reshape(*shape, *into.shape)],
+        ),
+        (_part(layer, "_core", taken, filters=counts[1]), [core]),
+        (
+            clone_layer(layer, **ones, **free_of_sizes(layer)),
+            [out.T.reshape(*shape, *out.T.shape), *bias],
+        ),
     ]

@@ -99,7 +99,7 @@ def prune_channels(
     model = as_unwrapped(model, "prune_channels")
     given = _batches(model, criterion, data)
     coupling = Coupling(model, unknown)
-    groups = _chosen(coupling.groups, layers)
+    groups = _chosen(coupling, layers)
     scores = unit_scores(model, coupling, criterion, given, seed)
 
     def shrunk(share: float) -> keras.Model:
@@ -151,17 +151,17 @@ def _batches(model: keras.Model, criterion: str, data: Any) -> list[tuple[Any, A
     ]
 
 
-def _chosen(groups: list[Group], layers: LayerSelection) -> list[Group]:
+def _chosen(coupling: Coupling, layers: LayerSelection) -> list[Group]:
+    groups = coupling.groups
     if not groups:
         raise ValueError("There is nothing to remove: all channels lead to inputs or outputs.")
-    makers = sorted({path.removesuffix("/heads") for group in groups for path in group.layers})
-    named = select([(path, path) for path in makers], layers)
-    found = [g for g in groups if {path.removesuffix("/heads") for path in g.layers} <= named]
+    named = select(coupling.makers.items(), layers)
+    found = [group for group in groups if set(group.layers) <= named]
     if not found:
         coupled = sorted({path for g in groups if named & set(g.layers) for path in g.layers})
         raise ValueError(
             f"layers={layers!r} names no layer whose channels may go without those of others. "
-            f"Coupled with them: {', '.join(coupled)}"
+            f"Coupled with them: {', '.join(coupled) or 'inputs and outputs of the model'}"
         )
     return found
 
@@ -180,8 +180,7 @@ def _removed(
             stay = count - len(lowest & set(ordered))
         else:
             stay = count - round(ratio * count)
-        heads = all(path.endswith("/heads") for path in group.layers)
-        multiple = 1 if heads else round_to
+        multiple = 1 if group.heads else round_to
         stay = min(count, max(multiple, -(-stay // multiple) * multiple))
         removed.append(ordered[: count - stay])
     return np.concatenate(removed)

@@ -113,6 +113,8 @@ def averaged(x):
     return ops.mean(conv(x), axis=(1, 2)) + ops.max(conv(x), axis=(1, 2))
 
 
+VECTORS = keras.initializers.Constant(np.random.default_rng(0).normal(size=(9, 8)))
+
 NETS = {
     "Dense": graph(lambda x: L.Dense(8, activation="relu")(L.Dense(6)(x)), VECTOR),
     "Conv1D": graph(lambda x: L.Conv1D(4, 3)(L.Conv1D(8, 3, activation="relu")(x)), SERIES),
@@ -175,6 +177,31 @@ NETS = {
     "operations": graph(averaged, IMAGE),
     "positions mixed": graph(
         lambda x: L.Permute((2, 1))(L.Dense(4)(L.Permute((2, 1))(L.Dense(8)(x)))), SERIES
+    ),
+    "flattened, channels first": graph(
+        lambda x: L.Flatten(data_format="channels_first")(
+            L.Conv2D(6, 3, data_format="channels_first")(x)
+        ),
+        (3, 6, 6),
+    ),
+    "masked": graph(
+        lambda x: L.LSTM(6)(L.Dense(8)(L.Embedding(9, 8, mask_zero=True)(x))), (5,), dtype="int32"
+    ),
+    "masked sequences": graph(
+        lambda x: L.GlobalAveragePooling1D()(L.Dense(8)(L.Masking()(x))), SERIES
+    ),
+    "bytes": graph(lambda x: conv(conv(L.Rescaling(1 / 255)(x))), IMAGE, dtype="uint8"),
+    "powers": graph(
+        lambda x: L.Dense(3)(ops.power(ops.sigmoid(L.Dense(8)(x)), L.Dense(8)(x))), VECTOR
+    ),
+    "softmax in a layer": graph(
+        lambda x: L.Dense(3)(L.Dense(6, activation="relu")(L.Dense(8, activation="softmax")(x))),
+        VECTOR,
+    ),
+    "constant initial values": graph(
+        lambda x: L.Dense(4)(L.Embedding(9, 8, embeddings_initializer=VECTORS)(x)),
+        (5,),
+        dtype="int32",
     ),
     "up and down": graph(
         lambda x: conv(L.UpSampling2D()(L.ZeroPadding2D()(L.AveragePooling2D(2)(conv(x))))), IMAGE

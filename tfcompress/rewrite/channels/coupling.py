@@ -55,10 +55,12 @@ class Group:
     Attributes:
         layers: Paths of the layers that make the channels.
         units: Numbers of the units.
+        heads: Whether they are heads of attention.
     """
 
     layers: tuple[str, ...]
     units: np.ndarray
+    heads: bool
 
 
 class Coupling:
@@ -80,6 +82,8 @@ class Coupling:
         self._pairs: list[np.ndarray] = []
         self._fixed: list[np.ndarray] = []
         self._made: dict[tuple[int, str], tuple[str, np.ndarray]] = {}
+        self._traced: set[int] = set()
+        self.makers: dict[str, Any] = {}  # layers that make channels, by path
         formats = {getattr(layer, "data_format", None) for layer in model._flatten_layers()}
         for tensor in model.inputs:
             first = "channels_first" in formats and len(tensor.shape) > 2
@@ -96,13 +100,14 @@ class Coupling:
         if key not in self._made:
             numbers = np.arange(self._count, self._count + count)
             self._count += count
-            self._made[key] = (call.path + (f"/{what}" if what else ""), numbers)
+            self._made[key] = (call.path, numbers)
+            self.makers[call.path] = call.operation
         return self._made[key][1]
 
     def fixed(self, tensor: Any, axis: int = -1) -> np.ndarray:
         """Returns numbers that may not go, for one axis of a tensor (the batch not counted)."""
         sizes, shape = tensor.shape[1:], [1] * (len(tensor.shape) - 1)
-        if shape and keras.backend.is_float_dtype(tensor.dtype):
+        if shape and (keras.backend.is_float_dtype(tensor.dtype) or len(shape) > 2):
             shape[axis] = sizes[axis] or 1
         size = int(np.prod(shape))
         numbers = np.arange(self._count, self._count + size).reshape(shape)
@@ -164,7 +169,10 @@ class Coupling:
             value: Makes the entry from which of them stay (booleans), instead of their number.
         """
         entries = self.settings.setdefault(id(call.operation), [])
-        if all(name != entry for name, _, _ in entries):
+        known = [other for name, other, _ in entries if name == entry]
+        if known:  # a layer that is called again
+            self.couple(known[0], numbers)
+        else:
             entries.append((entry, numbers, value))
 
     # The solution.
@@ -194,13 +202,19 @@ class Coupling:
             if makers[unit]:
                 found.setdefault(frozenset(makers[unit]), []).append(int(unit))
         self.groups = [
-            Group(tuple(sorted(made[index][0] for index in key)), np.array(units))
+            Group(
+                tuple(sorted({made[index][0] for index in key})),
+                np.array(units),
+                all(list(self._made)[index][1] == "heads" for index in key),
+            )
             for key, units in found.items()
         ]
 
     def _trace(self, model: keras.Model, path: str) -> list[np.ndarray]:
         self._alive.append(model)
         for call in read_graph(model, path).calls:
+            self._alive.append(call)
+            call = _without_masks(call)
             self._alive.append(call)
             given = [self.tensors[id(tensor)] for tensor in call.inputs]
             if is_graph(call.operation):
@@ -213,9 +227,10 @@ class Coupling:
 
     def _nested(self, call: Call, given: list[np.ndarray]) -> list[np.ndarray]:
         inner = call.operation
-        again = id(inner.inputs[0]) in self.tensors
+        again = id(inner) in self._traced
+        self._traced.add(id(inner))
         for tensor, numbers in zip(inner.inputs, given, strict=True):
-            if again:
+            if id(tensor) in self.tensors:  # called again, or part of another nested model
                 self.couple(self.tensors[id(tensor)], numbers)
             self.tensors.setdefault(id(tensor), numbers)
         if again:
@@ -229,6 +244,9 @@ class Coupling:
             if rule is None:
                 raise Unresolved("no rule is known for it")
             made = rule(self, call, given)
+            made = made if isinstance(made, list) else [made]
+            for tensor, numbers in zip(call.outputs, made, strict=True):
+                _check_fit(tensor, numbers)
         except Unresolved as error:
             if self._unknown == "raise":
                 raise Unresolved(
@@ -240,7 +258,26 @@ class Coupling:
             for numbers in given:
                 self.fix(numbers)
             made = [self.fixed(tensor) for tensor in call.outputs]
-        return made if isinstance(made, list) else [made]
+        return made
+
+
+def _without_masks(call: Call) -> Call:
+    """Returns the call without the tensors that are nothing but masks of others."""
+    masks = {id(t) for t in keras.tree.flatten(call.kwargs.get("mask"))}
+    if not masks:
+        return call
+    rest = {k: v for k, v in call.kwargs.items() if k != "mask"}
+    read = {id(value) for value in keras.tree.flatten((call.args, rest))}
+    return dataclasses.replace(call, inputs=[t for t in call.inputs if id(t) in read])
+
+
+def _check_fit(tensor: Any, numbers: np.ndarray) -> None:
+    sizes = tensor.shape[1:]
+    if numbers.ndim != len(sizes) or any(
+        n not in (1, size) and size is not None
+        for n, size in zip(numbers.shape, sizes, strict=True)
+    ):
+        raise Unresolved("it changes the number of channels in a way that its rule does not know")
 
 
 def rule_for(layer: Any) -> Rule | None:

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from tfcompress.graph.clone import Rewriter, clone_layer
+from tfcompress.graph.clone import Rewriter, clone_layer, free_of_sizes
 from tfcompress.graph.expand import Expanded
 from tfcompress.graph.read import Call, Graph
 from tfcompress.rewrite.channels.coupling import Coupling, along
@@ -53,7 +53,7 @@ class _Cut(Rewriter):
         if not settings:
             return super().visit(graph, call, args, kwargs)
         config = call.operation.get_config()
-        overrides: dict[str, Any] = {}
+        overrides: dict[str, Any] = free_of_sizes(call.operation)
         for entry, numbers, value in settings:
             stays = self.stays(numbers)
             made = value(stays) if value else int(stays.sum())

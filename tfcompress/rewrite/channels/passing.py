@@ -20,12 +20,12 @@ from tfcompress.rewrite.channels.coupling import (
 
 _SAME = (
     "Activation ReLU LeakyReLU ELU Dropout SpatialDropout1D SpatialDropout2D SpatialDropout3D "
-    "AlphaDropout GaussianDropout GaussianNoise ActivityRegularization Identity Rescaling Masking "
+    "AlphaDropout GaussianDropout GaussianNoise ActivityRegularization Identity Rescaling "
     "StochasticDepth MaxPooling1D MaxPooling2D MaxPooling3D AveragePooling1D AveragePooling2D "
     "AveragePooling3D UpSampling1D UpSampling2D UpSampling3D ZeroPadding1D ZeroPadding2D "
     "ZeroPadding3D Cropping1D Cropping2D Cropping3D Resizing CenterCrop RandomFlip RandomRotation "
     "Relu Relu6 Elu LeakyRelu Selu Silu Gelu HardSilu Sigmoid HardSigmoid Softplus Softsign Tanh "
-    "HardTanh Mish Negative Absolute Abs Sqrt Rsqrt Square Exp Log Cast Clip Erf Sin Cos Power "
+    "HardTanh Mish Negative Absolute Abs Sqrt Rsqrt Square Exp Log Cast Clip Erf Sin Cos "
     "MaxPool AveragePool Reciprocal Floor Round Sign Swish LogSigmoid Tanhshrink"
 ).split()
 
@@ -35,6 +35,25 @@ def _same(coupling: Coupling, call: Call, given: list[Numbers]) -> Numbers:
     name = getattr(getattr(call.operation, "activation", None), "__name__", "")
     if "softmax" in name:
         return _softmax(coupling, call, given)
+    constants = (getattr(call.operation, name, 0.0) for name in ("scale", "offset"))
+    if any(np.size(constant) > 1 for constant in constants):  # Rescaling, by channel
+        coupling.fix(given[0])
+    return given[0]
+
+
+@channel_rule(
+    *"NotEqual Equal Greater GreaterEqual Less LessEqual LogicalAnd LogicalOr LogicalNot Any All "
+    "Isnan Isfinite ArgMax Argmax".split()
+)
+def _questions(coupling: Coupling, call: Call, given: list[Numbers]) -> Numbers:
+    for numbers in given:  # what is asked of a channel needs it
+        coupling.fix(numbers)
+    return coupling.fixed(call.outputs[0])
+
+
+@channel_rule("Masking")
+def _masking(coupling: Coupling, call: Call, given: list[Numbers]) -> Numbers:
+    coupling.fix(given[0])  # a step is masked by all of its channels
     return given[0]
 
 
@@ -45,7 +64,16 @@ def _softmax(coupling: Coupling, call: Call, given: list[Numbers]) -> Numbers:
 
 
 @channel_rule(
-    "Add", "Subtract", "Multiply", "Average", "Maximum", "Minimum", "Divide", "TrueDivide", "Where"
+    "Add",
+    "Subtract",
+    "Multiply",
+    "Average",
+    "Maximum",
+    "Minimum",
+    "Divide",
+    "TrueDivide",
+    "Power",
+    "Where",
 )
 def _elementwise(coupling: Coupling, call: Call, given: list[Numbers]) -> Numbers:
     for value in keras.tree.flatten((call.args, call.kwargs)):
@@ -108,7 +136,11 @@ def _reshaped(coupling: Coupling, call: Call, given: list[Numbers]) -> Numbers:
     after = tuple(size or 1 for size in call.outputs[0].shape[1:])
     if np.prod(before) != np.prod(after):
         raise Unresolved("it takes sizes that are not known")
-    numbers = np.broadcast_to(given[0], before).reshape(after)
+    numbers = np.broadcast_to(given[0], before)
+    first = getattr(call.operation, "data_format", None) == "channels_first"
+    if first and len(before) > 1:  # Flatten puts the channels last before it flattens
+        numbers = np.moveaxis(numbers, 0, -1)
+    numbers = numbers.reshape(after)
     for axis in range(len(after)):
         first = np.take(numbers, [0], axis)
         if np.array_equal(np.broadcast_to(first, after), np.broadcast_to(numbers, after)):
@@ -140,7 +172,7 @@ def _permuted(coupling: Coupling, call: Call, given: list[Numbers]) -> Numbers:
         if order is None or order[0] != 0:
             raise Unresolved("it moves the batch")
         order = order[1:]
-    return given[0].transpose([axis - 1 for axis in order])
+    return given[0].transpose([axis % (given[0].ndim + 1) - 1 for axis in order])
 
 
 @channel_rule("RepeatVector")

@@ -65,7 +65,7 @@ def regularize_channels(
 ) -> keras.Model:
     """Returns a copy that drives channels to zero while it trains, for `prune_channels` to remove.
 
-    Call it with `strength=0` to take the regularizers out again.
+    It takes the place of the regularizers that the layers had; `strength=0` takes any out again.
 
     Args:
         model: A built model, not wrapped. It is not changed.

@@ -25,6 +25,17 @@ from tfcompress.rewrite.channels.coupling import (
 )
 
 
+def _made(coupling: Coupling, call: Call, count: int) -> Numbers:
+    """Returns numbers for the channels that a layer makes, which an activation may tie together."""
+    made = coupling.new(call, count)
+    name = getattr(call.operation.activation, "__name__", "")
+    if "softmax" in name or "sparsemax" in name:
+        coupling.fix(made)  # each depends on all others
+    if name == "glu":
+        raise Unresolved("its activation makes one channel of two")
+    return made
+
+
 @channel_rule("Conv1D", "Conv2D", "Conv3D")
 def _convolution(coupling: Coupling, call: Call, given: list[Numbers]) -> Numbers:
     layer = call.operation
@@ -37,7 +48,7 @@ def _convolution(coupling: Coupling, call: Call, given: list[Numbers]) -> Number
         coupling.set(call, "filters", made)
         coupling.set(call, "groups", inputs)
         return spread(made, given[0].ndim, axis)
-    made = coupling.new(call, layer.filters)
+    made = _made(coupling, call, layer.filters)
     if layer.groups > 1:
         # Each group has kernels of its own for as many inputs: places in the groups go together.
         for numbers in (inputs, made):
@@ -54,7 +65,7 @@ def _convolution(coupling: Coupling, call: Call, given: list[Numbers]) -> Number
 def _transposed(coupling: Coupling, call: Call, given: list[Numbers]) -> Numbers:
     layer = call.operation
     axis = channel_axis(layer, given[0])
-    inputs, made = along(given[0], axis), coupling.new(call, layer.filters)
+    inputs, made = along(given[0], axis), _made(coupling, call, layer.filters)
     coupling.use(call, layer.kernel, {-1: inputs, -2: made}, made=-2)
     coupling.use(call, layer.bias, {0: made})
     coupling.set(call, "filters", made)
@@ -76,7 +87,7 @@ def _depthwise(coupling: Coupling, call: Call, given: list[Numbers]) -> Numbers:
 def _separable(coupling: Coupling, call: Call, given: list[Numbers]) -> Numbers:
     layer = call.operation
     axis = channel_axis(layer, given[0])
-    inputs, made = along(given[0], axis), coupling.new(call, layer.filters)
+    inputs, made = along(given[0], axis), _made(coupling, call, layer.filters)
     middle = np.repeat(inputs, layer.depth_multiplier)
     coupling.use(call, layer.depthwise_kernel, {-2: inputs})
     coupling.use(call, layer.pointwise_kernel, {-2: middle, -1: made}, made=-1)
@@ -91,7 +102,7 @@ def _dense(coupling: Coupling, call: Call, given: list[Numbers]) -> Numbers:
     if numbers.shape[-1] == 1 and layer.kernel.shape[0] > 1:
         # It mixes positions, of which all have the same channels along another axis.
         return numbers
-    inputs, made = along(numbers, numbers.ndim - 1), coupling.new(call, layer.units)
+    inputs, made = along(numbers, numbers.ndim - 1), _made(coupling, call, layer.units)
     coupling.use(call, layer.kernel, {0: inputs, 1: made}, made=1)
     coupling.use(call, layer.bias, {0: made})
     coupling.set(call, "units", made)
@@ -108,7 +119,8 @@ def _einsum_dense(coupling: Coupling, call: Call, given: list[Numbers]) -> Numbe
     if "." in layer.equation or first[-1:] != "".join(summed) or result[-1:] != "".join(free):
         raise Unresolved(f"the equation {layer.equation!r} does more than a dense layer")
     axis, out = second.index(summed[0]), second.index(free[0])
-    inputs, made = along(numbers, numbers.ndim - 1), coupling.new(call, layer.kernel.shape[out])
+    inputs = along(numbers, numbers.ndim - 1)
+    made = _made(coupling, call, layer.kernel.shape[out])
     coupling.use(call, layer.kernel, {axis: inputs, out: made}, made=out)
     if layer.bias is not None:
         if len(layer.bias.shape) != 1:
@@ -229,6 +241,8 @@ def _attention(coupling: Coupling, call: Call, given: list[Numbers]) -> Numbers:
     tensors = [t for t in tensors if isinstance(t, keras.KerasTensor)]
     if len(tensors) < 2 or len(layer.get_config().get("output_shape") or ()) > 1:
         raise Unresolved("its arguments are not query, value and key")
+    if layer.get_config().get("use_gate"):
+        raise Unresolved("it has a gate")
     numbers = [along(coupling.tensors[id(t)], 1) for t in tensors]
     query, value, key = numbers[0], numbers[1], numbers[-1]
     grouped = isinstance(layer, layers.GroupQueryAttention)

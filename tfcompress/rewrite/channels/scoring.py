@@ -55,6 +55,11 @@ def unit_scores(
     if criterion == "bn_gamma":
         _check_gamma(coupling, count)
     if gradients is not None:
+        if not total.any():
+            raise ValueError(
+                "criterion='taylor': the loss on data does not depend on any weight. Give other "
+                "samples, or labels."
+            )
         return total
     return total / np.maximum(count, 1)
 
@@ -112,13 +117,18 @@ def _gradients(model: keras.Model, coupling: Coupling, data: Any) -> dict[tuple[
 def _loss(outputs: Any, labels: Any) -> Any:
     """Returns the loss of a batch; without labels, those that the model itself is surest of."""
     outputs = keras.tree.flatten(outputs)[0]
-    if labels is None and len(outputs.shape) != 2:
+    classes = len(outputs.shape) == 2 and outputs.shape[1] > 1
+    if labels is None and not classes:
         return ops.mean(ops.square(outputs))
     if labels is None:
         labels = ops.argmax(outputs, -1)
     labels = ops.convert_to_tensor(labels)
     if keras.backend.is_float_dtype(labels.dtype):
         return ops.mean(ops.square(outputs - labels))
+    if not classes:
+        between = bool(ops.all((outputs >= 0) & (outputs <= 1)))
+        labels = ops.reshape(ops.cast(labels, outputs.dtype), ops.shape(outputs))
+        return ops.mean(keras.losses.binary_crossentropy(labels, outputs, not between))
     sums = ops.sum(outputs, -1)
     probabilities = bool(ops.all(outputs >= 0)) and bool(ops.all(ops.abs(sums - 1) < 1e-3))
     return ops.mean(
