@@ -1,8 +1,10 @@
 """EfficientNet-Lite0 with its ImageNet weights, less 30% of its MACs: for docs/channels.md.
 
 Channels are removed by Taylor scores and the rest is distilled from the original, without labels,
-on crops of photographs; agreement is measured on crops of others. See benchmarks/lite0.py for what
-must be installed. By hand, half an hour: python -m benchmarks.lite0_channels [--steps 300]
+on crops of photographs; agreement is measured on other crops of the same photographs. See
+benchmarks/lite0.py for what must be installed. By hand, an hour:
+
+    python -m benchmarks.lite0_channels [--steps 300]
 """
 
 import argparse
@@ -24,7 +26,8 @@ def main():
     parser.add_argument("--steps", type=int, default=300)
     options = parser.parse_args()
     model = lite0()
-    given, test = crops(512, SEEN), crops(256, HELD_OUT, seed=1)
+    photographs = SEEN + HELD_OUT
+    given, test = crops(512, photographs), crops(256, photographs, seed=1)
     logits = model.predict(test, verbose=0)
     print(f"original: {macs(model) / 1e6:.0f} MMACs", flush=True)
     with tempfile.TemporaryDirectory() as folder:

@@ -170,7 +170,7 @@ def sequences(data, seeds, epochs, more, batch):
             yield make.__name__, "float", model.evaluate(*test, verbose=0)[1], 0
             with tempfile.TemporaryDirectory() as folder:
                 path = f"{folder}/m.tflite"
-                for name, ranges in {"PTQ": None, "PTQ, averages": "moving_average"}.items():
+                for name, ranges in {"PTQ": "min_max", "PTQ, averages": "moving_average"}.items():
                     scheme = tfc.QuantizationScheme(activation_range=ranges)
                     result = tfc.export_tflite(
                         model, path, scheme=scheme, representative_dataset=x[:512]
