@@ -110,3 +110,17 @@ def test_names_that_tensorflow_does_not_like(tmp_path):
         model = keras.Model(inputs, L.Dense(100, name=name)(inputs))
         result = tfc.export_tflite(model, tmp_path / "m.tflite")
         assert result.agreement.rmse < 1e-5
+
+
+def test_times_one_is_not_rounded_again(tmp_path):
+    """The converter takes it out, and dies of two grids for what is then one tensor."""
+
+    def pooled(x):
+        x = L.Conv2D(4, 3, strides=2)(L.Conv2D(4, 3, strides=2)(x))
+        return L.Conv2D(4, 1)(x) * 1.0 + 0.0
+
+    model = graph(pooled, (9, 9, 3))()
+    aware = trained(model, samples_for(model, 32))
+    assert sum("quantizer" in layer.name for layer in aware.layers) == 4
+    result = tfc.export_tflite(aware, tmp_path / "m.tflite")
+    assert result.float_tensors == [] and result.agreement.max_steps <= 1.01

@@ -150,6 +150,14 @@ def rounds_weights(layer: Any) -> bool:
     return any(isinstance(t, FakeQuant) for t in getattr(layer, "transforms", ()))
 
 
+def _does_nothing(call: Call) -> bool:
+    """Returns whether a call multiplies by one or adds zero, which the converter takes out."""
+    neutral = {"Multiply": 1, "Add": 0}.get(type(call.operation).__name__)
+    given = keras.tree.flatten((call.args, call.kwargs))
+    others = [value for value in given if not isinstance(value, keras.KerasTensor)]
+    return bool(others) and all(isinstance(v, (int, float)) and v == neutral for v in others)
+
+
 def _clips_around_zero(clip: Any) -> bool:
     ends = (clip.x_min, clip.x_max)
     return all(isinstance(end, (int, float)) for end in ends) and ends[0] <= 0 <= ends[1]
@@ -261,7 +269,7 @@ class PlaceQuantizers(Rewriter):
         operation = self.clone(call.operation)
         given = [t for t in keras.tree.flatten((args, kwargs)) if _is_float(t)]
         fused = any(self._state(t).pending for t in given)
-        kind = role(call.operation)
+        kind = MOVE if _does_nothing(call) else role(call.operation)
         if call.path in self._left_out or self._in_float(kind, given):
             outputs = operation(*args, **kwargs)
             for new in keras.tree.flatten(outputs):
