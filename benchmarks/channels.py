@@ -21,6 +21,7 @@ import numpy as np
 from rich.console import Console
 
 import tfcompress as tfc
+from benchmarks.quantization import compiled, decay
 from tfcompress.demo.data import load
 from tfcompress.demo.models import resnet
 from tfcompress.graph.cost import macs
@@ -30,17 +31,10 @@ RATIOS = (0.4, 0.6)
 BATCH = 64
 
 
-def compiled(model, rate, steps):
-    """Returns a model or distiller, ready for `steps` of training."""
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    optimizer = keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(rate, steps))
-    model.compile(optimizer, loss=loss, metrics=["accuracy"], jit_compile=True)
-    return model
-
-
 def fit(model, data, epochs, rate=2e-3):
     """Trains, and returns the model."""
-    compiled(model, rate, epochs * math.ceil(len(data.x_train) / BATCH))
+    steps = epochs * math.ceil(len(data.x_train) / BATCH)
+    compiled(model, decay(rate, steps), jit_compile=True)
     model.fit(data.x_train, data.y_train, batch_size=BATCH, epochs=epochs, verbose=0)
     return model
 

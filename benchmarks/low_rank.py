@@ -11,6 +11,7 @@ import keras
 from keras import layers
 
 import tfcompress as tfc
+from benchmarks.quantization import compiled
 from tfcompress.demo.data import load
 
 
@@ -29,8 +30,7 @@ def cnn():
 
 
 def fit(model, data, epochs, rate):
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(keras.optimizers.Adam(rate), loss, metrics=["accuracy"])
+    compiled(model, rate)
     model.fit(data.x_train, data.y_train, batch_size=64, epochs=epochs, verbose=0)
     return model
 

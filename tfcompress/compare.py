@@ -15,10 +15,9 @@ import numpy as np
 from tfcompress.data import collect
 from tfcompress.export import export_tflite, predict
 from tfcompress.graph.inline import as_graph
-from tfcompress.graph.read import load_keras
+from tfcompress.graph.read import input_specs, load_keras
 from tfcompress.tables import as_text, table
 from tfcompress.tflite.benchmark import benchmark
-from tfcompress.tflite.convert import input_specs
 from tfcompress.tflite.inspect import inspect_tflite
 from tfcompress.tflite.run import TFLiteModel, accuracy
 from tfcompress.wrap.strip import without_transforms

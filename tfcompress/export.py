@@ -16,12 +16,12 @@ from tfcompress.errors import CompressionWarning, ExportError
 from tfcompress.files import check_path, write_whole
 from tfcompress.graph.cost import own_weights, plain
 from tfcompress.graph.inline import as_graph
-from tfcompress.graph.read import walk_layers
+from tfcompress.graph.read import input_specs, walk_layers
 from tfcompress.ptq import post_training
 from tfcompress.scheme import INTEGER_SCHEMES, SCHEMES, QuantizationScheme, as_scheme, check_choice
 from tfcompress.tables import as_text
 from tfcompress.tflite import verify as verification
-from tfcompress.tflite.convert import convert, input_specs, output_names
+from tfcompress.tflite.convert import convert, output_names
 from tfcompress.tflite.inspect import FileReport, inspect_tflite
 from tfcompress.tflite.run import TFLiteModel
 from tfcompress.wrap.activations import InputSamples
@@ -314,7 +314,9 @@ def _check_finite(model: keras.Model) -> None:
     """Refuses what the converter would crash on, or make a useless file of."""
     for _, layer in walk_layers(model):
         for weight in own_weights(layer):
-            if not np.isfinite(keras.ops.convert_to_numpy(weight).astype(np.float32)).all():
+            if not np.isfinite(
+                keras.ops.convert_to_numpy(weight).astype(np.float32, copy=False)
+            ).all():
                 raise ValueError(
                     f"The weight {weight.path!r} holds NaN or infinity: training has diverged. "
                     "Load weights from before, and train on with a smaller learning rate."

@@ -24,13 +24,13 @@ def clone_layer(layer: Any, /, **overrides: Any) -> Any:
     Raises:
         ValueError: If the layer cannot be made from its config.
     """
-    inside = layer._flatten_layers() if isinstance(layer, keras.layers.Layer) else ()
-    # Classes that are not registered with Keras are known all the same: here they are.
-    known = {type(part).__name__: type(part) for part in inside}
     if type(layer) is keras.layers.Lambda:
         # From its config Keras would refuse to make one: that could run code, were it from a file.
         own = {"function": layer.function, "output_shape": layer._output_shape, "mask": layer.mask}
         return keras.layers.Lambda(**{**layer.get_config(), **own, **overrides})
+    inside = layer._flatten_layers() if isinstance(layer, keras.layers.Layer) else ()
+    # Classes that are not registered with Keras are known all the same: here they are.
+    known = {type(part).__name__: type(part) for part in inside}
     try:
         with keras.saving.custom_object_scope(known):
             return type(layer).from_config({**layer.get_config(), **overrides})

@@ -52,7 +52,7 @@ def as_graph(model: Any, argument: str = "model") -> keras.Model:
     with _forgetting_calls(model):
         graph = _read(model, [inputs], {}, keras.Model)
         if graph is not None and (tokens := _tokens(graph)):
-            inputs = keras.tree.map_structure(
+            inputs = tree.map_structure(
                 lambda t: keras.Input(batch_shape=t.shape, dtype="int32") if id(t) in tokens else t,
                 inputs,
             )
@@ -88,13 +88,13 @@ class _Inline(Rewriter):
     def visit(self, graph: Graph, call: Call, args: Any, kwargs: Any) -> Any:
         layer = call.operation
         if id(layer) not in self._expanded:
-            self._expanded[id(layer)] = self._expand(graph, call) if _runs_code(layer) else None
+            self._expanded[id(layer)] = self._expand(call) if _runs_code(layer) else None
         expanded = self._expanded[id(layer)]
         if expanded is None:
             return super().visit(graph, call, args, kwargs)
         return expanded(_symbolic((args, kwargs)))
 
-    def _expand(self, graph: Graph, call: Call) -> Any:
+    def _expand(self, call: Call) -> Any:
         layer = call.operation
         kinds = self._kinds.get(id(layer), set())
         masked = any(getattr(t, "_keras_mask", None) is not None for t in call.inputs)

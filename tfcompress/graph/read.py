@@ -10,6 +10,8 @@ from typing import Any
 
 import keras
 
+from tfcompress.data import InputSpec
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Call:
@@ -66,6 +68,19 @@ def check_built(model: Any, argument: str = "model") -> None:
             f"{argument} must be built, so that its weights exist. Received: the unbuilt model "
             f"{model.name!r}. Give it a keras.Input, or call it on data, first."
         )
+
+
+def input_specs(model: keras.Model) -> list[InputSpec]:
+    """Returns what a model expects, in the order of its inputs."""
+    return [
+        InputSpec(
+            # The layer's name is the one the user gave; the tensor's may be made up.
+            t._keras_history.operation.name,
+            tuple(t.shape[1:]),
+            keras.backend.standardize_dtype(t.dtype),
+        )
+        for t in model.inputs
+    ]
 
 
 def is_graph(layer: Any) -> bool:

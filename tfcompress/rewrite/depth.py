@@ -9,9 +9,9 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfcompress.data import InputSpec, samples
+from tfcompress.data import samples
 from tfcompress.graph.clone import Rewriter
-from tfcompress.graph.read import Call, Graph, is_graph, read_graph, walk_layers
+from tfcompress.graph.read import Call, Graph, input_specs, is_graph, read_graph, walk_layers
 from tfcompress.graph.select import select
 from tfcompress.wrap.calibrate import packed
 from tfcompress.wrap.strip import as_unwrapped
@@ -161,11 +161,7 @@ def _scores(model: keras.Model, blocks: list[Block], score: Any, data: Any) -> d
             f"The influence of blocks in nested models ({nested[0]!r}) cannot be measured: name "
             "the blocks, or pass a function as score."
         )
-    specs = [
-        InputSpec(t._keras_history.operation.name, tuple(t.shape[1:]), str(t.dtype))
-        for t in model.inputs
-    ]
-    given = samples(data, specs, limit=_SAMPLES, argument="data")
+    given = samples(data, input_specs(model), limit=_SAMPLES, argument="data")
     probe = keras.Model(model.inputs, [t for block in blocks for t in (block.skip, block.output)])
     made = [np.reshape(a, (len(a), -1)) for a in probe.predict(packed(probe, given), verbose=0)]
     found = {}

@@ -194,8 +194,7 @@ def _factors(call: Call, rank: Rank, convolutions: str, taken: Collection[str]) 
     if isinstance(layer, layers.Embedding):
         left, right = _svd(array(layer.embeddings), rank, call.path)
         name = _free_name(f"{layer.name}_factor", taken)
-        sizes = {**free_of_sizes(layer), "output_dim": left.shape[1]}
-        table = clone_layer(layer, name=name, **sizes)
+        table = _resized(layer, name=name, output_dim=left.shape[1])
         dense = layers.Dense(
             layer.output_dim, use_bias=False, name=layer.name, dtype=layer.dtype_policy
         )
@@ -210,7 +209,7 @@ def _factors(call: Call, rank: Rank, convolutions: str, taken: Collection[str]) 
             size = {"output_shape": (*layer.partial_output_shape[:-1], count)}
         parts = [
             (_part(layer, "_factor", taken, **size), [left]),
-            (clone_layer(layer, **free_of_sizes(layer)), [right, *bias]),
+            (_resized(layer), [right, *bias]),
         ]
         return parts if left.size + right.size < kernel.size else None
     if math.prod(kernel.shape[:-2]) == 1:
@@ -222,7 +221,7 @@ def _factors(call: Call, rank: Rank, convolutions: str, taken: Collection[str]) 
                 [left.reshape(*ones, *left.shape)],
             ),
             (
-                clone_layer(layer, strides=1, **free_of_sizes(layer)),
+                _resized(layer, strides=1),
                 [right.reshape(*ones, *right.shape), *bias],
             ),
         ]
@@ -241,13 +240,12 @@ def _part(layer: Any, suffix: str, taken: Collection[str], **config: Any) -> Any
     }
     if isinstance(layer, layers.EinsumDense):
         plain = {"activation": "linear", "bias_axes": None, "activity_regularizer": None}
-    return clone_layer(
-        layer,
-        name=_free_name(layer.name + suffix, taken),
-        **plain,
-        **free_of_sizes(layer),
-        **config,
-    )
+    return _resized(layer, name=_free_name(layer.name + suffix, taken), **plain, **config)
+
+
+def _resized(layer: Any, **config: Any) -> Any:
+    """Returns a copy with weights of other shapes."""
+    return clone_layer(layer, **free_of_sizes(layer), **config)
 
 
 def _free_name(name: str, taken: Collection[str]) -> str:
@@ -283,12 +281,8 @@ def _spatial(
         strides=(strides[0], 1),
         dilation_rate=(dilation[0], 1),
     )
-    last = clone_layer(
-        layer,
-        kernel_size=(1, width),
-        strides=(1, strides[1]),
-        dilation_rate=(1, dilation[1]),
-        **free_of_sizes(layer),
+    last = _resized(
+        layer, kernel_size=(1, width), strides=(1, strides[1]), dilation_rate=(1, dilation[1])
     )
     # After the first, the image is as high as the result and as wide as the input.
     share = _widened(call, 2)
@@ -334,7 +328,7 @@ def _tucker(
         ),
         (_part(layer, "_core", taken, filters=counts[1]), [core]),
         (
-            clone_layer(layer, **ones, **free_of_sizes(layer)),
+            _resized(layer, **ones),
             [out.T.reshape(*shape, *out.T.shape), *bias],
         ),
     ]

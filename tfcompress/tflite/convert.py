@@ -12,23 +12,10 @@ from typing import Any
 import keras
 from keras import tree
 
-from tfcompress.data import InputSpec
 from tfcompress.errors import ExportError
+from tfcompress.graph.read import input_specs
 from tfcompress.stderr import captured_stderr
 from tfcompress.tflite.edit import share_scales, store_four_bits, use_integer_kernels
-
-
-def input_specs(model: keras.Model) -> list[InputSpec]:
-    """Returns what a model expects, in the order of its inputs."""
-    return [
-        InputSpec(
-            # The layer's name is the one the user gave; the tensor's may be made up.
-            t._keras_history.operation.name,
-            tuple(t.shape[1:]),
-            keras.backend.standardize_dtype(t.dtype),
-        )
-        for t in model.inputs
-    ]
 
 
 def output_names(model: keras.Model) -> list[str]:

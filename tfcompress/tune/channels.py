@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
 from typing import Any
 
@@ -11,12 +12,12 @@ import numpy as np
 from tfcompress.data import collect
 from tfcompress.export import export_tflite
 from tfcompress.graph.cost import macs
+from tfcompress.graph.read import input_specs
 from tfcompress.graph.select import LayerSelection, select
 from tfcompress.rewrite.channels.coupling import Coupling, Group
 from tfcompress.rewrite.channels.cutting import cut
 from tfcompress.rewrite.channels.scoring import CRITERIA, unit_scores
 from tfcompress.scheme import check_choice
-from tfcompress.tflite.convert import input_specs
 from tfcompress.tflite.run import TFLiteModel
 from tfcompress.wrap.calibrate import packed
 from tfcompress.wrap.strip import as_unwrapped
@@ -211,8 +212,6 @@ def _search(
 
 
 def _latency(model: keras.Model) -> float:
-    import tempfile
-
     with tempfile.TemporaryDirectory() as folder:
         path = f"{folder}/m.tflite"
         export_tflite(model, path, batch_size=1, verify=False, verbose=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -113,21 +114,19 @@ def quantizers(model: keras.Model) -> list[ActivationQuantizer]:
 
 def trained_scheme(model: keras.Model) -> str:
     """Returns the name of the scheme that a quantized model is trained for."""
-    four = any(
-        isinstance(transform, FakeQuant) and transform.bits == 4
-        for _, layer in walk_layers(model)
-        for transform in getattr(layer, "transforms", ())
-    )
-    return "w4a8" if four else "int8"
+    return "w4a8" if any(rounding.bits == 4 for rounding in _roundings(model)) else "int8"
 
 
 def rounds_per_channel(model: keras.Model) -> bool:
     """Returns whether the kernels of a quantized model have a scale for each channel."""
-    return not any(
-        isinstance(transform, FakeQuant) and transform.granularity == "tensor"
-        for _, layer in walk_layers(model)
-        for transform in getattr(layer, "transforms", ())
-    )
+    return not any(rounding.granularity == "tensor" for rounding in _roundings(model))
+
+
+def _roundings(model: keras.Model) -> Iterator[FakeQuant]:
+    for _, layer in walk_layers(model):
+        for transform in getattr(layer, "transforms", ()):
+            if isinstance(transform, FakeQuant):
+                yield transform
 
 
 def baked_values(wrapper: CompressionWrapper) -> dict[int, Any]:

@@ -193,7 +193,7 @@ class Coupling:
             self.free[self._labels[numbers]] = False
         self.units = count
         makers: list[set[int]] = [set() for _ in range(count)]
-        made = list(self._made.values())
+        made, names = list(self._made.values()), [what for _, what in self._made]
         for index, (_, numbers) in enumerate(made):
             for unit in set(self._labels[numbers]):
                 makers[unit].add(index)
@@ -205,7 +205,7 @@ class Coupling:
             Group(
                 tuple(sorted({made[index][0] for index in key})),
                 np.array(units),
-                all(list(self._made)[index][1] == "heads" for index in key),
+                all(names[index] == "heads" for index in key),
             )
             for key, units in found.items()
         ]
@@ -215,7 +215,6 @@ class Coupling:
         for call in read_graph(model, path).calls:
             self._alive.append(call)
             call = _without_masks(call)
-            self._alive.append(call)
             given = [self.tensors[id(tensor)] for tensor in call.inputs]
             if is_graph(call.operation):
                 made = self._nested(call, given)

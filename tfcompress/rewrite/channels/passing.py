@@ -34,8 +34,8 @@ _SAME = (
 def _same(coupling: Coupling, call: Call, given: list[Numbers]) -> Numbers:
     name = getattr(getattr(call.operation, "activation", None), "__name__", "")
     if "softmax" in name:
-        return _softmax(coupling, call, given)
-    constants = (getattr(call.operation, name, 0.0) for name in ("scale", "offset"))
+        return _all_together(coupling, call, given)
+    constants = (getattr(call.operation, entry, 0.0) for entry in ("scale", "offset"))
     if any(np.size(constant) > 1 for constant in constants):  # Rescaling, by channel
         coupling.fix(given[0])
     return given[0]
@@ -51,15 +51,9 @@ def _questions(coupling: Coupling, call: Call, given: list[Numbers]) -> Numbers:
     return coupling.fixed(call.outputs[0])
 
 
-@channel_rule("Masking")
-def _masking(coupling: Coupling, call: Call, given: list[Numbers]) -> Numbers:
-    coupling.fix(given[0])  # a step is masked by all of its channels
-    return given[0]
-
-
-@channel_rule("Softmax", "LogSoftmax")
-def _softmax(coupling: Coupling, call: Call, given: list[Numbers]) -> Numbers:
-    coupling.fix(given[0])  # each depends on all others
+@channel_rule("Softmax", "LogSoftmax", "Masking", "Normalization")
+def _all_together(coupling: Coupling, call: Call, given: list[Numbers]) -> Numbers:
+    coupling.fix(given[0])  # what becomes of one channel depends on all others, or on its place
     return given[0]
 
 
@@ -79,10 +73,6 @@ def _elementwise(coupling: Coupling, call: Call, given: list[Numbers]) -> Number
     for value in keras.tree.flatten((call.args, call.kwargs)):
         if not isinstance(value, keras.KerasTensor) and np.size(value) > 1:
             raise Unresolved("it takes a constant that may differ from channel to channel")
-    return _together(coupling, call, given)
-
-
-def _together(coupling: Coupling, call: Call, given: list[Numbers]) -> Numbers:
     shapes = [tuple(tensor.shape[1:]) for tensor in call.inputs]
     rank = max(len(shape) for shape in shapes)
     if any(len(shape) != rank for shape in shapes):
@@ -137,8 +127,8 @@ def _reshaped(coupling: Coupling, call: Call, given: list[Numbers]) -> Numbers:
     if np.prod(before) != np.prod(after):
         raise Unresolved("it takes sizes that are not known")
     numbers = np.broadcast_to(given[0], before)
-    first = getattr(call.operation, "data_format", None) == "channels_first"
-    if first and len(before) > 1:  # Flatten puts the channels last before it flattens
+    channels_first = getattr(call.operation, "data_format", None) == "channels_first"
+    if channels_first and len(before) > 1:  # Flatten puts the channels last before it flattens
         numbers = np.moveaxis(numbers, 0, -1)
     numbers = numbers.reshape(after)
     for axis in range(len(after)):
@@ -150,17 +140,16 @@ def _reshaped(coupling: Coupling, call: Call, given: list[Numbers]) -> Numbers:
         first = np.take(numbers, [0], axis)
         coupling.couple(first, numbers)
         numbers = first
-    entry = {"Reshape": "target_shape" if hasattr(call.operation, "target_shape") else "newshape"}
-    name = entry.get(type(call.operation).__name__)
-    if name and varying:
-        shape = getattr(call.operation, name)
+    names = [name for name in ("target_shape", "newshape") if hasattr(call.operation, name)]
+    if names and varying:
+        shape = getattr(call.operation, names[0])
         place = varying[-1] + (len(shape) - len(after))
 
         def target(stays: np.ndarray, shape: Any = shape, place: int = place) -> Any:
             size = -1 if shape[place] == -1 else int(stays.sum())
             return (*shape[:place], size, *shape[place + 1 :])
 
-        coupling.set(call, name, along(numbers, varying[-1]), target)
+        coupling.set(call, names[0], along(numbers, varying[-1]), target)
     return numbers
 
 

@@ -172,12 +172,6 @@ def _group_normalization(coupling: Coupling, call: Call, given: list[Numbers]) -
     return numbers
 
 
-@channel_rule("Normalization")
-def _of_inputs(coupling: Coupling, call: Call, given: list[Numbers]) -> Numbers:
-    coupling.fix(given[0])
-    return given[0]
-
-
 @channel_rule("PReLU")
 def _prelu(coupling: Coupling, call: Call, given: list[Numbers]) -> Numbers:
     layer, numbers = call.operation, given[0]

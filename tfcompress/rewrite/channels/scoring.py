@@ -98,8 +98,7 @@ def _gradients(model: keras.Model, coupling: Coupling, data: Any) -> dict[tuple[
     found: dict[tuple[int, int], Any] = {}
     uses = list(coupling.uses.values())
     variables = [use.variable.value for use in uses]
-    batches = list(data)
-    for inputs, labels in batches:
+    for inputs, labels in data:
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(variables)
             loss = _loss(model(inputs, training=False), labels)
@@ -110,7 +109,7 @@ def _gradients(model: keras.Model, coupling: Coupling, data: Any) -> dict[tuple[
             for axis in use.axes:
                 others = tuple(i for i in range(product.ndim) if i != axis)
                 key = id(use.variable), axis
-                found[key] = found.get(key, 0) + np.abs(product.sum(others)) / len(batches)
+                found[key] = found.get(key, 0) + np.abs(product.sum(others)) / len(data)
     return found
 
 
