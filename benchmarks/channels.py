@@ -27,7 +27,7 @@ from tfcompress.demo.models import resnet
 from tfcompress.graph.cost import macs
 from tfcompress.tables import table
 
-RATIOS = (0.4, 0.6)
+RATIOS = (0.45, 0.6)
 BATCH = 64
 
 
@@ -93,7 +93,7 @@ def main():
     parser.add_argument("--full", action="store_true")
     options = parser.parse_args()
     data = load(options.full)
-    epochs, tune = (8, 4) if options.full else (12, 8)
+    epochs, tune = (8, 5) if options.full else (12, 8)
     options.folder.mkdir(exist_ok=True)
     found = {}
     for seed in range(options.seeds):

@@ -49,23 +49,33 @@ class WeightTransform(keras.layers.Layer):
         super().__init__(autocast=False, **kwargs)
         self.built: bool
         self.channel_axes: tuple[int, ...] = ()
+        self.input_axis: int | None = None
 
-    def attach(self, shape: Sequence[int], channel_axes: Sequence[int]) -> None:
+    def attach(
+        self, shape: Sequence[int], channel_axes: Sequence[int], input_axis: int | None = None
+    ) -> None:
         """Creates the state for one weight.
 
         Args:
             shape: Shape of the weight.
             channel_axes: Axes of the weight that enumerate its output channels; empty where the
                 runtime keeps one scale for the whole tensor.
+            input_axis: Axis along which the weight sums up input channels; None if there is none.
         """
         if self.built:
             return
         self.channel_axes = tuple(channel_axes)
+        self.input_axis = input_axis
         self.build(tuple(shape))
         self.built = True
 
     def build(self, shape: tuple[int, ...]) -> None:
         """Creates the state; the default transform has none."""
+
+    @property
+    def output_axis(self) -> int:
+        """Axis of the output channels; the last one where channels have several axes, or none."""
+        return self.channel_axes[0] if len(self.channel_axes) == 1 else -1
 
     def start(self, weight: Any) -> None:
         """Sets the state by the weight, once, when a model is wrapped; nothing by default.

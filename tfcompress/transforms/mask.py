@@ -1,4 +1,4 @@
-"""Unstructured magnitude pruning as a weight transform."""
+"""Magnitude pruning as a weight transform."""
 
 from __future__ import annotations
 
@@ -8,8 +8,12 @@ import keras
 import numpy as np
 from keras import ops
 
+from tfcompress.scheme import check_choice
 from tfcompress.transforms.base import WeightTransform
+from tfcompress.transforms.patterns import as_pattern
 from tfcompress.transforms.schedules import ConstantSparsity, SparsitySchedule, check_sparsity
+
+_POINTS = 33  # sparsities for which the share of a weight is known; between them it is linear
 
 
 def as_schedule(sparsity: Any) -> SparsitySchedule:
@@ -31,14 +35,40 @@ class MagnitudeMask(WeightTransform):
 
     Args:
         schedule: A `SparsitySchedule`, or a number in [0, 1) for a constant sparsity from step 0.
+        pattern: "unstructured", "n:m" or the (rows, columns) of blocks; see `prune`.
+        ranking: "layer", or "global": then the weight has a share of its own of what the schedule
+            asks for, set by `allocate`.
+
+    References:
+        N:M: Zhou et al. 2021, arXiv:2102.04010. Blocks: Gray et al. 2017.
     """
 
     order = 0
     keeps_zeros = True
 
-    def __init__(self, schedule: SparsitySchedule | float, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        schedule: SparsitySchedule | float,
+        pattern: Any = "unstructured",
+        ranking: str = "layer",
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.schedule = as_schedule(schedule)
+        self.pattern: Any = as_pattern(pattern)
+        self.ranking = check_choice(ranking, "ranking", ("layer", "global"))
+        fixed = self.pattern.sparsity
+        if fixed is not None and abs(self.schedule.target - fixed) > 1e-6:
+            raise ValueError(
+                f"pattern={self.pattern.spec!r} ends with a sparsity of {fixed:.4g}. Received: one "
+                f"of {self.schedule.target:.4g}. Leave sparsity out, or pass a schedule that ends "
+                f"with {fixed:.4g}."
+            )
+        if fixed is not None and ranking == "global":
+            raise ValueError(
+                f"ranking='global' is not possible with pattern={self.pattern.spec!r}, which fixes "
+                "the sparsity of every weight. Use ranking='layer'."
+            )
 
     def build(self, shape: tuple[int, ...]) -> None:
         """Creates the mask (all ones) and the step counter."""
@@ -57,13 +87,38 @@ class MagnitudeMask(WeightTransform):
             trainable=False,
             aggregation="only_first_replica",
         )
+        if self.ranking == "global":
+            self.shares = self.add_weight(
+                name="shares",
+                shape=(_POINTS,),
+                initializer=lambda shape, dtype=None: np.linspace(0, self.schedule.target, _POINTS),
+                trainable=False,
+                aggregation="only_first_replica",
+            )
+
+    def allocate(self, shares: np.ndarray) -> None:
+        """Sets how much of this weight is zero where the schedule asks for how much of all.
+
+        Args:
+            shares: Sparsities of this weight for those of `levels`.
+        """
+        self.shares.assign(shares)
+
+    @property
+    def levels(self) -> np.ndarray:
+        """The sparsities of the schedule that `allocate` has values for."""
+        return np.linspace(0, self.schedule.target, _POINTS)
+
+    def scores(self, weight: Any) -> Any:
+        """Returns the magnitudes that are ranked, flat."""
+        return self.pattern.scores(weight, self.input_axis, self.output_axis)
 
     def update(self, weight: Any) -> None:
         """Recomputes the mask if the schedule says so, and counts the step."""
         step = ops.convert_to_tensor(self.step)
         mask = ops.cond(
             self.schedule.updates_at(step),
-            lambda: self._rank(weight, self.schedule.sparsity(step)),
+            lambda: self._mask(weight, self.schedule.sparsity(step)),
             lambda: ops.convert_to_tensor(self.mask),
         )
         self.mask.assign(mask)
@@ -73,13 +128,13 @@ class MagnitudeMask(WeightTransform):
         """Returns the weight with the pruned entries at zero."""
         return weight * self.mask
 
-    @staticmethod
-    def _rank(weight: Any, sparsity: Any) -> Any:
-        magnitude = ops.reshape(ops.abs(weight), (-1,))
-        pruned = ops.floor(sparsity * magnitude.shape[0] + 0.5)
-        rank = ops.argsort(ops.argsort(magnitude))
-        kept = ops.cast(rank, "int32") >= ops.cast(pruned, "int32")
-        return ops.reshape(ops.cast(kept, "float32"), weight.shape)
+    def _mask(self, weight: Any, sparsity: Any) -> Any:
+        if self.ranking == "global" and self.schedule.target > 0:
+            place = sparsity / self.schedule.target * (_POINTS - 1)
+            # Each level is the middle of a triangle: linear in between, exact at the levels.
+            near = ops.maximum(1 - ops.abs(place - np.arange(_POINTS, dtype="float32")), 0)
+            sparsity = ops.sum(near * ops.convert_to_tensor(self.shares))
+        return self.pattern.mask(weight, sparsity, self.input_axis, self.output_axis)
 
     def unfinished(self) -> str | None:
         """Says so if the step that reaches the target has not been trained."""
@@ -94,9 +149,12 @@ class MagnitudeMask(WeightTransform):
     def report(self) -> dict[str, Any]:
         """Returns the sparsity now, the target and the step."""
         mask = ops.convert_to_numpy(self.mask)
+        target = self.schedule.target
+        if self.ranking == "global":
+            target = float(ops.convert_to_numpy(self.shares)[-1])
         return {
             "sparsity": float(1.0 - np.mean(mask)),
-            "target": self.schedule.target,
+            "target": target,
             "step": int(ops.convert_to_numpy(self.step)),
         }
 
@@ -104,6 +162,8 @@ class MagnitudeMask(WeightTransform):
         """Returns the constructor arguments."""
         config = super().get_config()
         config["schedule"] = keras.saving.serialize_keras_object(self.schedule)
+        config["pattern"] = self.pattern.spec
+        config["ranking"] = self.ranking
         return config
 
     @classmethod

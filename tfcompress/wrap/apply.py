@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
@@ -23,35 +23,47 @@ from tfcompress.graph.inline import as_graph
 from tfcompress.graph.read import Call, Graph, read_graph, walk_layers
 from tfcompress.graph.select import LayerSelection, select
 from tfcompress.scheme import QuantizationScheme, as_scheme
-from tfcompress.transforms import FakeQuant, MagnitudeMask, SparsitySchedule, WeightTransform
-from tfcompress.transforms.mask import as_schedule
+from tfcompress.transforms import FakeQuant, SparsitySchedule, WeightTransform
+from tfcompress.transforms.patterns import NOfM, Pattern, as_pattern
 from tfcompress.wrap.activations import ActivationQuantizer
 from tfcompress.wrap.canonicalize import KERNELS, activation_name, original_variables, parts_of
 from tfcompress.wrap.placement import PlaceQuantizers
-from tfcompress.wrap.wrapper import CompressionWrapper, compressible_weights
+from tfcompress.wrap.sparsity import allocate, mask_of, masks
+from tfcompress.wrap.wrapper import CompressionWrapper, compressible_weights, input_axis
 
 
 def prune(
     model_or_layer: Any,
-    sparsity: float | SparsitySchedule = 0.8,
+    sparsity: float | SparsitySchedule | Mapping[str, Any] | None = None,
     *,
+    pattern: Any = "unstructured",
+    ranking: str = "layer",
     layers: LayerSelection = None,
 ) -> Any:
     """Returns a copy that sets its smallest weights to zero while it trains.
 
-    Each kernel is pruned by magnitude to the same sparsity. Without `layers`, everything with a
-    kernel or embeddings is pruned but depthwise convolutions, which hold few weights and need them
-    all; name them in `layers` to prune them too. Train the result with plain `compile` and `fit`;
-    `strip` gives back the ordinary model with the zeros in it.
+    Without `layers`, everything with a kernel or embeddings is pruned but depthwise convolutions,
+    which hold few weights and need them all; name them in `layers` to prune them too. Train the
+    result with plain `compile` and `fit`; `strip` gives back the ordinary model with the zeros in
+    it.
 
-    Pays in: bytes after gzip. The file itself and its latency stay as they were.
+    Pays in: bytes after gzip, or with `export_tflite(sparse=True)`. The file itself and its latency
+    stay as they were. Accelerators with kernels for 2:4 or for blocks save time with these.
 
     Args:
         model_or_layer: A built model, wrapped or not (a subclassed one becomes Functional), or one
-            layer. It is
-            not changed.
-        sparsity: Share of zeros in [0, 1), from the first step on, or a schedule over the training
-            steps such as `PolynomialDecay`.
+            layer. It is not changed.
+        sparsity: Share of zeros in [0, 1), from the first step on; a schedule over the training
+            steps such as `PolynomialDecay`; or a dict of these by glob on layer paths, of which the
+            first that fits counts, and layers that none fits are not pruned. None is 0.8, or what
+            `pattern` says.
+        pattern: "unstructured"; "n:m", such as "2:4": of every m consecutive weights along the
+            input channels at most n are not zero (only layers that sum over input channels); or
+            (rows, columns): blocks of so many inputs by output channels are zero as a whole, those
+            of the smallest mean magnitude.
+        ranking: "layer": each kernel is pruned to the same sparsity. "global": the smallest weights
+            of all layers together; each kernel's share is set by the weights it has when it is
+            wrapped, so wrap a trained model.
         layers: Which layers: None, a glob or list of globs on layer paths ("encoder/conv*"), or a
             predicate on the layer.
 
@@ -61,8 +73,9 @@ def prune(
 
     Raises:
         TypeError: If `model_or_layer` is neither a model nor a layer.
-        ValueError: If the model is unbuilt, nothing in it can be pruned, a layer is
-            pruned already, `sparsity` is out of range or `layers` matches nothing.
+        ValueError: If the model is unbuilt, nothing in it can be pruned, a layer is pruned already,
+            `sparsity` is out of range or does not fit `pattern`, or `layers` or a glob matches
+            nothing.
 
     Example:
         >>> import keras
@@ -73,16 +86,26 @@ def prune(
         >>> history = pruned.fit(keras.ops.ones((4, 8)), keras.ops.ones((4, 4)), verbose=0)
         >>> int((keras.ops.convert_to_numpy(tfc.strip(pruned).layers[0].kernel) == 0).sum())
         16
+        >>> tfc.summary(tfc.prune(model, pattern="1:4")).layers[0].target
+        0.75
 
     References:
         Zhu & Gupta 2017, arXiv:1710.01878; Han et al. 2015, arXiv:1506.02626.
     """
-    transform = MagnitudeMask(as_schedule(sparsity))
-    if isinstance(model_or_layer, keras.Model):
-        model_or_layer = as_graph(model_or_layer)
-        chosen = _prunable(model_or_layer, layers)
-        return _AddTransform(lambda path, layer: transform, chosen).run(model_or_layer)
-    return _wrap_layer(model_or_layer, transform)
+    if not isinstance(model_or_layer, keras.Model):
+        if isinstance(sparsity, Mapping):
+            raise TypeError(
+                "sparsity must be one number or schedule where a single layer is pruned."
+            )
+        wrapped = _wrap_layer(model_or_layer, mask_of(sparsity, pattern, ranking))
+        allocate({wrapped.name: wrapped})
+        return wrapped
+    model_or_layer = as_graph(model_or_layer)
+    candidates = _prunable(model_or_layer, layers, as_pattern(pattern))
+    chosen = masks(sparsity, pattern, ranking, candidates, layers)
+    pruned = _AddTransform(lambda path, layer: chosen[path], set(chosen)).run(model_or_layer)
+    allocate({p: w for p, w in walk_layers(pruned) if isinstance(w, CompressionWrapper)})
+    return pruned
 
 
 def quantize(
@@ -206,17 +229,23 @@ def _schemes(
     return {p: as_scheme(found.get(p, scheme)) for p in chosen - left_out}, left_out
 
 
-def _prunable(model: keras.Model, layers: LayerSelection) -> set[str]:
-    """Returns the paths of the layers to prune: by default all but depthwise convolutions."""
+def _prunable(
+    model: keras.Model, layers: LayerSelection, pattern: Pattern
+) -> list[tuple[str, Any]]:
+    """Returns the layers that could be pruned: by default all but depthwise convolutions."""
     candidates = [
         (path, plain(layer))
         for path, layer in walk_layers(model)
-        if compressible_weights(plain(layer))
+        if (weights := compressible_weights(plain(layer)))
         and not (layers is None and isinstance(plain(layer), DEPTHWISE))
+        and not (
+            isinstance(pattern, NOfM)
+            and all(input_axis(plain(layer), weight) is None for weight in weights)
+        )
     ]
     if not candidates:
         raise _nothing_to_compress(model)
-    return select(candidates, layers)
+    return candidates
 
 
 def _nothing_to_compress(model: keras.Model) -> ValueError:

@@ -66,6 +66,25 @@ def channel_axes(layer: Any, weight: Any) -> tuple[int, ...]:
     return ()
 
 
+def input_axis(layer: Any, weight: Any) -> int | None:
+    """Returns the axis of a kernel that the layer sums over, its input channels.
+
+    None for tables of embeddings and depthwise kernels, which sum over no channels.
+    """
+    name = variable_name(weight)
+    depthwise = isinstance(layer, DEPTHWISE) or name == "depthwise_kernel"
+    if depthwise or isinstance(layer, keras.layers.Embedding) or name == "embeddings":
+        return None
+    if isinstance(layer, TRANSPOSED):
+        return -1
+    for part in layer._flatten_layers():
+        if isinstance(part, keras.layers.EinsumDense) and weight is part.kernel:
+            letters, result = part.equation.replace(" ", "").split(",")[1].split("->")
+            summed = [axis for axis, letter in enumerate(letters) if letter not in result]
+            return summed[-1] - len(letters) if summed else None
+    return -2
+
+
 def first_call_in_pass(layer: keras.layers.Layer) -> bool:
     """Returns whether this is the first call of `layer` in the current pass of its model.
 
@@ -160,7 +179,9 @@ class CompressionWrapper(keras.layers.Layer):
         for weight in compressible_weights(self.layer):
             for prototype in self.transforms:
                 transform = type(prototype).from_config(prototype.get_config())
-                transform.attach(weight.shape, channel_axes(self.layer, weight))
+                transform.attach(
+                    weight.shape, channel_axes(self.layer, weight), input_axis(self.layer, weight)
+                )
                 self.weight_transforms.append(transform)
         self.built = True
 

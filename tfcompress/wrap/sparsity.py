@@ -1,0 +1,105 @@
+"""How much of which layer is set to zero: one number for each, one by name, one for all."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from tfcompress.errors import CompressionWarning
+from tfcompress.graph.select import LayerSelection, select
+from tfcompress.scheme import check_choice
+from tfcompress.transforms import MagnitudeMask
+from tfcompress.transforms.patterns import as_pattern
+from tfcompress.wrap.wrapper import CompressionWrapper
+
+_DEFAULT = 0.8
+
+
+def masks(
+    sparsity: Any,
+    pattern: Any,
+    ranking: str,
+    candidates: Sequence[tuple[str, Any]],
+    layers: LayerSelection,
+) -> dict[str, MagnitudeMask]:
+    """Returns the mask of each layer to prune, by path.
+
+    Args:
+        sparsity: A number, a schedule, a dict of these by glob, or None for the usual one.
+        pattern: See `prune`.
+        ranking: See `prune`.
+        candidates: (path, layer) of all layers that could be pruned.
+        layers: Which of them to prune.
+    """
+    check_choice(ranking, "ranking", ("layer", "global"))
+    chosen = select(candidates, layers)
+    if not isinstance(sparsity, Mapping):
+        mask = mask_of(sparsity, pattern, ranking)
+        return dict.fromkeys(chosen, mask)
+    if ranking == "global":
+        raise ValueError(
+            "ranking='global' shares one sparsity out among all layers. Received: "
+            f"sparsity={dict(sparsity)!r}. Pass one number or schedule, or use ranking='layer'."
+        )
+    if not sparsity:
+        raise ValueError(
+            "sparsity is an empty dict: name at least one layer, such as {'dense*': 0.8}."
+        )
+    among = [(path, layer) for path, layer in candidates if path in chosen]
+    found: dict[str, MagnitudeMask] = {}
+    for glob, value in sparsity.items():
+        mask = mask_of(value, pattern, ranking)
+        for path in select(among, glob, argument="sparsity"):
+            found.setdefault(path, mask)
+    return found
+
+
+def mask_of(sparsity: Any, pattern: Any, ranking: str) -> MagnitudeMask:
+    """Returns a mask; without a sparsity, that of its pattern."""
+    pattern = as_pattern(pattern)
+    if sparsity is None:
+        sparsity = _DEFAULT if pattern.sparsity is None else pattern.sparsity
+    return MagnitudeMask(sparsity, pattern.spec, ranking)
+
+
+def allocate(wrappers: Mapping[str, CompressionWrapper]) -> None:
+    """Gives each weight its share of one sparsity: the smallest weights of all layers together.
+
+    Args:
+        wrappers: The wrapped layers by path. Their masks are changed.
+
+    Warns:
+        CompressionWarning: If the ranking would leave nothing of a weight; it keeps one unit then.
+    """
+    entries = [
+        (path, mask, keras.ops.convert_to_numpy(mask.scores(keras.ops.cast(weight, "float32"))))
+        for path, wrapper in wrappers.items()
+        for weight, transforms in wrapper.pipelines()
+        for mask in transforms
+        if isinstance(mask, MagnitudeMask) and mask.ranking == "global"
+    ]
+    if not entries:
+        return
+    sizes = np.array([scores.size for _, _, scores in entries])
+    owners = np.repeat(np.arange(len(entries)), sizes)
+    order = owners[np.argsort(np.concatenate([scores for _, _, scores in entries]), kind="stable")]
+    levels = entries[0][1].levels
+    shares = np.zeros((len(entries), len(levels)))
+    for place, level in enumerate(levels):
+        pruned = order[: int(np.floor(level * len(order) + 0.5))]
+        shares[:, place] = np.bincount(pruned, minlength=len(entries)) / sizes
+    emptied = sorted({entries[i][0] for i in np.flatnonzero(shares[:, -1] == 1)})
+    if emptied:
+        warnings.warn(
+            f"ranking='global' would set all of layer {emptied[0]!r} to zero, as its weights are "
+            f"the smallest ({len(emptied)} layer(s) in all). One weight of each is kept. Leave "
+            "these layers out with layers=, or use ranking='layer'.",
+            CompressionWarning,
+            stacklevel=4,
+        )
+    for (_, mask, scores), share in zip(entries, shares, strict=True):
+        mask.allocate(np.minimum(share, 1 - 1 / scores.size))
