@@ -21,6 +21,8 @@ LAYERS = [
     "ptq",
     "tflite",
     "distill",
+    "agreement",
+    "ends",
     "export",
     "tune",
     "compare",

@@ -7,7 +7,7 @@ from keras import layers as L
 
 import tfcompress as tfc
 from tests import nets
-from tfcompress.export import measure
+from tfcompress.agreement import measure
 from tfcompress.tflite.inspect import weights
 from tfcompress.tflite.run import TFLiteModel
 from tfcompress.wrap.strip import quantizers

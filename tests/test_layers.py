@@ -7,7 +7,7 @@ from keras import layers as L
 from keras import ops
 
 import tfcompress as tfc
-from tfcompress.export import measure
+from tfcompress.agreement import measure
 from tfcompress.tflite.inspect import weights
 
 IMAGE, SERIES, VECTOR, VOLUME = (8, 8, 4), (12, 6), (6,), (6, 6, 6, 2)

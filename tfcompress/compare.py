@@ -12,8 +12,9 @@ from typing import Any
 import keras
 import numpy as np
 
+from tfcompress.agreement import predict
 from tfcompress.data import collect
-from tfcompress.export import export_tflite, predict
+from tfcompress.export import export_tflite
 from tfcompress.graph.inline import as_graph
 from tfcompress.graph.read import input_specs, load_keras
 from tfcompress.tables import as_text, table

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.metadata
 import os
 import time
 import warnings
@@ -11,31 +12,38 @@ from typing import Any
 import keras
 import numpy as np
 
+from tfcompress import agreement
 from tfcompress.data import samples
+from tfcompress.ends import labels_by_output, normalization_by_input
 from tfcompress.errors import CompressionWarning, ExportError
 from tfcompress.files import check_path, write_whole
 from tfcompress.graph.cost import own_weights, plain
 from tfcompress.graph.inline import as_graph
 from tfcompress.graph.read import input_specs, walk_layers
 from tfcompress.ptq import post_training
-from tfcompress.scheme import INTEGER_SCHEMES, SCHEMES, QuantizationScheme, as_scheme, check_choice
+from tfcompress.scheme import (
+    CALIBRATED,
+    INTEGER_SCHEMES,
+    SCHEMES,
+    QuantizationScheme,
+    as_scheme,
+    check_choice,
+)
 from tfcompress.tables import as_text
 from tfcompress.tflite import verify as verification
 from tfcompress.tflite.convert import convert, output_names
 from tfcompress.tflite.inspect import FileReport, inspect_tflite
-from tfcompress.tflite.run import TFLiteModel
-from tfcompress.wrap.activations import InputSamples
+from tfcompress.tflite.metadata import write_metadata
 from tfcompress.wrap.bake import bake
-from tfcompress.wrap.calibrate import packed
 from tfcompress.wrap.strip import (
     quantizers,
     rounds_per_channel,
     trained_scheme,
     warn_unfinished,
 )
+from tfcompress.wrap.summary import recipe
 
 CALIBRATION_SAMPLES = 512
-VERIFICATION_SAMPLES = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +52,7 @@ class ExportResult:
 
     Attributes:
         path: Where it is.
-        scheme: "float32", "dynamic_int8", "int8" or "w4a8".
+        scheme: A name of `SCHEMES`.
         trained: Whether its ranges come from quantization-aware training.
         agreement: How well it agrees with the Keras model; None if verify=False.
         report: What is inside; see `FileReport`.
@@ -103,6 +111,9 @@ def export_tflite(
     io_dtype: str = "float32",
     batch_size: int | None = 1,
     sparse: bool = False,
+    labels: Any = None,
+    normalization: Any = None,
+    metadata: bool = True,
     verify: bool = True,
     verbose: bool | str = "auto",
 ) -> ExportResult:
@@ -118,17 +129,26 @@ def export_tflite(
     Args:
         model: A built Sequential or Functional model, wrapped or not. It is not changed.
         path: File to write; an existing one is replaced at the end, in one step.
-        scheme: "float32", "dynamic_int8" (int8 weights, float activations), "int8" (integers
-            throughout), "w4a8" (4-bit weights) or a `QuantizationScheme`. None is what the model
-            was trained for; with a representative dataset, int8.
+        scheme: "float32"; "float16" (half the bytes, computed in float); "dynamic_int8" (int8
+            weights, float activations); "int8" (integers throughout); "int16x8" (int16
+            activations, int8 weights: close to float, slower than int8, on the CPU only); "w4a8"
+            (4-bit weights); or a `QuantizationScheme`. None is what the model was trained for;
+            with a representative dataset, int8.
         representative_dataset: Samples like those of training, preprocessed alike: an array, a
             tuple or dict of arrays, a `tf.data.Dataset`, or a function that returns an iterable. Up
             to 512 samples are used. A quantization-aware model needs none.
-        io_dtype: Type of inputs and outputs: "float32", or "int8" or "uint8" for int8 files.
-            Integer inputs such as token numbers keep their type.
+        io_dtype: Type of inputs and outputs: "float32"; "int8" or "uint8" for int8 files; "int16"
+            for int16x8 files. Integer inputs such as token numbers keep their type.
         batch_size: Batch of the file; None leaves it open.
         sparse: Store matrices with many zeros in TFLite's sparse format: smaller files, no faster
             on x86.
+        labels: What each channel of the output means: a list of strings, or a dict of these by
+            output. Written into the file, where tools for phones find it.
+        normalization: The (mean, deviation) of `(x - mean) / deviation`, numbers or one for each
+            channel, that raw inputs go through before they reach the model; a dict by input where
+            there are several. Written into the file, not applied.
+        metadata: Whether to write into the file (half a kilobyte) how it was made and how well it
+            agrees with its model; see `inspect_tflite`.
         verify: False skips the check, for a model that cannot be run here.
         verbose: Whether to say what is being done; "auto" does for models that take long.
 
@@ -165,6 +185,9 @@ def export_tflite(
     scheme = _choose_scheme(scheme, model, representative_dataset is not None, bool(trained))
     _check_arguments(scheme, io_dtype, batch_size, verbose)
     specs = input_specs(model)
+    told = labels_by_output(labels, model), normalization_by_input(normalization, model)
+    if not metadata and any(told):
+        raise ValueError("labels and normalization are metadata. Received: metadata=False.")
     given = None
     if representative_dataset is not None:
         given = samples(
@@ -177,7 +200,7 @@ def export_tflite(
     use_ranges = bool(trained) and integer
     if use_ranges:
         _check_trained(model, scheme, options)
-    elif integer and given is None:
+    elif scheme in CALIBRATED and given is None:
         raise ValueError(
             f"scheme={scheme!r} needs the ranges of the activations: pass representative_dataset="
             "(samples like those of training), or train with quantize()."
@@ -187,7 +210,7 @@ def export_tflite(
             f"scheme={scheme!r} would drop the ranges that this model was trained with. Export it "
             "as int8, or export strip(model)."
         )
-    probes, source = _probes(model, specs, given) if verify else (None, "")
+    probes, source = agreement.probes(model, specs, given) if verify else (None, "")
     warn_unfinished(model, "export_tflite")
     if backend_problem := _backend_problem():
         raise ExportError(backend_problem)
@@ -199,74 +222,51 @@ def export_tflite(
     _check_finite(final)
     say("converting")
     content = convert(
-        lambda: bake(final),
+        lambda: bake(final, wide=scheme == "int16x8"),
         names=output_names(model),
-        quantized={"float32": None, "dynamic_int8": "dynamic"}.get(scheme, scheme),
+        scheme=scheme,
         io_dtype=io_dtype,
         batch_size=batch_size,
         sparse=sparse,
         per_channel=rounds_per_channel(final),
+        calibration=given if scheme == "int16x8" else None,
     )
-    agreement = None
+    agreed = None
     if probes is not None:
         say("checking the file against the model")
-        agreement = measure(model, content, probes, source)
+        agreed = agreement.measure(model, content, probes, source)
         tolerance = "int8 trained" if use_ranges else "int8" if integer else scheme
         if (use_ranges or scheme == "float32") and _computes_in_half(model):
             tolerance += " of half"
-        if warning := verification.judge(agreement, tolerance):
+        if warning := verification.judge(agreed, tolerance):
             warnings.warn(warning, CompressionWarning, stacklevel=2)
+    if metadata:
+        made = _recipe(model, scheme, use_ranges, agreed)
+        content = write_metadata(
+            content, made, name=model.name, labels=told[0], normalization=told[1]
+        )
     report = dataclasses.replace(inspect_tflite(content), path=str(target))
     write_whole(target, content)
     seconds = time.perf_counter() - started
     say(f"wrote {target} in {seconds:.1f} s")
-    return ExportResult(str(target), scheme, use_ranges, agreement, report, seconds)
+    return ExportResult(str(target), scheme, use_ranges, agreed, report, seconds)
 
 
-def measure(
-    model: keras.Model, content: Any, probes: dict[str, np.ndarray], source: str = "given"
-) -> verification.Agreement:
-    """Measures how well a file agrees with a Keras model.
-
-    Args:
-        model: The Keras model.
-        content: Path or bytes of the file.
-        probes: Samples by input name.
-        source: Where the samples come from, for the record.
-    """
-    names = output_names(model)
-    file = TFLiteModel(content)
-    expected = keras.tree.flatten(predict(model, probes))
-    actual = file.predict(probes)
-    if not isinstance(actual, dict):
-        actual = {names[0]: actual}
-    return verification.compare_outputs(
-        dict(zip(names, (np.asarray(e) for e in expected), strict=True)),
-        actual,
-        _output_scales(content),
-        source=source,
-        kernels=file.runtime,
-    )
-
-
-def predict(model: keras.Model, features: dict[str, np.ndarray]) -> Any:
-    """Runs a Keras model on arrays by input name."""
-    return model.predict(packed(model, features), verbose=0)
-
-
-def _output_scales(content: Any) -> dict[str, float]:
-    """Returns the step of each output, also of outputs that the file ends by making floats."""
-    file = TFLiteModel(content, delegates=False)
-    details = {d["index"]: d for d in file.interpreter.get_tensor_details()}
-    source = {
-        int(op["outputs"][0]): int(op["inputs"][0])
-        for op in file.interpreter._get_ops_details()
-        if op["op_name"] == "DEQUANTIZE"
+def _recipe(model: keras.Model, scheme: str, trained: bool, agreed: Any) -> dict[str, Any]:
+    """Returns how a file was made, for its metadata."""
+    versions = {
+        name: importlib.metadata.version(name) for name in ("tfcompress", "tensorflow", "keras")
+    }
+    checked = {
+        key: float(f"{value:.4g}") if isinstance(value, float) else value
+        for key, value in (dataclasses.asdict(agreed) if agreed else {}).items()
     }
     return {
-        info.name: info.scale
-        or float(details[source.get(info.index, info.index)]["quantization"][0])
-        for info in file.outputs
+        "scheme": scheme,
+        "ranges": "trained" if trained else "measured" if scheme in CALIBRATED else None,
+        "weights": recipe(model),
+        "agreement": checked or None,
+        "versions": versions,
     }
 
 
@@ -280,10 +280,12 @@ def _choose_scheme(scheme: Any, model: keras.Model, has_data: bool, is_trained: 
 
 
 def _check_arguments(scheme: str, io_dtype: str, batch_size: Any, verbose: Any) -> None:
-    check_choice(io_dtype, "io_dtype", ("float32", "int8", "uint8"))
-    if io_dtype != "float32" and scheme not in INTEGER_SCHEMES:
+    check_choice(io_dtype, "io_dtype", ("float32", "int8", "uint8", "int16"))
+    possible = {"int16x8": ("int16",), **dict.fromkeys(INTEGER_SCHEMES, ("int8", "uint8"))}
+    if io_dtype != "float32" and io_dtype not in possible.get(scheme, ()):
+        needed = "int16x8" if io_dtype == "int16" else "int8"
         raise ValueError(
-            f"io_dtype={io_dtype!r} needs scheme='int8'; a {scheme} file computes on floats. "
+            f"io_dtype={io_dtype!r} needs scheme={needed!r}. Received: scheme={scheme!r}. "
             "Use io_dtype='float32'."
         )
     whole = isinstance(batch_size, int) and not isinstance(batch_size, bool)
@@ -328,36 +330,6 @@ def _check_finite(model: keras.Model) -> None:
                 "there, on the samples or in training. Check the data, and the layer before it "
                 "(a logarithm or division of what may be zero?)."
             )
-
-
-def _probes(
-    model: keras.Model, specs: Any, given: dict[str, np.ndarray] | None
-) -> tuple[dict[str, np.ndarray], str]:
-    if given is not None:
-        return (
-            {name: _spread(array, VERIFICATION_SAMPLES) for name, array in given.items()},
-            "representative_dataset",
-        )
-    keepers = [layer for _, layer in walk_layers(model) if isinstance(layer, InputSamples)]
-    if not keepers:
-        return verification.synthetic(specs, 16), "synthetic"
-    kept = {keeper.input._keras_history.operation.name: keeper.kept() for keeper in keepers}
-    count = max((len(array) for array in kept.values() if array is not None), default=0)
-    for spec in specs:  # an input that nothing reads
-        shape = [count, *(size or 1 for size in spec.shape)]
-        kept.setdefault(spec.name, np.zeros(shape))
-    if any(array is None for array in kept.values()):
-        raise ValueError(
-            "There are no samples to check the file on: the inputs have no fixed size, so none "
-            "were kept in training. Pass representative_dataset=."
-        )
-    return {spec.name: kept[spec.name].astype(spec.dtype) for spec in specs}, "training"
-
-
-def _spread(array: np.ndarray, count: int) -> np.ndarray:
-    if len(array) <= count:
-        return array
-    return array[np.linspace(0, len(array) - 1, count).astype(int)]
 
 
 def _computes_in_half(model: keras.Model) -> bool:

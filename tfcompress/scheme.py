@@ -7,10 +7,15 @@ import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-SCHEMES = ("float32", "dynamic_int8", "int8", "w4a8")
-"""What `export_tflite` writes: float, int8 weights only, or integers throughout."""
+SCHEMES = ("float32", "float16", "dynamic_int8", "int8", "int16x8", "w4a8")
+"""What `export_tflite` writes: float, narrow weights only, or integers throughout."""
 
 INTEGER_SCHEMES = ("int8", "w4a8")
+"""Those that models are trained for."""
+
+CALIBRATED = (*INTEGER_SCHEMES, "int16x8")
+"""Those that need ranges of activations."""
+
 ACTIVATION_RANGES = ("moving_average", "min_max", "percentile", "mse", "kl", "learned")
 WEIGHT_RANGES = ("min_max", "mse", "learned")
 WEIGHT_GRANULARITIES = ("channel", "tensor")
@@ -112,6 +117,13 @@ def as_scheme(scheme: Any, argument: str = "scheme") -> QuantizationScheme:
     """Returns the scheme that a name of an integer scheme stands for, or the scheme itself."""
     if isinstance(scheme, QuantizationScheme):
         return scheme
+    if scheme in SCHEMES and scheme not in INTEGER_SCHEMES:
+        data = " and a representative_dataset" if scheme in CALIBRATED else ""
+        raise ValueError(
+            f"{argument}={scheme!r} takes no training: export the ordinary model with "
+            f"export_tflite(scheme={scheme!r}){data}. Schemes to train for are "
+            f"{', '.join(map(repr, INTEGER_SCHEMES))}."
+        )
     name = check_choice(scheme, argument, INTEGER_SCHEMES)
     if name == "w4a8":
         return QuantizationScheme(4, "mse", rounding="adaround")

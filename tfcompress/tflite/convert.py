@@ -6,16 +6,19 @@ import gc
 import math
 import re
 import tempfile
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
+import numpy as np
 from keras import tree
 
 from tfcompress.errors import ExportError
 from tfcompress.graph.read import input_specs
+from tfcompress.scheme import INTEGER_SCHEMES
 from tfcompress.stderr import captured_stderr
-from tfcompress.tflite.edit import share_scales, store_four_bits, use_integer_kernels
+from tfcompress.tflite.edit import plain_lookups, share_scales, store_four_bits, use_integer_kernels
 
 
 def output_names(model: keras.Model) -> list[str]:
@@ -44,11 +47,12 @@ def convert(
     make: Callable[[], keras.Model],
     *,
     names: list[str],
-    quantized: str | None,
+    scheme: str,
     io_dtype: str,
     batch_size: int | None,
     sparse: bool,
     per_channel: bool = True,
+    calibration: Mapping[str, np.ndarray] | None = None,
 ) -> bytes:
     """Converts a model whose weights are final.
 
@@ -57,12 +61,12 @@ def convert(
             fake-quantization in it. It is let go before it is converted, so that large models are
             not in memory once more.
         names: Name of each output in the signature.
-        quantized: None for float32, "dynamic" for int8 weights, "int8" for integers throughout,
-            "w4a8" to store in 4 bits what lies on such a grid.
-        io_dtype: "float32", "int8" or "uint8".
+        scheme: What is written, a name of `SCHEMES`.
+        io_dtype: "float32", "int8", "uint8" or "int16".
         batch_size: Fixed batch, or None to leave it open.
         sparse: Whether to store weights with many zeros in the runtime's sparse format.
         per_channel: Whether kernels have a scale for each output channel, or one in all.
+        calibration: For "int16x8", samples by input name.
 
     Raises:
         ExportError: If the converter fails.
@@ -70,21 +74,30 @@ def convert(
     import tensorflow as tf
     from tensorflow.lite.python import lite
 
-    with tempfile.TemporaryDirectory(prefix="tfcompress-") as folder, captured_stderr() as log:
+    with (
+        tempfile.TemporaryDirectory(prefix="tfcompress-") as folder,
+        captured_stderr() as log,
+        warnings.catch_warnings(),
+    ):
+        warnings.filterwarnings("ignore", ".*Interpreter is deprecated")  # the calibrator's own
         try:
-            _save(tf, make(), folder, names, batch_size)
+            loops = _save(tf, make(), folder, names, batch_size)
+            if calibration is not None and loops:  # it ends the process
+                raise ExportError(_LOOPS.format(loops[0]))
             gc.collect()
             # TFLiteConverter.from_saved_model() would load the model into this process, three times
             # over, to look whether there is fake-quantization in it.
             converter = lite.TFLiteSavedModelConverterV2(folder, {"serve"}, ["serving_default"])
-            _configure(tf, converter, quantized, io_dtype, sparse)
+            _configure(tf, converter, scheme, io_dtype, sparse)
             graph = tf.compat.v1.GraphDef()
-            if quantized in ("int8", "w4a8"):
+            if scheme in INTEGER_SCHEMES:
                 graph.node.add(name="ranges", op="FakeQuantWithMinMaxArgs")
             content = converter._convert_from_saved_model(graph)
-            if quantized in ("int8", "w4a8"):
+            if calibration is not None:
+                content = _calibrated(tf, content, calibration, io_dtype, batch_size or 1)
+            if scheme in INTEGER_SCHEMES:
                 content = use_integer_kernels(content)
-            if quantized == "w4a8":
+            if scheme == "w4a8":
                 content = store_four_bits(content)
             return content if per_channel else share_scales(content)
         except ExportError:
@@ -98,10 +111,39 @@ def convert(
             ) from error
 
 
-def _save(tf: Any, model: keras.Model, folder: str, names: list[str], batch_size: Any) -> None:
+_LOOPS = (
+    "The TFLite converter cannot measure ranges inside of a loop, and {!r} is one. Give recurrent "
+    "layers a fixed number of steps and unroll=True, or use scheme='int8'."
+)
+
+
+def _calibrated(
+    tf: Any, content: bytes, samples: Mapping[str, np.ndarray], io_dtype: str, size: int
+) -> bytes:
+    """Returns a float file with activations of 16 and weights of 8 bits; `size` is its batch."""
+    from tensorflow.lite.python.optimize import calibrator
+
+    count = len(next(iter(samples.values())))
+
+    def batches() -> Any:
+        for start in range(0, count, size):
+            rows = np.arange(start, start + size) % count
+            yield {name: array[rows] for name, array in samples.items()}
+
+    ends = tf.dtypes.as_dtype(io_dtype)
+    # Operations without kernels for 16 bits stay in float.
+    return calibrator.Calibrator(plain_lookups(content)).calibrate_and_quantize(
+        batches, ends, ends, True, activations_type=tf.int16, bias_type=tf.int64
+    )
+
+
+def _save(tf: Any, model: keras.Model, folder: str, names: list[str], batch_size: Any) -> list[str]:
     """Writes a SavedModel in which small weights are constants, and large ones variables.
 
     Each variable costs the checkpoint milliseconds, each constant several copies of its bytes.
+
+    Returns:
+        The names of the loops in it.
     """
     specs = [
         tf.TensorSpec((batch_size, *t.shape[1:]), t.dtype, name=spec.name)
@@ -130,6 +172,9 @@ def _save(tf: Any, model: keras.Model, folder: str, names: list[str], batch_size
         signatures={"serving_default": concrete},
         options=tf.saved_model.SaveOptions(experimental_custom_gradients=False),
     )
+    graphs = [concrete.graph.as_graph_def(), *concrete.graph.as_graph_def().library.function]
+    nodes = [node for graph in graphs for node in getattr(graph, "node_def", None) or graph.node]
+    return [node.name for node in nodes if node.op in ("While", "StatelessWhile")]
 
 
 _LARGE = 1 << 14  # numbers
@@ -141,15 +186,17 @@ def _is_large(variable: Any) -> bool:
     return math.prod(variable.shape) > _LARGE and bool(_SCOPE.fullmatch(name))
 
 
-def _configure(tf: Any, converter: Any, quantized: str | None, io_dtype: str, sparse: bool) -> None:
-    if quantized:
+def _configure(tf: Any, converter: Any, scheme: str, io_dtype: str, sparse: bool) -> None:
+    if scheme not in ("float32", "int16x8"):
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    if scheme == "float16":
+        converter.target_spec.supported_types = [tf.float16]
     if sparse:
         converter.optimizations = [
             *converter.optimizations,
             tf.lite.Optimize.EXPERIMENTAL_SPARSITY,
         ]
-    if io_dtype != "float32":
+    if io_dtype not in ("float32", "int16"):
         converter.inference_input_type = converter.inference_output_type = tf.dtypes.as_dtype(
             io_dtype
         )

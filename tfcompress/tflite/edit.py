@@ -74,6 +74,53 @@ def share_scales(content: bytes) -> bytes:
     return bytes(flatbuffer_utils.convert_object_to_bytearray(model))
 
 
+def plain_lookups(content: bytes) -> bytes:
+    """Returns a float file that looks rows up as they are numbered, from 0 on.
+
+    Keras adds the number of rows to a negative one. The converter cannot calibrate this arithmetic
+    of integers.
+
+    Args:
+        content: A `.tflite` file.
+    """
+    from tensorflow.lite.python import schema_py_generated as schema
+    from tensorflow.lite.tools import flatbuffer_utils
+
+    kinds = schema.BuiltinOperator
+    model = flatbuffer_utils.convert_bytearray_to_object(bytearray(content))
+    codes = [code.builtinCode for code in model.operatorCodes]
+    for graph in model.subgraphs:
+        makers = {int(t): op for op in graph.operators for t in op.outputs}
+        for operator in graph.operators:
+            if codes[operator.opcodeIndex] != kinds.GATHER:
+                continue
+            chosen = makers.get(int(operator.inputs[1]))
+            if chosen is None or codes[chosen.opcodeIndex] not in (kinds.SELECT, kinds.SELECT_V2):
+                continue
+            test = makers.get(int(chosen.inputs[0]))
+            if test is not None and codes[test.opcodeIndex] == kinds.LESS:
+                operator.inputs[1] = chosen.inputs[2]
+        _drop_unread(graph)
+    used = sorted({op.opcodeIndex for graph in model.subgraphs for op in graph.operators})
+    for graph in model.subgraphs:
+        for operator in graph.operators:
+            operator.opcodeIndex = used.index(operator.opcodeIndex)
+    model.operatorCodes = [model.operatorCodes[index] for index in used]
+    _drop_unused_tensors(model)
+    return bytes(flatbuffer_utils.convert_object_to_bytearray(model))
+
+
+def _drop_unread(graph: Any) -> None:
+    """Takes out operations whose results nothing reads."""
+    kept: list[Any] = []
+    read = {int(t) for t in graph.outputs}
+    for operator in reversed(graph.operators):
+        if read & {int(t) for t in operator.outputs}:
+            kept.append(operator)
+            read |= {int(t) for t in operator.inputs}
+    graph.operators = kept[::-1]
+
+
 def _store_again(model: Any, versions: dict[int, int], store: Callable[[Any], Any]) -> None:
     """Stores the weights of some operations anew, and their biases for the scales that they got.
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from tfcompress.tables import as_text, size, table
+from tfcompress.tflite.metadata import read_metadata
 from tfcompress.tflite.run import TFLiteModel
 
 
@@ -28,6 +29,8 @@ class FileReport:
         dtypes: How many tensors there are of each type.
         float_tensors: Names of the float32 tensors other than inputs and outputs.
         sparsity: Share of zeros among the integers and floats of all constant matrices.
+        metadata: How it was made, how well it agreed with its model, labels, normalization; None if
+            it does not say.
     """
 
     path: str
@@ -40,6 +43,7 @@ class FileReport:
     dtypes: dict[str, int]
     float_tensors: list[str]
     sparsity: float
+    metadata: dict[str, Any] | None = None
 
     def __rich__(self) -> Any:
         def side(items: list[tuple[str, tuple[int | None, ...], str]]) -> str:
@@ -64,6 +68,7 @@ class FileReport:
             ("tensor types", counts(self.dtypes)),
             ("float tensors inside", inside),
             ("zeros in the weights", f"{self.sparsity:.1%}"),
+            *_told(self.metadata or {}),
         ]
         return table(self.path, ("", "value"), rows)
 
@@ -105,7 +110,44 @@ def inspect_tflite(path_or_bytes: Any) -> FileReport:
         dict(dtypes.most_common()),
         inside,
         _sparsity(model),
+        read_metadata(model.content),
     )
+
+
+def _told(metadata: dict[str, Any]) -> list[tuple[str, str]]:
+    """Returns the rows of a table on what a file says of itself."""
+    rows = []
+    if metadata.get("scheme"):
+        ranges = metadata.get("ranges")
+        rows.append(("made as", metadata["scheme"] + (f", ranges {ranges}" if ranges else "")))
+    for entry in metadata.get("weights") or ():
+        told = ", ".join(
+            f"{k} {v}" for k, v in entry.items() if k not in ("transform", "weights") and v
+        )
+        rows.append((entry["transform"], f"{entry['weights']} weights: {told}"))
+    if agreed := metadata.get("agreement"):
+        steps = agreed.get("max_steps")
+        rows.append(
+            (
+                "agreed with its model",
+                f"RMSE {agreed['rmse']} of the deviation"
+                + (f", at most {steps} steps" if steps is not None else "")
+                + f" ({agreed['samples']} {agreed['source']} samples, {agreed['kernels']})",
+            )
+        )
+    for name, (mean, deviation) in (metadata.get("normalization") or {}).items():
+        rows.append((f"normalization of {name}", f"(x - {_short(mean)}) / {_short(deviation)}"))
+    for file, labels in (metadata.get("labels") or {}).items():
+        shown = ", ".join(labels[:5]) + (", ..." if len(labels) > 5 else "")
+        rows.append((file, f"{len(labels)}: {shown}"))
+    if versions := metadata.get("versions"):
+        rows.append(("made with", ", ".join(f"{k} {v}" for k, v in versions.items())))
+    return rows
+
+
+def _short(values: list[float]) -> str:
+    shown = ", ".join(f"{value:g}" for value in values)
+    return shown if len(values) == 1 else f"[{shown}]"
 
 
 def weights(model: TFLiteModel) -> dict[str, tuple[np.ndarray, np.ndarray]]:

@@ -12,6 +12,8 @@ from tfcompress.errors import ExportError
 REFUSED = {
     "float32": 1e-3,
     "float32 of half": 0.05,
+    "float16": 0.05,
+    "int16x8": 0.5,
     "dynamic_int8": 0.5,
     "int8": 0.5,
     "int8 trained": 0.1,
@@ -22,6 +24,8 @@ REFUSED = {
 WARNED = {
     "float32": 1e-4,
     "float32 of half": 0.01,
+    "float16": 5e-3,
+    "int16x8": 0.1,
     "dynamic_int8": 0.1,
     "int8": 0.1,
     "int8 trained": 0.02,
@@ -152,7 +156,7 @@ def judge(agreement: Agreement, tolerance: str) -> str | None:
 
 
 def _hint(tolerance: str) -> str:
-    if tolerance == "int8":
+    if tolerance in ("int8", "int16x8"):
         return (
             "Check that the representative dataset is preprocessed like the training data; if it "
             "is, train with quantize()."

@@ -14,6 +14,7 @@ from tfcompress.graph.read import Call, Graph, is_graph, walk_layers
 from tfcompress.wrap.activations import ActivationQuantizer, FixedFakeQuant, InputSamples
 from tfcompress.wrap.canonicalize import KERNELS, activation_name
 from tfcompress.wrap.forms import (
+    NORMALIZED,
     WRITTEN,
     Affine,
     Flat,
@@ -22,6 +23,7 @@ from tfcompress.wrap.forms import (
     fits_affine,
     in_two_axes,
     is_affine,
+    normalized,
     pooled_in_turns,
     uneven,
 )
@@ -41,23 +43,28 @@ from tfcompress.wrap.strip import baked_values, quantizers
 from tfcompress.wrap.wrapper import CompressionWrapper, variable_name
 
 
-def bake(model: keras.Model) -> keras.Model:
+def bake(model: keras.Model, *, wide: bool = False) -> keras.Model:
     """Returns a float32 model that computes what the trained one does, ready for conversion.
 
     Args:
         model: A Sequential or Functional model, wrapped or not.
+        wide: Whether activations will be of 16 bits: then recurrent layers become a copy of their
+            cell for each step, and normalizations what has kernels for these.
 
     Returns:
         A model of plain layers, with weights as they are used (pruned, on their grids).
     """
     rounds = any(rounds_weights(layer) for _, layer in walk_layers(model))
-    return _Bake(rounds or bool(quantizers(model))).run(model)
+    return _Bake(rounds or bool(quantizers(model)), wide).run(model)
 
 
 class _Bake(Rewriter):
-    def __init__(self, rounds: bool) -> None:
+    sequential_class = keras.Model  # a layer may be written as operations, which are no layers
+
+    def __init__(self, rounds: bool, wide: bool) -> None:
         super().__init__()
         self._rounds = rounds
+        self._wide = wide
         self._values: dict[int, Any] = {}
         self._negative: dict[int, Any] = {}
         self._producers: dict[int, Call] = {}
@@ -73,6 +80,8 @@ class _Bake(Rewriter):
     def clone(self, operation: Any, /, **overrides: Any) -> Any:
         if isinstance(operation, layers.Layer) and "dtype" in operation.get_config():
             overrides.setdefault("dtype", _in_float32(operation.dtype_policy))
+        if self._wide and isinstance(operation, (layers.RNN, layers.Bidirectional)):
+            overrides.update(_unrolled(operation.get_config()))
         normalizes = type(operation) is layers.LayerNormalization
         if self._rounds and normalizes and not getattr(operation, "rms_scaling", False):
             return self.once(operation, lambda: self._summing(operation))
@@ -100,6 +109,8 @@ class _Bake(Rewriter):
         if isinstance(operation, CompressionWrapper):
             self._values.update(baked_values(operation))
         layer = plain(operation)
+        if self._wide and type(layer) in NORMALIZED:
+            return normalized(layer, args[0])
         left_out = type(layer) in KERNELS and not rounds_weights(operation)
         if self._rounds and left_out and self._reads_integers(call):
             args, kwargs = tree.map_structure(_settled, (args, kwargs))
@@ -129,7 +140,7 @@ class _Bake(Rewriter):
             if made is not None:
                 return made
         pooled = pooled_in_turns(layer, args[0]) if args else None
-        written = WRITTEN.get(type(layer).__name__) if self._rounds else None
+        written = WRITTEN.get(type(layer).__name__) if self._rounds or self._wide else None
         if pooled is not None:
             outputs = pooled
         elif written and all(isinstance(arg, keras.KerasTensor) for arg in args):
@@ -238,6 +249,16 @@ def _settled(value: Any) -> Any:
         return value
     made = _flat(value)
     return made.restore(made.image)
+
+
+def _unrolled(config: dict[str, Any]) -> dict[str, Any]:
+    """Returns the entries of a config to change so that no loop is left in the layer."""
+    changed: dict[str, Any] = {"unroll": True} if "unroll" in config else {}
+    for name in ("layer", "backward_layer"):
+        inner = config.get(name)
+        if isinstance(inner, dict) and "unroll" in inner.get("config", {}):
+            changed[name] = {**inner, "config": {**inner["config"], "unroll": True}}
+    return changed
 
 
 def _in_float32(policy: Any) -> Any:

@@ -265,6 +265,28 @@ WRITTEN: dict[str, Callable[..., Any]] = {
 """How operations of `keras.ops` on tensors are written that the converter knows badly."""
 
 
+NORMALIZED = (keras.layers.LayerNormalization, keras.layers.RMSNormalization)
+
+
+def normalized(layer: Any, x: Any) -> Any:
+    """Writes a normalization of each sample with products, which have kernels for 16 bits."""
+    axes = [layer.axis] if isinstance(layer.axis, int) else list(layer.axis)
+    axes = [axis % len(x.shape) for axis in axes]
+    shape = [size if axis in axes else 1 for axis, size in enumerate(x.shape)]
+    subtracts = isinstance(layer, keras.layers.LayerNormalization) and not getattr(
+        layer, "rms_scaling", False
+    )
+    if subtracts:
+        x = x - ops.mean(x, axes, keepdims=True)
+    x = x * ops.rsqrt(ops.mean(x * x, axes, keepdims=True) + layer.epsilon)
+    scale, offset = (getattr(layer, name, None) for name in ("gamma", "beta"))
+    if isinstance(layer, keras.layers.RMSNormalization):
+        scale, offset = layer.scale, None
+    if scale is not None:
+        x = x * ops.convert_to_numpy(scale).reshape(shape)
+    return x if offset is None else x + ops.convert_to_numpy(offset).reshape(shape)
+
+
 class SummingLayerNormalization(keras.layers.LayerNormalization):
     """Layer normalization whose mean is a sum over a count.
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from tfcompress.graph.cost import call_macs, own_weights, parameters, plain
 from tfcompress.graph.inline import as_graph
-from tfcompress.graph.read import is_graph, read_graph
+from tfcompress.graph.read import is_graph, read_graph, walk_layers
 from tfcompress.tables import as_text, table
 from tfcompress.wrap.activations import ActivationQuantizer
 from tfcompress.wrap.wrapper import CompressionWrapper, compressible_weights
@@ -122,6 +122,22 @@ def summary(model: keras.Model) -> Summary:
         len(found),
         sum(q.is_trained for q in found.values()),
     )
+
+
+def recipe(model: keras.Model) -> list[dict[str, Any]]:
+    """Returns what the weights of a model went through: each transform, and of how many weights."""
+    found: dict[str, dict[str, Any]] = {}
+    for _, layer in walk_layers(model):
+        for transform in getattr(layer, "weight_transforms", ()):
+            config = transform.get_config()
+            told = {
+                key: str(getattr(transform, key)) if isinstance(value, dict) else value
+                for key, value in config.items()
+                if key not in ("name", "trainable", "dtype")
+            }
+            entry = {"transform": type(transform).__name__, **told}
+            found.setdefault(repr(entry), {**entry, "weights": 0})["weights"] += 1
+    return list(found.values())
 
 
 def _collect(

@@ -1,0 +1,96 @@
+"""What a user says of the inputs and outputs of a file: normalization and labels, checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from tfcompress.graph.read import input_specs
+from tfcompress.tflite.convert import output_names
+
+
+def labels_by_output(labels: Any, model: keras.Model) -> dict[str, list[str]]:
+    """Returns the labels of each output that has some.
+
+    Args:
+        labels: None, a list for the only output, or a dict of lists by output name.
+        model: The model.
+
+    Raises:
+        TypeError: If they are no strings.
+        ValueError: If an output is unknown, or has another number of channels.
+    """
+    if labels is None:
+        return {}
+    found = {}
+    sizes = dict(zip(output_names(model), (t.shape[-1] for t in model.outputs), strict=True))
+    for output, names in _by_name(labels, list(sizes), "labels", "output").items():
+        strings = isinstance(names, Sequence) and not isinstance(names, str)
+        if not strings or not all(isinstance(name, str) and "\n" not in name for name in names):
+            raise TypeError(f"labels must be a list of strings of one line. Received: {names!r}")
+        if len(names) != sizes[output]:
+            raise ValueError(
+                f"labels must name each of the {sizes[output]} channels of output {output!r}. "
+                f"Received: {len(names)} labels."
+            )
+        found[output] = list(names)
+    return found
+
+
+def normalization_by_input(
+    normalization: Any, model: keras.Model
+) -> dict[str, tuple[list[float], list[float]]]:
+    """Returns mean and deviation, as lists, of each input that has some.
+
+    Args:
+        normalization: None, a pair (mean, deviation) for the only input, or a dict of pairs by
+            input name; numbers, or one for each channel.
+        model: The model.
+
+    Raises:
+        TypeError: If one is no pair of numbers.
+        ValueError: If an input is unknown, has another number of channels, or a deviation is not
+            positive.
+    """
+    if normalization is None:
+        return {}
+    found = {}
+    channels = {spec.name: spec.shape[-1] if spec.shape else 1 for spec in input_specs(model)}
+    for name, pair in _by_name(normalization, list(channels), "normalization", "input").items():
+        try:
+            mean, deviation = (np.atleast_1d(np.asarray(end, float)) for end in pair)
+        except (TypeError, ValueError):
+            raise TypeError(
+                "normalization must be a pair (mean, deviation) of numbers, or of one number for "
+                f"each channel. Received: {pair!r}"
+            ) from None
+        allowed = {1, channels[name]}
+        if mean.ndim > 1 or mean.shape != deviation.shape or mean.size not in allowed:
+            raise ValueError(
+                f"normalization of input {name!r} must hold one mean and deviation, or one of each "
+                f"for its {channels[name]} channels. Received: {pair!r}"
+            )
+        if not (deviation > 0).all() or not np.isfinite([mean, deviation]).all():
+            raise ValueError(f"normalization needs deviations above 0. Received: {pair!r}")
+        found[name] = mean.tolist(), deviation.tolist()
+    return found
+
+
+def _by_name(value: Any, names: list[str], argument: str, end: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        if len(names) > 1:
+            raise ValueError(
+                f"{argument} must be a dict by {end} where there are several: "
+                f"{', '.join(map(repr, names))}. Received: {value!r}"
+            )
+        return {names[0]: value}
+    unknown = [name for name in value if name not in names]
+    if unknown:
+        raise ValueError(
+            f"{argument} names the {end} {unknown[0]!r}, which the model does not have. It has: "
+            f"{', '.join(map(repr, names))}"
+        )
+    return value
