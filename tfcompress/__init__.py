@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from tfcompress.rewrite.low_rank import factorize
     from tfcompress.scheme import QuantizationScheme
     from tfcompress.tflite.inspect import inspect_tflite
+    from tfcompress.tflite.layer_errors import LayerErrors, layer_errors
     from tfcompress.tflite.run import TFLiteModel
     from tfcompress.transforms.base import WeightTransform
     from tfcompress.transforms.schedules import ConstantSparsity, PolynomialDecay
@@ -62,6 +63,7 @@ _HOMES = {
     "FSP": "distill.losses.feature",
     "FeatureMatching": "distill.losses.feature",
     "HardTargets": "distill.losses.response",
+    "LayerErrors": "tflite.layer_errors",
     "PolynomialDecay": "transforms.schedules",
     "QuantizationScheme": "scheme",
     "RKDAngle": "distill.losses.relation",
@@ -83,6 +85,7 @@ _HOMES = {
     "GroupLasso": "rewrite.channels.regularize",
     "regularize_channels": "rewrite.channels.regularize",
     "factorize": "rewrite.low_rank",
+    "layer_errors": "tflite.layer_errors",
     "prune": "wrap.apply",
     "prune_channels": "tune.channels",
     "quantize": "wrap.apply",
@@ -109,6 +112,7 @@ __all__ = [
     "FeatureMatching",
     "GroupLasso",
     "HardTargets",
+    "LayerErrors",
     "PolynomialDecay",
     "QuantizationScheme",
     "RKDAngle",
@@ -127,6 +131,7 @@ __all__ = [
     "export_tflite",
     "factorize",
     "inspect_tflite",
+    "layer_errors",
     "prune",
     "prune_channels",
     "quantize",

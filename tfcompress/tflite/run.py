@@ -91,6 +91,7 @@ class TFLiteModel:
         num_threads: Threads of the interpreter.
         delegates: False turns off the default delegate (XNNPACK), leaving the runtime's built-in
             kernels.
+        keep_tensors: Whether what is computed on the way stays readable; costs memory.
 
     Attributes:
         content: The bytes of the file.
@@ -116,12 +117,14 @@ class TFLiteModel:
         num_threads: int = 1,
         *,
         delegates: bool = True,
+        keep_tensors: bool = False,
     ) -> None:
         if isinstance(num_threads, bool) or not isinstance(num_threads, int) or num_threads < 1:
             raise ValueError(f"num_threads must be an integer >= 1. Received: {num_threads!r}")
         self.name, self.content = _read(path_or_bytes)
         self.num_threads = num_threads
         self.delegates = delegates
+        self._keep_tensors = keep_tensors
         self._module = interpreter_module()
         self._interpreter = self._make_interpreter()
         self.inputs, self.outputs = self._signature()
@@ -144,6 +147,8 @@ class TFLiteModel:
             options["experimental_op_resolver_type"] = (
                 self._module.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
             )
+        if self._keep_tensors:
+            options["experimental_preserve_all_tensors"] = True
         try:
             interpreter = self._module.Interpreter(
                 model_content=self.content, num_threads=self.num_threads, **options
