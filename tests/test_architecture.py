@@ -25,6 +25,8 @@ LAYERS = [
     "ends",
     "export",
     "tune",
+    "histograms",
+    "report",
     "compare",
     "demo",
     "cli",

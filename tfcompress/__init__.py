@@ -27,10 +27,12 @@ if TYPE_CHECKING:
     from tfcompress.distill.teachers import ensemble
     from tfcompress.errors import CompressionWarning, ExportError
     from tfcompress.export import ExportResult, export_tflite
+    from tfcompress.histograms import Histograms, histograms
     from tfcompress.rewrite.channels.regularize import GroupLasso, regularize_channels
     from tfcompress.rewrite.depth import drop_layers, share_layers
     from tfcompress.rewrite.low_rank import factorize
     from tfcompress.scheme import QuantizationScheme
+    from tfcompress.tflite.delegates import DelegateReport, delegate_report
     from tfcompress.tflite.inspect import inspect_tflite
     from tfcompress.tflite.layer_errors import LayerErrors, layer_errors
     from tfcompress.tflite.run import TFLiteModel
@@ -56,13 +58,16 @@ _HOMES = {
     "CompressionWrapper": "wrap.wrapper",
     "ConstantSparsity": "transforms.schedules",
     "DecoupledTargets": "distill.losses.response",
+    "DelegateReport": "tflite.delegates",
     "DistillationLoss": "distill.losses.base",
     "Distiller": "distill.distiller",
     "ExportError": "errors",
     "ExportResult": "export",
     "FSP": "distill.losses.feature",
     "FeatureMatching": "distill.losses.feature",
+    "GroupLasso": "rewrite.channels.regularize",
     "HardTargets": "distill.losses.response",
+    "Histograms": "histograms",
     "LayerErrors": "tflite.layer_errors",
     "PolynomialDecay": "transforms.schedules",
     "QuantizationScheme": "scheme",
@@ -76,20 +81,21 @@ _HOMES = {
     "assign_precision": "tune.precision",
     "cache_teacher": "distill.cache",
     "compare": "compare",
-    "ensemble": "distill.teachers",
-    "export_tflite": "export",
-    "inspect_tflite": "tflite.inspect",
+    "delegate_report": "tflite.delegates",
     "describe_layer": "wrap.custom",
     "drop_layers": "rewrite.depth",
-    "share_layers": "rewrite.depth",
-    "GroupLasso": "rewrite.channels.regularize",
-    "regularize_channels": "rewrite.channels.regularize",
+    "ensemble": "distill.teachers",
+    "export_tflite": "export",
     "factorize": "rewrite.low_rank",
+    "histograms": "histograms",
+    "inspect_tflite": "tflite.inspect",
     "layer_errors": "tflite.layer_errors",
     "prune": "wrap.apply",
     "prune_channels": "tune.channels",
     "quantize": "wrap.apply",
+    "regularize_channels": "rewrite.channels.regularize",
     "sensitivity": "tune.sensitivity",
+    "share_layers": "rewrite.depth",
     "strip": "wrap.strip",
     "summary": "wrap.summary",
     "tinybert_losses": "distill.losses.feature",
@@ -104,6 +110,7 @@ __all__ = [
     "CompressionWrapper",
     "ConstantSparsity",
     "DecoupledTargets",
+    "DelegateReport",
     "DistillationLoss",
     "Distiller",
     "ExportError",
@@ -112,6 +119,7 @@ __all__ = [
     "FeatureMatching",
     "GroupLasso",
     "HardTargets",
+    "Histograms",
     "LayerErrors",
     "PolynomialDecay",
     "QuantizationScheme",
@@ -125,11 +133,13 @@ __all__ = [
     "assign_precision",
     "cache_teacher",
     "compare",
+    "delegate_report",
     "describe_layer",
     "drop_layers",
     "ensemble",
     "export_tflite",
     "factorize",
+    "histograms",
     "inspect_tflite",
     "layer_errors",
     "prune",

@@ -15,11 +15,12 @@ import numpy as np
 from tfcompress.agreement import predict
 from tfcompress.data import collect
 from tfcompress.export import export_tflite
+from tfcompress.files import check_path, write_whole
 from tfcompress.graph.inline import as_graph
 from tfcompress.graph.read import input_specs, load_keras
 from tfcompress.tables import as_text, table
 from tfcompress.tflite.benchmark import benchmark
-from tfcompress.tflite.inspect import inspect_tflite
+from tfcompress.tflite.inspect import FileReport, inspect_tflite
 from tfcompress.tflite.run import TFLiteModel, accuracy
 from tfcompress.wrap.strip import without_transforms
 
@@ -54,12 +55,14 @@ class Comparison:
         samples: Samples the accuracy was measured on.
         threads: Threads of the interpreter.
         runtime: Runtime of the latencies.
+        reports: What is in each file, by name.
     """
 
     rows: list[ComparisonRow]
     samples: int
     threads: int
     runtime: str
+    reports: dict[str, FileReport] = dataclasses.field(default_factory=dict, repr=False)
 
     def __getitem__(self, name: str) -> ComparisonRow:
         for row in self.rows:
@@ -91,6 +94,29 @@ class Comparison:
 
     def __str__(self) -> str:
         return as_text(self.__rich__())
+
+    def plot(self, path: str | os.PathLike[str]) -> None:
+        """Draws accuracy against bytes and against latency, and which models no other beats.
+
+        Args:
+            path: File to write, such as "pareto.png".
+        """
+        from tfcompress.report import pareto_figure  # matplotlib is slow to import
+
+        target = check_path(path)
+        pareto_figure(self.rows).savefig(target, dpi=130)
+
+    def to_html(self, path: str | os.PathLike[str]) -> None:
+        """Writes a page with the table, the picture and what is in each file.
+
+        It opens from disk, and needs nothing from elsewhere.
+
+        Args:
+            path: File to write, such as "report.html".
+        """
+        from tfcompress.report import page
+
+        write_whole(check_path(path), page(self, self.reports).encode())
 
 
 def compare(
@@ -146,9 +172,9 @@ def compare(
             accuracies[name], count = _accuracy(model, x, y)
         files[name] = TFLiteModel(_as_file(model), num_threads)
     latencies = benchmark(files, runs=runs)
-    rows = []
+    rows, reports = [], {}
     for name, file in files.items():
-        report = inspect_tflite(file.content)
+        report = reports[name] = inspect_tflite(file.content)
         kind = "keras" if isinstance(loaded[name], keras.Model) else "tflite"
         rows.append(
             ComparisonRow(
@@ -160,7 +186,7 @@ def compare(
                 latencies[name].median_ms,
             )
         )
-    return Comparison(rows, count, num_threads, next(iter(files.values())).runtime)
+    return Comparison(rows, count, num_threads, next(iter(files.values())).runtime, reports)
 
 
 def _load(name: str, model: Any) -> Any:

@@ -45,7 +45,9 @@ class FileReport:
     sparsity: float
     metadata: dict[str, Any] | None = None
 
-    def __rich__(self) -> Any:
+    def rows(self) -> list[tuple[str, str]]:
+        """Returns what to show of it: names and values."""
+
         def side(items: list[tuple[str, tuple[int | None, ...], str]]) -> str:
             return "; ".join(
                 f"{name} {dtype} ({', '.join('?' if n is None else str(n) for n in shape)})"
@@ -59,7 +61,7 @@ class FileReport:
         if self.float_tensors:
             inside += ": " + ", ".join(self.float_tensors[:3])
             inside += ", ..." if len(self.float_tensors) > 3 else ""
-        rows = [
+        return [
             ("size", f"{self.bytes:,} B ({self.gzip_bytes:,} B after gzip)"),
             ("arena", size(self.arena_bytes)),
             ("inputs", side(self.inputs)),
@@ -70,7 +72,9 @@ class FileReport:
             ("zeros in the weights", f"{self.sparsity:.1%}"),
             *_told(self.metadata or {}),
         ]
-        return table(self.path, ("", "value"), rows)
+
+    def __rich__(self) -> Any:
+        return table(self.path, ("", "value"), self.rows())
 
     def __str__(self) -> str:
         return as_text(self.__rich__())

@@ -1,0 +1,61 @@
+import keras
+import numpy as np
+import pytest
+from keras import layers as L
+
+import tfcompress as tfc
+from tests import nets
+from tests.conftest import ROOT
+
+STUDENT = ROOT / "tflite_models" / "fashion_mnist_student_int8.tflite"
+
+
+def rows(path):
+    return {row.delegate: row for row in tfc.delegate_report(path).rows}
+
+
+def exported(model, tmp_path, **options):
+    tfc.export_tflite(model, tmp_path / "m.tflite", **options)
+    return rows(tmp_path / "m.tflite")
+
+
+def test_an_int8_network():
+    found = rows(STUDENT)
+    assert list(found) == ["XNNPACK", "GPU", "NNAPI", "Core ML", "Edge TPU"]
+    # Measured: ai-edge-litert 2.3.0 leaves the pooling to its built-in kernels.
+    assert found["XNNPACK"].source == "measured" and found["XNNPACK"].delegated >= 13
+    assert set(found["XNNPACK"].on_cpu) <= {"AVERAGE_POOL_2D"}
+    assert found["Edge TPU"].on_cpu == {} and found["GPU"].on_cpu == {}
+    assert found["Core ML"].delegated == 0
+
+
+def test_a_float_network(tmp_path):
+    found = exported(nets.residual(), tmp_path)
+    assert found["Core ML"].on_cpu == {} and found["XNNPACK"].on_cpu == {}
+    assert found["Edge TPU"].delegated == 0
+
+
+def test_the_edge_tpu_stops_at_what_it_does_not_know(tmp_path):
+    inputs = keras.Input((8, 8, 4))
+    x = L.Conv2D(4, 3, activation="relu")(inputs)
+    x = L.Conv2D(4, 3, activation="gelu")(x)
+    model = keras.Model(inputs, L.Conv2D(4, 3)(x))
+    data = np.random.default_rng(0).random((16, 8, 8, 4))
+    found = exported(model, tmp_path, representative_dataset=data, io_dtype="int8")
+    assert found["Edge TPU"].delegated == 2 and found["Edge TPU"].on_cpu == {
+        "GELU": 1,
+        "CONV_2D": 1,
+    }
+    assert found["GPU"].on_cpu == {} and found["NNAPI"].on_cpu == {"GELU": 1}
+
+
+def test_no_accelerator_takes_16_bits(tmp_path):
+    model, x = nets.tiny(), np.ones((8, 6), "float32")
+    found = exported(model, tmp_path, scheme="int16x8", representative_dataset=x, io_dtype="int16")
+    assert all(found[name].delegated == 0 for name in ("GPU", "NNAPI", "Core ML", "Edge TPU"))
+
+
+def test_it_prints_and_refuses(tmp_path):
+    assert "13 of 14" in str(tfc.delegate_report(STUDENT))
+    with pytest.raises(FileNotFoundError):
+        tfc.delegate_report(tmp_path / "none.tflite")
