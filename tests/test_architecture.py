@@ -11,6 +11,7 @@ LAYERS = [
     "errors",
     "files",
     "stderr",
+    "progress",
     "tables",
     "scheme",
     "data",
@@ -30,6 +31,7 @@ LAYERS = [
     "compare",
     "demo",
     "cli",
+    "__main__",
 ]
 MODULES = sorted(PACKAGE.rglob("*.py"))
 

@@ -156,7 +156,11 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
-        raise AttributeError(f"module 'tfcompress' has no attribute {name!r}")
+        import difflib
+
+        near = difflib.get_close_matches(name, _HOMES, n=1)
+        hint = f". Did you mean {near[0]!r}?" if near else ""
+        raise AttributeError(f"module 'tfcompress' has no attribute {name!r}{hint}")
     value = getattr(importlib.import_module(f"tfcompress.{_HOMES[name]}"), name)
     globals()[name] = value
     return value

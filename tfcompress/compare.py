@@ -169,7 +169,7 @@ def compare(
     for name, model in loaded.items():
         accuracies[name] = None
         if x is not None:
-            accuracies[name], count = _accuracy(model, x, y)
+            accuracies[name], count = measure_accuracy(model, x, y)
         files[name] = TFLiteModel(_as_file(model), num_threads)
     latencies = benchmark(files, runs=runs)
     rows, reports = [], {}
@@ -204,7 +204,17 @@ def _load(name: str, model: Any) -> Any:
     return TFLiteModel(model)
 
 
-def _accuracy(model: Any, x: Any, y: Any) -> tuple[float, int]:
+def measure_accuracy(model: Any, x: Any, y: Any) -> tuple[float, int]:
+    """Returns the accuracy of a Keras model or file, and on how many samples.
+
+    Args:
+        model: A Keras model or `TFLiteModel`.
+        x: Samples, with labels or without.
+        y: Labels; None if `x` holds them.
+
+    Raises:
+        ValueError: If there are no labels, or several outputs.
+    """
     specs = input_specs(model) if isinstance(model, keras.Model) else model.specs()
     features, labels = collect(x, specs, argument="x")
     labels = labels if y is None else np.asarray(y)

@@ -13,7 +13,7 @@ from typing import Any
 import keras
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import Progress
 
 from tfcompress.demo.data import Data, load
 from tfcompress.demo.models import resnet
@@ -21,6 +21,7 @@ from tfcompress.demo.plot import draw
 from tfcompress.distill.distiller import Distiller
 from tfcompress.export import ExportResult, export_tflite
 from tfcompress.graph.cost import macs, parameters
+from tfcompress.progress import FitProgress, progress_bars
 from tfcompress.tables import table
 from tfcompress.tflite.benchmark import benchmark
 from tfcompress.tflite.run import TFLiteModel
@@ -160,14 +161,7 @@ def run_demo(output: pathlib.Path, *, full: bool = False, quiet: bool = False) -
     student_float = resnet(**STUDENT)
     epochs = math.ceil(STUDENT_EPOCHS / divisor)
     steps = epochs * math.ceil(len(data.x_train) / BATCH)
-    with Progress(
-        TextColumn("{task.description:<34}"),
-        BarColumn(),
-        TextColumn("{task.percentage:>4.0f}%"),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[note]}"),
-        console=console,
-    ) as progress:
+    with progress_bars(console) as progress:
         _fit(teacher, data, math.ceil(TEACHER_EPOCHS / divisor), progress, ROWS["teacher"])
         _fit(student_float, data, epochs, progress, ROWS["student_float"])
         schedule = PolynomialDecay(
@@ -200,33 +194,10 @@ def run_demo(output: pathlib.Path, *, full: bool = False, quiet: bool = False) -
     return outcome
 
 
-class _Report(keras.callbacks.Callback):
-    """Moves a progress bar with the training steps."""
-
-    def __init__(self, progress: Progress, name: str, steps: int) -> None:
-        super().__init__()
-        self._progress = progress
-        self._task = progress.add_task(name, total=steps, note="")
-        self._before = 0.0  # steps of the epochs that are done
-
-    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        """Counts the steps up to this batch."""
-        self._progress.update(self._task, completed=self._before + batch + 1)
-
-    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        """Shows the training accuracy so far; a log, where no bar can move, gets a line."""
-        self._before = self._progress.tasks[self._task].completed
-        note = f"training accuracy {logs['accuracy']:.1%}"
-        self._progress.update(self._task, note=note)
-        if not self._progress.console.is_terminal:
-            name = self._progress.tasks[self._task].description
-            self._progress.console.print(f"{name}: epoch {epoch + 1}, {note}")
-
-
 def _fit(model: keras.Model, data: Data, epochs: int, progress: Progress, name: str) -> None:
-    steps = epochs * math.ceil(len(data.x_train) / BATCH)
+    steps = math.ceil(len(data.x_train) / BATCH)
     model.compile(
-        keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(3e-3, steps)),
+        keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(3e-3, epochs * steps)),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
         steps_per_execution=8,
@@ -239,7 +210,7 @@ def _fit(model: keras.Model, data: Data, epochs: int, progress: Progress, name: 
         batch_size=BATCH,
         epochs=epochs,
         verbose=0,
-        callbacks=[_Report(progress, name, steps)],
+        callbacks=[FitProgress(progress, name, epochs, steps)],
     )
 
 

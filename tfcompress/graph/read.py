@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+import re
 import zipfile
 from collections.abc import Iterator
 from typing import Any
@@ -174,4 +175,9 @@ def load_keras(path: str | pathlib.Path) -> keras.Model:
                 "keras.saving.load_model(path, safe_mode=False) and pass the model."
             ) from error
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if unknown := re.search(r"Could not locate class '(\w+)'", str(error)):
+            reason = (
+                f"its class {unknown[1]!r} is not known. Import the module that defines it first "
+                "(--import on the command line)."
+            )
         raise ValueError(f"{str(path)!r} could not be loaded: {reason}") from error

@@ -1,0 +1,157 @@
+"""What --data names -> samples and labels: an .npz or .npy file, a folder of images, a function."""
+
+from __future__ import annotations
+
+import importlib
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from tfcompress.data import InputSpec
+
+_INPUTS = ("x", "x_train", "images", "features", "inputs", "x_test", "arr_0")
+_LABELS = ("y", "y_train", "labels", "targets", "y_test", "arr_1")
+_IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
+
+
+def load_data(source: str, inputs: Sequence[InputSpec]) -> tuple[Any, np.ndarray | None]:
+    """Loads what a --data option names.
+
+    Args:
+        source: Path of an .npz or .npy file or of a folder of images, or "module:function".
+        inputs: What the model expects.
+
+    Returns:
+        Samples in a form that all functions of tfcompress take, and labels or None.
+
+    Raises:
+        FileNotFoundError: If there is no such file or folder.
+        ValueError: If it does not hold what the model expects.
+    """
+    path = pathlib.Path(source)
+    if path.is_dir():
+        return _from_folder(path, inputs)
+    if path.is_file() and path.suffix in (".npz", ".npy"):
+        return _from_arrays(path, inputs)
+    if path.is_file():
+        raise ValueError(
+            f"--data {source!r} has no known form: it must be an .npz or .npy file, a folder of "
+            "images or of folders of images, or module:function."
+        )
+    if ":" in source and not path.suffix:
+        return _from_function(source, inputs)
+    raise FileNotFoundError(
+        f"--data names no file, folder or module:function that exists: {source!r}"
+    )
+
+
+def _from_arrays(path: pathlib.Path, inputs: Sequence[InputSpec]) -> tuple[Any, Any]:
+    try:
+        loaded = np.load(path)  # refuses pickles, which could run code
+        arrays = {"x": loaded} if path.suffix == ".npy" else {k: loaded[k] for k in loaded.files}
+    except (ValueError, OSError, EOFError) as error:
+        raise ValueError(f"--data {str(path)!r} cannot be read as arrays: {error}") from error
+    labels = next((arrays[name] for name in _LABELS if name in arrays), None)
+    names = [spec.name for spec in inputs]
+    if all(name in arrays for name in names):
+        return {name: arrays[name] for name in names}, labels
+    found = [name for name in _INPUTS if name in arrays]
+    if len(inputs) == 1 and found:
+        return arrays[found[0]], labels
+    others = [name for name in arrays if name not in _LABELS]
+    if len(inputs) == 1 and len(others) == 1:
+        return arrays[others[0]], labels
+    raise ValueError(
+        f"--data {str(path)!r} must hold an array for each input of the model, by the names "
+        f"{', '.join(map(repr, names))}"
+        + (f" (or 'x'), and labels as {_LABELS[0]!r}" if len(inputs) == 1 else "")
+        + f". It holds: {', '.join(map(repr, arrays)) or 'nothing'}"
+    )
+
+
+def _from_folder(folder: pathlib.Path, inputs: Sequence[InputSpec]) -> tuple[Any, Any]:
+    """Images in the size and channels of the model, 0 to 255; subfolders are classes, by name."""
+    from PIL import Image, UnidentifiedImageError  # matplotlib needs it, so it is there
+
+    if len(inputs) != 1 or len(inputs[0].shape) != 3 or inputs[0].shape[-1] not in (1, 3, 4):
+        raise ValueError(
+            f"--data {str(folder)!r} is a folder of images, and the model does not take images: "
+            f"its inputs are {', '.join(f'{s.name!r} {s.shape}' for s in inputs)}"
+        )
+    height, width, channels = inputs[0].shape
+    mode = {1: "L", 3: "RGB", 4: "RGBA"}[channels or 3]
+    classes = sorted(path for path in folder.iterdir() if path.is_dir())
+    files = [
+        (path, number if classes else None)
+        for number, place in enumerate(classes or [folder])
+        for path in sorted(place.rglob("*"))
+        if path.suffix.lower() in _IMAGES
+    ]
+    if not files:
+        raise ValueError(f"--data {str(folder)!r} holds no images ({', '.join(_IMAGES)}).")
+    images = []
+    for path, _ in files:
+        try:
+            with Image.open(path) as image:
+                shown = image.convert(mode)
+                size = (width or shown.width, height or shown.height)
+                if shown.size != size:
+                    shown = shown.resize(size, Image.Resampling.BILINEAR)
+                images.append(np.asarray(shown).reshape(size[1], size[0], len(mode)))
+        except (UnidentifiedImageError, OSError) as error:
+            raise ValueError(f"{str(path)!r} is no image, or it is damaged: {error}") from error
+    if len({image.shape for image in images}) > 1:
+        raise ValueError(
+            f"--data {str(folder)!r} holds images of several sizes, and the model takes any size: "
+            "make them equal first."
+        )
+    labels = np.array([label for _, label in files]) if classes else None
+    return np.stack(images), labels
+
+
+def _from_function(source: str, inputs: Sequence[InputSpec]) -> tuple[Any, Any]:
+    module_name, _, name = source.partition(":")
+    try:
+        module = import_module(module_name)
+        function = getattr(module, name)
+    except AttributeError:
+        raise ValueError(f"--data {source!r}: the module has no function {name!r}.") from None
+    try:
+        made = function()
+    except Exception as error:  # the user's own code may raise anything
+        kind = type(error).__name__
+        raise ValueError(f"--data {source!r}: the function raised {kind}: {error}") from error
+    labelled = isinstance(made, tuple) and len(made) == 2 and len(inputs) == 1
+    return (made[0], np.asarray(made[1])) if labelled else (made, None)
+
+
+def import_module(name: str) -> Any:
+    """Imports a module of the user, from the folder where the command is run as well.
+
+    Raises:
+        ValueError: If there is none, or it cannot be imported.
+    """
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name and name.startswith(error.name):
+            raise ValueError(f"There is no module {name!r} here.") from None
+        raise ValueError(f"The module {name!r} needs {error.name!r}, which is missing.") from error
+    except Exception as error:
+        kind = type(error).__name__
+        raise ValueError(f"The module {name!r} cannot be imported: {kind}: {error}") from error
+
+
+def normalized(x: Any, normalization: tuple[list[float], list[float]] | None) -> Any:
+    """Returns `(x - mean) / deviation` of an array, or of what makes none, as it is."""
+    if normalization is None:
+        return x
+    if not isinstance(x, np.ndarray):
+        raise ValueError("--normalize needs --data that is an array of one input.")
+    mean, deviation = (np.asarray(end, np.float32) for end in normalization)
+    return (x.astype(np.float32) - mean) / deviation
