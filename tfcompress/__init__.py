@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from tfcompress.errors import CompressionWarning, ExportError
     from tfcompress.export import ExportResult, export_tflite
     from tfcompress.histograms import Histograms, histograms
+    from tfcompress.legacy import from_tf_keras
     from tfcompress.rewrite.channels.regularize import GroupLasso, regularize_channels
     from tfcompress.rewrite.depth import drop_layers, share_layers
     from tfcompress.rewrite.low_rank import factorize
@@ -87,6 +88,7 @@ _HOMES = {
     "ensemble": "distill.teachers",
     "export_tflite": "export",
     "factorize": "rewrite.low_rank",
+    "from_tf_keras": "legacy",
     "histograms": "histograms",
     "inspect_tflite": "tflite.inspect",
     "layer_errors": "tflite.layer_errors",
@@ -139,6 +141,7 @@ __all__ = [
     "ensemble",
     "export_tflite",
     "factorize",
+    "from_tf_keras",
     "histograms",
     "inspect_tflite",
     "layer_errors",

@@ -103,7 +103,7 @@ def prune(
     model_or_layer = as_graph(model_or_layer)
     candidates = _prunable(model_or_layer, layers, as_pattern(pattern))
     chosen = masks(sparsity, pattern, ranking, candidates, layers)
-    pruned = _AddTransform(lambda path, layer: chosen[path], set(chosen)).run(model_or_layer)
+    pruned = AddTransform(lambda path, layer: chosen[path], set(chosen)).run(model_or_layer)
     allocate({p: w for p, w in walk_layers(pruned) if isinstance(w, CompressionWrapper)})
     return pruned
 
@@ -168,7 +168,7 @@ def quantize(
     chosen = select(every, layers)
     schemes, left_out = _schemes(every, chosen, scheme)
     chosen = chosen - left_out
-    wrapper = _AddTransform(lambda path, layer: weight_rounding(layer, schemes[path]), chosen, True)
+    wrapper = AddTransform(lambda path, layer: weight_rounding(layer, schemes[path]), chosen, True)
     model = wrapper.run(model_or_layer)
     placed = PlaceQuantizers(
         None if layers is None else chosen | wrapper.added,
@@ -277,7 +277,7 @@ def _wrap_layer(layer: Any, transform: WeightTransform) -> CompressionWrapper:
     return CompressionWrapper(copy, transforms)
 
 
-class _AddTransform(Rewriter):
+class AddTransform(Rewriter):
     """Wraps the chosen layers with one transform more, and optionally splits layers by rules."""
 
     def __init__(

@@ -1,0 +1,214 @@
+"""A tf_keras model, layer by layer and call by call, as a Keras 3 model."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops, tree
+
+from tfcompress.wrap.wrapper import variable_name
+
+_OPERATIONS: dict[str, Callable[..., Any]] = {
+    "__operators__.add": ops.add,
+    "math.add": ops.add,
+    "math.subtract": ops.subtract,
+    "math.multiply": ops.multiply,
+    "math.truediv": ops.true_divide,
+    "math.divide": ops.divide,
+    "math.negative": ops.negative,
+    "math.square": ops.square,
+    "math.sqrt": ops.sqrt,
+    "math.rsqrt": ops.rsqrt,
+    "math.exp": ops.exp,
+    "math.log": ops.log,
+    "math.abs": ops.abs,
+    "math.sigmoid": ops.sigmoid,
+    "math.tanh": ops.tanh,
+    "math.maximum": ops.maximum,
+    "math.minimum": ops.minimum,
+    "math.pow": ops.power,
+    "linalg.matmul": lambda a, b: ops.matmul(a, b),
+    "nn.relu": ops.relu,
+    "nn.relu6": ops.relu6,
+    "nn.silu": lambda features, beta=1.0: features * ops.sigmoid(beta * features),
+    "nn.gelu": lambda features, approximate=False: ops.gelu(features, approximate),
+    "nn.softmax": lambda logits, axis=-1: ops.softmax(logits, axis),
+    "nn.leaky_relu": lambda features, alpha=0.2: ops.leaky_relu(features, alpha),
+    "reshape": lambda tensor, shape: ops.reshape(tensor, shape),
+    "concat": lambda values, axis: ops.concatenate(values, axis),
+    "transpose": lambda a, perm=None: ops.transpose(a, perm),
+    "expand_dims": lambda input, axis: ops.expand_dims(input, axis),
+    "squeeze": lambda input, axis=None: ops.squeeze(input, axis),
+    "cast": lambda x, dtype: ops.cast(x, keras.backend.standardize_dtype(dtype)),
+    "clip_by_value": lambda t, clip_value_min, clip_value_max: ops.clip(
+        t, clip_value_min, clip_value_max
+    ),
+    "math.reduce_mean": lambda input_tensor, axis=None, keepdims=False: ops.mean(
+        input_tensor, axis, keepdims
+    ),
+    "math.reduce_sum": lambda input_tensor, axis=None, keepdims=False: ops.sum(
+        input_tensor, axis, keepdims
+    ),
+    "math.reduce_max": lambda input_tensor, axis=None, keepdims=False: ops.max(
+        input_tensor, axis, keepdims
+    ),
+}
+"""TensorFlow functions called in Keras 2 models, by symbol, and what they are in Keras 3."""
+
+
+class Converter:
+    """Makes the layers of Keras 3 and calls them as those of Keras 2 were called."""
+
+    def __init__(self) -> None:
+        self._made: dict[int, Any] = {}
+        self._pairs: list[tuple[Any, Any]] = []
+
+    def run(self, old: Any) -> keras.Model:
+        """Returns a model with the weights of the old one."""
+        new = self._model(old)
+        for before, after in self._pairs:
+            _carry(before, after)
+        return new
+
+    def _model(self, old: Any) -> keras.Model:
+        import tensorflow as tf
+
+        values: dict[int, Any] = {}
+        for tensor in old.inputs:
+            dtype = keras.backend.standardize_dtype(tensor.dtype)
+            name = tensor.node.layer.name
+            values[id(tensor)] = keras.Input(tuple(tensor.shape[1:]), dtype=dtype, name=name)
+        inputs = [values[id(tensor)] for tensor in old.inputs]
+
+        def lookup(value: Any) -> Any:
+            return values.get(id(value), value)
+
+        for depth in sorted(old._nodes_by_depth, reverse=True):
+            for node in old._nodes_by_depth[depth]:
+                if node.is_input:
+                    continue
+                args, kwargs = tf.nest.map_structure(lookup, (node.call_args, node.call_kwargs))
+                kwargs = {k: v for k, v in kwargs.items() if k != "training" and v is not None}
+                outputs = tree.flatten(self._layer(node.layer)(*args, **kwargs))
+                before = tf.nest.flatten(node.outputs)
+                values.update((id(t), new) for t, new in zip(before, outputs, strict=True))
+        if type(old).__name__ == "Sequential":
+            chain = [self._layer(layer) for layer in old.layers]
+            return keras.Sequential([inputs[0]._keras_history.operation, *chain], name=old.name)
+        outputs = [values[id(tensor)] for tensor in old.outputs]
+        given = tf.nest.pack_sequence_as(old._nested_inputs, inputs)
+        made = tf.nest.pack_sequence_as(old._nested_outputs, outputs)
+        return keras.Model(given, made, name=old.name)
+
+    def _layer(self, old: Any) -> Any:
+        if id(old) not in self._made:
+            self._made[id(old)] = self._converted(old)
+        return self._made[id(old)]
+
+    def _converted(self, old: Any) -> Any:
+        kind = type(old).__name__
+        if hasattr(old, "_nodes_by_depth"):
+            return self._model(old)
+        if kind == "QuantizeLayer":
+            return keras.layers.Identity(name=old.name)
+        if kind == "TFOpLambda":
+            if old.symbol not in _OPERATIONS:
+                raise ValueError(
+                    f"Layer {old.name!r} calls tf.{old.symbol}, which is not among the functions "
+                    "that can be brought over. Write it with layers, or rebuild this part with "
+                    f"keras.ops. Known: {', '.join(sorted(_OPERATIONS))}"
+                )
+            return _called(_OPERATIONS[old.symbol])
+        if kind == "SlicingOpLambda":
+            return lambda x, slice_spec: x[tuple(_slice(part) for part in slice_spec)]
+        source = old.layer if kind.startswith("QuantizeWrapper") else old
+        new = keras.layers.deserialize(_cleaned(_config_of(source)))
+        self._pairs.append((old, new))
+        return new
+
+
+def _slice(part: Any) -> Any:
+    return slice(part["start"], part["stop"], part["step"]) if isinstance(part, dict) else part
+
+
+def _called(function: Callable[..., Any]) -> Callable[..., Any]:
+    known = set(inspect.signature(function).parameters)
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return function(*args, **{k: v for k, v in kwargs.items() if k in known and k != "name"})
+
+    return call
+
+
+def _config_of(layer: Any) -> dict[str, Any]:
+    """Returns the config of a layer, with its own activation if tfmot has put in another."""
+    told: Any = getattr(layer, "activation", None)
+    activation = told
+    if type(activation).__name__ == "QuantizeAwareActivation":
+        activation = activation.activation
+    if type(activation).__name__ == "NoOpActivation":
+        activation = _linear()
+    if activation is told:
+        return {"class_name": type(layer).__name__, "config": layer.get_config()}
+    layer.activation = activation
+    try:
+        return {"class_name": type(layer).__name__, "config": layer.get_config()}
+    finally:
+        layer.activation = told
+
+
+def _linear() -> Any:
+    import tf_keras
+
+    return tf_keras.activations.linear
+
+
+def _cleaned(entry: dict[str, Any]) -> dict[str, Any]:
+    """Returns the config of a layer without what Keras 3 does not know, layers inside as well."""
+    kind, config = entry["class_name"], dict(entry["config"])
+    twin = getattr(keras.layers, kind, None)
+    if twin is None:
+        raise ValueError(
+            f"Layer {config.get('name')!r} is a {kind}, which Keras 3 does not have. Bring over "
+            "the models before and behind it, and write the layer anew for Keras 3."
+        )
+    known = {"name", "trainable", "dtype", "activity_regularizer"}
+    for part in twin.__mro__:
+        if issubclass(part, keras.layers.Layer) and part is not keras.layers.Layer:
+            known |= set(inspect.signature(part.__init__).parameters)
+    config = {key: value for key, value in config.items() if key in known}
+    for key, value in config.items():
+        if isinstance(value, dict) and hasattr(keras.layers, str(value.get("class_name"))):
+            config[key] = _cleaned(value)
+    if kind == "BatchNormalization":  # Keras 2 makes a list of the axis
+        config["axis"] = int(np.ravel(config["axis"])[0])
+    dtype = config.get("dtype")
+    if isinstance(dtype, dict):  # a policy
+        config["dtype"] = dtype["config"].get("name", "float32")
+    return {"module": "keras.layers", "class_name": kind, "config": config, "registered_name": None}
+
+
+def _carry(old: Any, new: Any) -> None:
+    """Gives a layer the weights of its twin, by their names."""
+    before = {last_name(weight): weight for weight in old.weights}
+    wanted = new.weights
+    if len(before) < len(old.weights) or not {variable_name(w) for w in wanted} <= set(before):
+        pairs = list(zip(old.weights, wanted, strict=False))  # names inside repeat: by their order
+    else:
+        pairs = [(before[variable_name(weight)], weight) for weight in wanted]
+    if len(pairs) < len(wanted) or any(tuple(a.shape) != tuple(b.shape) for a, b in pairs):
+        raise ValueError(
+            f"The weights of layer {old.name!r} ({type(old).__name__}) do not fit the layer of "
+            f"Keras 3: {[tuple(w.shape) for w in old.weights]} and {[w.shape for w in wanted]}."
+        )
+    for value, variable in pairs:
+        variable.assign(value.numpy())
+
+
+def last_name(weight: Any) -> str:
+    """Returns the last part of a Keras 2 weight's name."""
+    return weight.name.split("/")[-1].split(":")[0]
