@@ -60,6 +60,7 @@ def test_two_steps_are_exact_where_the_model_has_the_same_grid():
     assert judge(dataclasses.replace(coarse, rmse=0.2), "int8")  # stretched by outliers
     with pytest.raises(ExportError):
         judge(dataclasses.replace(coarse, rmse=0.2), "int8 trained")
+    assert judge(dataclasses.replace(coarse, rmse=0.2, max_steps=0.5), "int8 trained") is None
 
 
 def test_synthetic_samples_suit_the_inputs():
