@@ -10,7 +10,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tfcompress.compare import compare
+    from tfcompress.callbacks import CompressionSummaries, FreezeQuantization, TeacherAgreement
+    from tfcompress.comparison import compare
     from tfcompress.distill.cache import cache_teacher
     from tfcompress.distill.cached import CachedTeacher
     from tfcompress.distill.distiller import Distiller
@@ -25,9 +26,9 @@ if TYPE_CHECKING:
     from tfcompress.distill.losses.relation import RKDAngle, RKDDistance, SimilarityPreserving
     from tfcompress.distill.losses.response import DecoupledTargets, HardTargets, SoftTargets
     from tfcompress.distill.teachers import ensemble
+    from tfcompress.distributions import Histograms, histograms
     from tfcompress.errors import CompressionWarning, ExportError
     from tfcompress.export import ExportResult, export_tflite
-    from tfcompress.histograms import Histograms, histograms
     from tfcompress.legacy import from_tf_keras
     from tfcompress.rewrite.channels.regularize import GroupLasso, regularize_channels
     from tfcompress.rewrite.depth import drop_layers, share_layers
@@ -55,6 +56,7 @@ _HOMES = {
     "AttentionMaps": "distill.losses.feature",
     "AttentionTransfer": "distill.losses.feature",
     "CachedTeacher": "distill.cached",
+    "CompressionSummaries": "callbacks",
     "CompressionWarning": "errors",
     "CompressionWrapper": "wrap.wrapper",
     "ConstantSparsity": "transforms.schedules",
@@ -66,9 +68,10 @@ _HOMES = {
     "ExportResult": "export",
     "FSP": "distill.losses.feature",
     "FeatureMatching": "distill.losses.feature",
+    "FreezeQuantization": "callbacks",
     "GroupLasso": "rewrite.channels.regularize",
     "HardTargets": "distill.losses.response",
-    "Histograms": "histograms",
+    "Histograms": "distributions",
     "LayerErrors": "tflite.layer_errors",
     "PolynomialDecay": "transforms.schedules",
     "QuantizationScheme": "scheme",
@@ -78,10 +81,11 @@ _HOMES = {
     "SimilarityPreserving": "distill.losses.relation",
     "SoftTargets": "distill.losses.response",
     "TFLiteModel": "tflite.run",
+    "TeacherAgreement": "callbacks",
     "WeightTransform": "transforms.base",
     "assign_precision": "tune.precision",
     "cache_teacher": "distill.cache",
-    "compare": "compare",
+    "compare": "comparison",
     "delegate_report": "tflite.delegates",
     "describe_layer": "wrap.custom",
     "drop_layers": "rewrite.depth",
@@ -89,7 +93,7 @@ _HOMES = {
     "export_tflite": "export",
     "factorize": "rewrite.low_rank",
     "from_tf_keras": "legacy",
-    "histograms": "histograms",
+    "histograms": "distributions",
     "inspect_tflite": "tflite.inspect",
     "layer_errors": "tflite.layer_errors",
     "prune": "wrap.apply",
@@ -108,6 +112,7 @@ __all__ = [
     "AttentionMaps",
     "AttentionTransfer",
     "CachedTeacher",
+    "CompressionSummaries",
     "CompressionWarning",
     "CompressionWrapper",
     "ConstantSparsity",
@@ -119,6 +124,7 @@ __all__ = [
     "ExportResult",
     "FSP",
     "FeatureMatching",
+    "FreezeQuantization",
     "GroupLasso",
     "HardTargets",
     "Histograms",
@@ -131,6 +137,7 @@ __all__ = [
     "SimilarityPreserving",
     "SoftTargets",
     "TFLiteModel",
+    "TeacherAgreement",
     "WeightTransform",
     "assign_precision",
     "cache_teacher",

@@ -31,7 +31,7 @@ from tfcompress.cli.options import (
 @json_option
 def evaluate(model: pathlib.Path, data: str, normalize: Any, as_json: bool) -> None:
     """Measure the accuracy of MODEL, a .keras or .tflite file."""
-    from tfcompress.compare import measure_accuracy
+    from tfcompress.comparison import measure_accuracy
 
     loaded, specs = loaded_specs(model)
     x, y = loaded_data(data, specs, normalize)
@@ -61,7 +61,7 @@ def compare(
 ) -> None:
     """Put accuracy, bytes and latency of MODELS, .keras or .tflite, side by side."""
     import_keras()
-    from tfcompress.compare import compare as compare_models
+    from tfcompress.comparison import compare as compare_models
     from tfcompress.files import check_path
 
     for target in (html, plot):
@@ -136,7 +136,7 @@ def histograms(file: pathlib.Path, output: pathlib.Path) -> None:
 
     check_path(output)
     import_keras()
-    from tfcompress.histograms import histograms as measure
+    from tfcompress.distributions import histograms as measure
 
     found = measure(loaded_model(file) if file.suffix == ".keras" else file)
     found.plot(output)

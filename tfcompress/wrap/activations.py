@@ -84,6 +84,7 @@ class ActivationQuantizer(keras.layers.Layer):
     Attributes:
         observer: While a model is calibrated, a function that is given what comes in, which is
             then handed on as it is; else None.
+        frozen: Whether the range stays as it is in training.
 
     References:
         Jacob et al. 2018, arXiv:1712.05877; Esser et al. 2020, arXiv:1902.08153.
@@ -111,6 +112,7 @@ class ActivationQuantizer(keras.layers.Layer):
         self.learned = learned
         self.momentum = momentum
         self.observer: Any = None
+        self.frozen = False
 
     def build(self, input_shape: Any) -> None:
         """Creates the range and the step counter."""
@@ -141,11 +143,11 @@ class ActivationQuantizer(keras.layers.Layer):
                 self.observer(inputs)
             return inputs
         rounding: Any = round_average if averaged else fake_quant
-        if self.learned and training and not averaged:
+        if self.learned and training and not (averaged or self.frozen):
             rounding = fake_quant_learning
         if self.fixed_range is not None:
             return rounding(inputs, *self.fixed_range)
-        if training and not averaged and first_call_in_pass(self):
+        if training and not (averaged or self.frozen) and first_call_in_pass(self):
             self._observe(inputs)
 
         def rounded() -> Any:
