@@ -97,3 +97,41 @@ def test_inputs_of_different_length_and_number():
         samples((A, B[:2]), TWO)
     with pytest.raises(ValueError, match="2 arrays, one for each of the inputs 'a', 'b'"):
         samples([A], TWO)
+
+
+def test_batches_by_number_and_other_frameworks():
+    import keras
+
+    class Batches(keras.utils.PyDataset):
+        def __len__(self):
+            return 3
+
+        def __getitem__(self, index):
+            return X[4 * index : 4 * index + 4], Y[4 * index : 4 * index + 4]
+
+    got, labels = collect(Batches(), ONE)
+    np.testing.assert_array_equal(got["x"], X.astype("float32"))
+    np.testing.assert_array_equal(labels, Y)
+
+    class Foreign:  # a tensor of another framework
+        def __init__(self, value):
+            self._value = value
+
+        def __array__(self, dtype=None, copy=None):
+            return np.asarray(self._value, dtype)
+
+    got = samples(stream(Foreign(X[:5]), Foreign(X[5:])), ONE)
+    np.testing.assert_array_equal(got["x"], X.astype("float32"))
+
+
+def test_sizes_that_differ_are_named():
+    with pytest.raises(ValueError, match=r"different sizes at input 'b': \(3\) and \(5\)"):
+        samples(stream((A, B), (A, np.ones((6, 5)))), TWO)
+
+
+def test_images_as_bytes_and_tokens_of_any_length():
+    images = [InputSpec("image", (None, None, 3), "float32")]
+    got = samples(np.full((2, 5, 6, 3), 200, np.uint8), images)["image"]
+    assert got.dtype == np.float32 and got.max() == 200
+    tokens = [InputSpec("ids", (None,), "int32")]
+    assert samples([[1, 2, 3], [4, 5, 6]], tokens)["ids"].dtype == np.int32

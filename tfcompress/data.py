@@ -31,8 +31,8 @@ def samples(
 
     Args:
         data: An array; a tuple, list or dict of arrays (one per input, or inputs and labels); a
-            `tf.data.Dataset`, batched or not, labelled or not; any other iterable of such items; or
-            a function that returns one.
+            `tf.data.Dataset`, batched or not, labelled or not; a `keras.utils.PyDataset`; any other
+            iterable of such items, such as a PyTorch DataLoader; or a function that returns one.
         inputs: What the model expects.
         limit: Largest number of samples wanted. Of arrays, samples spread over the whole array are
             taken; of streams, the first.
@@ -56,6 +56,8 @@ def collect(
         raise TypeError(f"{argument} is missing.")
     if callable(data) and not hasattr(data, "as_numpy_iterator"):
         data = data()
+    if _is_numbered(data):  # a keras.utils.PyDataset, which has batches by number
+        data = (data[index] for index in range(len(data)))
     if _is_stream(data):
         gathered, labels = _gather(data, inputs, limit, argument)
     else:
@@ -83,6 +85,12 @@ def _is_stream(data: Any) -> bool:
     return isinstance(data, (Iterable, Iterator))
 
 
+def _is_numbered(data: Any) -> bool:
+    return all(hasattr(data, name) for name in ("__getitem__", "__len__")) and not any(
+        hasattr(data, name) for name in ("__iter__", "__array__", "as_numpy_iterator")
+    )
+
+
 def _gather(
     stream: Any, inputs: Sequence[InputSpec], limit: int | None, argument: str
 ) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
@@ -96,6 +104,12 @@ def _gather(
         batch, _ = _thin(batch, None, None, argument)
         size = len(batch[inputs[0].name])
         for name, array in batch.items():
+            if parts[name] and parts[name][0].shape[1:] != array.shape[1:]:
+                raise ValueError(
+                    f"{argument} yields samples of different sizes at input {name!r}: "
+                    f"{_shape(parts[name][0].shape[1:])} and {_shape(array.shape[1:])}. Resize or "
+                    "pad them to one size."
+                )
             parts[name].append(array)
         if label is not None:
             labels.append(np.reshape(label, (size, -1)) if np.ndim(label) != 1 else label)
