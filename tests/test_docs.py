@@ -71,12 +71,33 @@ def test_the_other_examples_run(name, python):
     assert "student" in out and "accuracy" in out
 
 
-@pytest.mark.parametrize(
-    ("name", "said"), [("remove_channels", "after cut 3"), ("compose", "pruned + QAT + distilled")]
-)
-def test_the_examples_of_smaller_models_run(name, said, python):
+EXAMPLES = {
+    "remove_channels": "after cut 3",
+    "compose": "pruned + QAT + distilled",
+    "prune": "blocks of 4",
+    "quantize": "w4a8, trained",
+    "mixed_precision": "mixed",
+    "low_rank": "rank 16, trained on",
+}
+
+
+@pytest.mark.parametrize(("name", "said"), EXAMPLES.items())
+def test_the_examples_of_one_technique_run(name, said, python):
     script = (ROOT / "examples" / f"{name}.py").read_text()
     assert said in python(f"import sys; sys.argv = ['x', '--fast']\nexec({script!r})", timeout=600)
+
+
+def test_the_example_of_keras_2_runs(python):
+    pytest.importorskip("tf_keras")
+    script = (ROOT / "examples" / "keras2.py").read_text()
+    out = python(f"import sys; sys.argv = ['x', '--fast']\nexec({script!r})", timeout=600)
+    assert "zeros in the weights" in out and "largest difference" in out
+
+
+def test_every_example_is_run():
+    named = {*EXAMPLES, "keras2", "compress_your_model"}
+    slow = {"teacher_assistant", "distillation_token", "distil_text"}
+    assert {path.stem for path in (ROOT / "examples").glob("*.py")} == named | slow
 
 
 def test_the_example_script_runs(python):

@@ -64,6 +64,9 @@ def test_four_bits_train_and_are_exact(weight_range, activation_range, tmp_path)
     eight = tfc.export_tflite(model, tmp_path / "8.tflite", scheme="int8", representative_dataset=X)
     # All but the 72 depthwise weights take half a byte.
     saved = (model.count_params() - 72 - 8 - 8 - 7 - 5) / 2
+    # Which is which: those of the depthwise convolution keep 8 bits.
+    assert result.report.weight_bytes == {"int4": saved, "int8": 72}
+    assert "int4" in str(result)
     assert saved - 200 <= eight.bytes - result.bytes <= saved + 400
 
 

@@ -93,9 +93,10 @@ class ExportResult:
 
     def __rich__(self) -> Any:
         made = self.report.__rich__()
-        ranges = " (ranges from training)" if self.trained else ""
-        made.add_row("scheme", self.scheme + ranges)
-        made.add_row("agreement", str(self.agreement or "not checked"))
+        if self.report.metadata is None:  # which has both
+            ranges = ", ranges trained" if self.trained else ""
+            made.add_row("made as", self.scheme + ranges)
+            made.add_row("agreed with its model", str(self.agreement or "not checked"))
         return made
 
     def __str__(self) -> str:

@@ -29,6 +29,8 @@ class FileReport:
         dtypes: How many tensors there are of each type.
         float_tensors: Names of the float32 tensors other than inputs and outputs.
         sparsity: Share of zeros among the integers and floats of all constant matrices.
+        weight_bytes: Bytes that constant matrices take, by type: "int4" where a weight is stored in 4
+            bits. Empty on a runtime that does not tell.
         metadata: How it was made, how well it agreed with its model, labels, normalization; None if
             it does not say.
     """
@@ -43,6 +45,7 @@ class FileReport:
     dtypes: dict[str, int]
     float_tensors: list[str]
     sparsity: float
+    weight_bytes: dict[str, int] = dataclasses.field(default_factory=dict)
     metadata: dict[str, Any] | None = None
 
     def rows(self) -> list[tuple[str, str]]:
@@ -69,6 +72,7 @@ class FileReport:
             ("operations", counts(self.ops)),
             ("tensor types", counts(self.dtypes)),
             ("float tensors inside", inside),
+            ("weights", ", ".join(f"{k} {v:,} B" for k, v in self.weight_bytes.items()) or "?"),
             ("zeros in the weights", f"{self.sparsity:.1%}"),
             *_told(self.metadata or {}),
         ]
@@ -114,8 +118,30 @@ def inspect_tflite(path_or_bytes: Any) -> FileReport:
         dict(dtypes.most_common()),
         inside,
         _sparsity(model),
+        _weight_bytes(model.content),
         read_metadata(model.content),
     )
+
+
+def _weight_bytes(content: bytes) -> dict[str, int]:
+    """Returns the bytes of constant matrices by type: the runtime itself shows 4 bits as 8."""
+    try:
+        from ai_edge_litert import schema_py_generated as schema
+    except ImportError:
+        try:
+            from tensorflow.lite.python import schema_py_generated as schema
+        except ImportError:
+            return {}
+    names = {v: k.lower() for k, v in vars(schema.TensorType).items() if k.isupper()}
+    model = schema.Model.GetRootAsModel(content, 0)
+    found: dict[str, int] = {}
+    for graph in (model.Subgraphs(i) for i in range(model.SubgraphsLength())):
+        for tensor in (graph.Tensors(i) for i in range(graph.TensorsLength())):
+            size = model.Buffers(tensor.Buffer()).DataLength()
+            if tensor.ShapeLength() >= 2 and size:
+                name = names[tensor.Type()]
+                found[name] = found.get(name, 0) + size
+    return dict(sorted(found.items(), key=lambda item: -item[1]))
 
 
 def _told(metadata: dict[str, Any]) -> list[tuple[str, str]]:

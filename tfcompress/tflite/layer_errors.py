@@ -18,6 +18,7 @@ from tfcompress.tables import as_text, table
 from tfcompress.tflite.names import Owners, keyed
 from tfcompress.tflite.run import TFLiteModel
 from tfcompress.wrap.placement import LINEAR, role
+from tfcompress.wrap.wrapper import compressible_weights
 
 _SAMPLES, _BATCH = 32, 8
 _CERTAIN = 15.0  # dB above which a tensor without a known name is taken for a layer's output
@@ -30,7 +31,7 @@ class LayerError:
     Attributes:
         path: Path of the last of these layers.
         layers: Paths of all of them.
-        kind: Class of the last layer with weights among them, else of the last.
+        kind: Class of the last layer with a kernel among them, else of the last.
         tensor: Name of the tensor in the file.
         sqnr: Signal over error of the layer alone, given what the file hands it, in dB.
         sqnr_total: The same with the errors of all layers before it.
@@ -369,12 +370,13 @@ def _shaped(value: Any, like: Any) -> Any:
 def _row(key: str, forced: _Walk, free: _Walk, tensors: _Tensors) -> LayerError:
     index, own = forced.found[key], forced.sums[key]
     inside = forced.inside[key]
-    weighted = [op for _, op in inside if getattr(plain(op), "weights", None)]
+    layers = [plain(operation) for _, operation in inside]
+    weighted = [x for x in layers if isinstance(x, keras.layers.Layer) and compressible_weights(x)]
     scale = tensors.scales[index]
     return LayerError(
         path=inside[-1][0],
         layers=tuple(path for path, _ in inside),
-        kind=type(plain((weighted or [inside[-1][1]])[-1])).__name__,
+        kind=type((weighted or layers)[-1]).__name__,
         tensor=tensors.names[index],
         sqnr=own.sqnr,
         sqnr_total=free.sums[key].sqnr if key in free.sums else own.sqnr,

@@ -1,0 +1,42 @@
+"""Every precision of one network: float16, int8 and int16x8 without training, int8 and 4 bits with.
+
+On Fashion-MNIST, the images that ship with the package. `--fast` takes 2,000 of them.
+"""
+
+import sys
+
+import keras
+
+import tfcompress as tfc
+from tfcompress.demo.data import load
+from tfcompress.demo.models import resnet
+
+count = 2000 if "--fast" in sys.argv else 10_000
+data = load()
+x, y, test = data.x_train[:count], data.y_train[:count], (data.x_test, data.y_test)
+
+
+def train(model, epochs, rate):
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.Adam(rate), loss, metrics=["accuracy"])
+    callbacks = [tfc.FreezeQuantization(epochs - 1)]  # changes nothing in a float model
+    model.fit(x, y, batch_size=64, epochs=epochs, verbose=0, callbacks=callbacks)
+    return model
+
+
+model = train(resnet((8, 16, 32), stem_strides=2), 4, 3e-3)
+files = {"float32": tfc.export_tflite(model, "float32.tflite").path}
+for scheme in ("float16", "dynamic_int8", "int8", "int16x8", "w4a8"):
+    result = tfc.export_tflite(
+        model, f"{scheme}.tflite", scheme=scheme, representative_dataset=x[:500]
+    )
+    files[scheme] = result.path
+for scheme in ("int8", "w4a8"):
+    aware = train(tfc.quantize(model, scheme), 2, 5e-4)
+    result = tfc.export_tflite(aware, f"{scheme}_trained.tflite")
+    files[f"{scheme}, trained"] = result.path
+    print(f"{scheme}, trained: {result.agreement}")
+found = tfc.compare(files, *test)
+found.to_html("precisions.html")
+print(found)
+print(tfc.layer_errors(model, "int8.tflite", data.x_test[:32]))
