@@ -41,10 +41,13 @@ def main():
             if criterion == "random":
                 continue
             distiller = tfc.Distiller(model, small, alpha=1.0, temperature=2.0)
-            rate = keras.optimizers.schedules.CosineDecay(5e-4, options.steps)
+            rate = keras.optimizers.schedules.CosineDecay(2e-4, options.steps)
             distiller.compile(keras.optimizers.Adam(rate))
             epochs = max(1, options.steps * 16 // len(given))
-            distiller.fit(given, batch_size=16, epochs=epochs, verbose=0)
+            # Batches of 16 crops of a few photographs tell little of the statistics of all images:
+            # those of ImageNet stay, of the channels that are left.
+            frozen = tfc.FreezeQuantization(0)
+            distiller.fit(given, batch_size=16, epochs=epochs, verbose=2, callbacks=[frozen])
             report(f"{criterion}, recovered", distiller.student, test, logits)
             path = export(distiller.student, f"{folder}/b.tflite", given)
             second = tfc.TFLiteModel(path)

@@ -1,4 +1,4 @@
-"""Memory and time of wrapping and exporting large models, in a process for each.
+"""Memory and time of wrapping, exporting and cutting large models, in a process for each.
 
 The peak of the memory of the process above what it was before, over the bytes of the weights, which
 the float model itself has once. By hand: python -m benchmarks.memory [MILLIONS ...]
@@ -16,7 +16,7 @@ from rich.console import Console
 
 from tfcompress.tables import table
 
-WAYS = ("QAT: quantize and export", "PTQ: export", "float: export")
+WAYS = ("QAT: quantize and export", "PTQ: export", "float: export", "prune_channels: half")
 
 
 def run(way, millions):
@@ -44,6 +44,8 @@ def run(way, millions):
             for _ in range(2):  # sets the ranges
                 aware(data, training=True)
             tfc.export_tflite(aware, f"{folder}/m.tflite", verbose=False)
+        elif way == 3:
+            tfc.prune_channels(model, 0.5, ranking="layer")
         else:
             data = data if way == 1 else None
             tfc.export_tflite(

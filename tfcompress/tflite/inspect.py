@@ -29,8 +29,8 @@ class FileReport:
         dtypes: How many tensors there are of each type.
         float_tensors: Names of the float32 tensors other than inputs and outputs.
         sparsity: Share of zeros among the integers and floats of all constant matrices.
-        weight_bytes: Bytes that constant matrices take, by type: "int4" where a weight is stored in 4
-            bits. Empty on a runtime that does not tell.
+        weight_bytes: Bytes that constant matrices take, by type: "int4" where a weight is stored in
+            4 bits. Empty on a runtime that does not tell.
         metadata: How it was made, how well it agreed with its model, labels, normalization; None if
             it does not say.
     """

@@ -115,7 +115,30 @@ def averaged(x):
 
 VECTORS = keras.initializers.Constant(np.random.default_rng(0).normal(size=(9, 8)))
 
+
+def by_hand(heads):
+    """Attention written as operations, with a Softmax layer."""
+
+    def attend(x):
+        x = L.Dense(8)(x)
+        parts = [L.Dense(8)(x) for _ in range(3)]
+        if heads > 1:
+            parts = [L.Permute((2, 1, 3))(L.Reshape((6, heads, 8 // heads))(p)) for p in parts]
+        query, key, value = parts
+        order = (0, 1, 3, 2) if heads > 1 else (0, 2, 1)
+        scores = L.Softmax()(ops.matmul(query, ops.transpose(key, order)) * 0.35)
+        x = ops.matmul(scores, value)
+        return L.Reshape((6, 8))(L.Permute((2, 1, 3))(x)) if heads > 1 else x
+
+    return attend
+
+
 NETS = {
+    "attention by hand": graph(by_hand(1), SERIES),
+    "attention by hand, heads": graph(by_hand(2), SERIES),
+    "products of both sides": graph(
+        lambda x: ops.matmul(ops.transpose(L.Dense(6)(x), (0, 2, 1)), L.Dense(6)(x)), SERIES
+    ),
     "Dense": graph(lambda x: L.Dense(8, activation="relu")(L.Dense(6)(x)), VECTOR),
     "Conv1D": graph(lambda x: L.Conv1D(4, 3)(L.Conv1D(8, 3, activation="relu")(x)), SERIES),
     "Conv2D": graph(lambda x: conv(conv(x, activation="relu")), IMAGE),

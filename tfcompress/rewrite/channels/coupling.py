@@ -115,6 +115,13 @@ class Coupling:
         self.fix(numbers)
         return numbers
 
+    def none(self, rank: int) -> np.ndarray:
+        """Returns a number that may not go, for a tensor of `rank` axes that has no channels."""
+        numbers = np.full([1] * rank, self._count)
+        self._count += 1
+        self.fix(numbers)
+        return numbers
+
     def fix(self, numbers: np.ndarray) -> None:
         """Has channels stay."""
         self._fixed.append(np.ravel(numbers))

@@ -34,7 +34,7 @@ _SAME = (
 def _same(coupling: Coupling, call: Call, given: list[Numbers]) -> Numbers:
     name = getattr(getattr(call.operation, "activation", None), "__name__", "")
     if "softmax" in name:
-        return _all_together(coupling, call, given)
+        return _shares(coupling, call, given)
     constants = (getattr(call.operation, entry, 0.0) for entry in ("scale", "offset"))
     if any(np.size(constant) > 1 for constant in constants):  # Rescaling, by channel
         coupling.fix(given[0])
@@ -51,7 +51,37 @@ def _questions(coupling: Coupling, call: Call, given: list[Numbers]) -> Numbers:
     return coupling.fixed(call.outputs[0])
 
 
-@channel_rule("Softmax", "LogSoftmax", "Masking", "Normalization")
+@channel_rule("Softmax", "LogSoftmax")
+def _shares(coupling: Coupling, call: Call, given: list[Numbers]) -> Numbers:
+    axes = getattr(call.operation, "axis", -1)
+    rank = given[0].ndim
+    axes = {axis % (rank + 1) - 1 for axis in ([axes] if isinstance(axes, int) else axes)}
+    if any(given[0].shape[axis] > 1 for axis in axes):
+        coupling.fix(given[0])  # what becomes of one channel depends on all others
+    return given[0]
+
+
+@channel_rule("Matmul")
+def _product(coupling: Coupling, call: Call, given: list[Numbers]) -> Numbers:
+    if len(given) != 2 or given[0].ndim != given[1].ndim or given[0].ndim < 2:
+        raise Unresolved("it is no product of two tensors with as many axes")
+    a, b = given
+    if a.size > max(a.shape[-2:]) or b.size > max(b.shape[-2:]):
+        raise Unresolved("its channels lie along several axes of its inputs")
+    if a.shape[-1] > 1 and b.shape[-2] > 1:  # what is summed over
+        coupling.couple(a.ravel(), b.ravel())
+    elif a.shape[-1] > 1 or b.shape[-2] > 1:
+        coupling.fix(a if a.shape[-1] > 1 else b)
+    if a.shape[-2] > 1 and b.shape[-1] > 1:
+        coupling.fix(a)
+        coupling.fix(b)
+        return coupling.fixed(call.outputs[0])
+    if a.shape[-2] > 1:
+        return a
+    return b if b.shape[-1] > 1 else coupling.none(a.ndim)
+
+
+@channel_rule("Masking", "Normalization")
 def _all_together(coupling: Coupling, call: Call, given: list[Numbers]) -> Numbers:
     coupling.fix(given[0])  # what becomes of one channel depends on all others, or on its place
     return given[0]
