@@ -69,7 +69,7 @@ def measured(name):
     import keras
 
     import tfcompress as tfc
-    from tfcompress.export import measure
+    from tfcompress.agreement import measure
 
     size = SIZES.get(name, 64)
     model = build(name, size)

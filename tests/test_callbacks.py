@@ -25,7 +25,7 @@ def test_sparsity_and_ranges_are_logged(tmp_path):
         x, y, epochs=3, batch_size=32, verbose=0, callbacks=[tfc.CompressionSummaries(tmp_path)]
     ).history
     rows = [r for r in tfc.summary(model).layers if r.sparsity is not None]
-    share = sum(r.sparsity * r.parameters for r in rows) / sum(r.parameters for r in rows)
+    share = sum(r.sparsity * r.kernel_size for r in rows) / sum(r.kernel_size for r in rows)
     assert history["sparsity"][-1] == pytest.approx(share) and history["sparsity"][0] < share
     (file,) = glob.glob(f"{tmp_path}/compression/events*")
     found = {}
@@ -97,6 +97,37 @@ def test_frozen_normalization_trains_as_it_infers():
     before = again.evaluate(x, y, verbose=0)[0]
     after = again.fit(x, y, batch_size=64, verbose=0, callbacks=[tfc.FreezeQuantization(0)])
     assert after.history["loss"][0] == pytest.approx(before, rel=1e-4)
+
+
+def test_a_run_that_was_stopped_leaves_nothing_frozen():
+    model = nets.compiled(tfc.quantize(nets.small_residual()))
+    x, y = data(model)
+    model.fit(x, y, verbose=0)
+
+    def stop(batch, logs):
+        raise KeyboardInterrupt
+
+    callback = tfc.FreezeQuantization(0)
+    stopper = keras.callbacks.LambdaCallback(on_train_batch_end=stop)
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(x, y, verbose=0, callbacks=[callback, stopper])
+    before = [q.range() for q in quantizers(model)]
+    model.fit(10 * x, y, verbose=0, callbacks=[tfc.FreezeQuantization(9), callback])
+    assert all(layer.trainable for layer in model._flatten_layers())
+    model.fit(10 * x, y, verbose=0)
+    assert [q.range() for q in quantizers(model)] != before
+
+
+def test_a_shuffled_dataset_is_read_once():
+    import tensorflow as tf
+
+    model = nets.compiled(nets.tiny())
+    x, y = data(model, 64)
+    shuffled = tf.data.Dataset.from_tensor_slices(x).shuffle(64).batch(16)
+    same = tfc.TeacherAgreement(shuffled, model)
+    model.optimizer.learning_rate = 0.0
+    history = model.fit(x, y, epochs=2, verbose=0, callbacks=[same]).history
+    assert history["agreement"] == [1.0, 1.0]
 
 
 def test_the_teachers_agreement_is_logged():

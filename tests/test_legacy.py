@@ -239,6 +239,37 @@ def test_a_quantization_aware_mobilenet(tfmot):
     assert np.sqrt(np.mean((wanted - got) ** 2)) < 0.02 * wanted.std()
 
 
+def test_how_a_layer_was_called_is_kept():
+    import tensorflow as tf
+
+    base = tf_keras.Sequential(
+        [L.InputLayer((4,)), L.Dense(3), L.BatchNormalization()], name="base"
+    )
+    inputs = tf_keras.Input((4,))
+    x = tf.maximum(base(inputs, training=False), 0.1)
+    x = tf.matmul(x[:, None, :], x[:, None, :], transpose_b=True)[:, 0]
+    old = lively(tf_keras.Model(inputs, tf.pow(x, y=2.0)))
+    with pytest.warns(tfc.CompressionWarning, match="'base' is called with training=False"):
+        new = tfc.from_tf_keras(old)
+    given = np.random.default_rng(0).random((8, 4)).astype("float32")
+    # Its statistics stay, in training as well.
+    np.testing.assert_allclose(new(given, training=True), old(given, training=True), atol=1e-5)
+
+
+def test_what_always_trains_is_refused():
+    inputs = tf_keras.Input((4,))
+    old = tf_keras.Model(inputs, L.Dropout(0.5, name="drop")(inputs, training=True))
+    with pytest.raises(ValueError, match="'drop' is called with training=True"):
+        tfc.from_tf_keras(old)
+
+
+def test_statistics_that_were_learned_come_over():
+    layer = L.Normalization()
+    layer.adapt(np.random.default_rng(0).normal(3, 2, (50, 4)))
+    old = tf_keras.Sequential([L.InputLayer((4,)), layer, L.Dense(2)])
+    assert difference(old, tfc.from_tf_keras(old)) < 1e-5
+
+
 def test_what_cannot_come_over_says_why():
     import tensorflow as tf
 

@@ -7,7 +7,7 @@ from keras import layers as L
 from keras import ops
 
 import tfcompress as tfc
-from tfcompress.export import measure
+from tfcompress.agreement import measure
 
 
 def image(x):

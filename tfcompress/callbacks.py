@@ -57,8 +57,8 @@ class CompressionSummaries(keras.callbacks.Callback):
         """Logs what there is after the epoch."""
         model = _student(self.model)
         rows = [row for row in summary(model).layers if row.sparsity is not None]
-        total = sum(row.parameters for row in rows)
-        share = sum((row.sparsity or 0.0) * row.parameters for row in rows) / max(total, 1)
+        total = sum(row.kernel_size for row in rows)
+        share = sum((row.sparsity or 0.0) * row.kernel_size for row in rows) / max(total, 1)
         if logs is not None:
             logs["sparsity"] = share
         if self._log_dir is None:
@@ -93,7 +93,9 @@ class FreezeQuantization(keras.callbacks.Callback):
 
     From `epoch` on, ranges stay where they are, and BatchNormalization computes with its moving
     statistics in training, too, as the file will: what is trained then is what is exported
-    (Jacob et al. 2018, arXiv:1712.05877, section 3.2). The training step is traced anew once.
+    (Jacob et al. 2018, arXiv:1712.05877, section 3.2). The training step is traced anew once. When
+    `fit` ends, all of it may move again; a model saved while it is frozen is saved with its
+    BatchNormalizations not trainable.
 
     Args:
         epoch: First epoch, counted from 0, that trains frozen.
@@ -119,42 +121,46 @@ class FreezeQuantization(keras.callbacks.Callback):
             )
         self._epoch = epoch
         self._batch_norm = batch_norm
+        self._frozen: tuple[list[Any], list[Any]] | None = None
 
     def on_train_begin(self, logs: Any = None) -> None:
-        """Checks that the backend can do it."""
-        self._frozen: list[Any] = []
-        self._untrained: list[Any] = []
+        """Checks that the backend can do it, and lets move what a stopped run has left frozen."""
+        self._thaw()
         learned = any(quantizer.learned for quantizer in quantizers(_student(self.model)))
         if learned and keras.backend.backend() == "jax":
             raise ValueError("Learned ranges (activation_range='learned') cannot be frozen on JAX.")
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         """Freezes once the epoch is reached."""
-        if epoch < self._epoch or self._frozen:
+        if epoch < self._epoch or self._frozen is not None:
             return
         model = _student(self.model)
-        fixed: list[Any] = []
-        for quantizer in quantizers(model):
-            quantizer.frozen = True
-            self._frozen.append(quantizer)
-            if quantizer.learned:  # an optimizer's momentum would carry it on
-                fixed.append(quantizer)
+        every = quantizers(model)
+        # Of learned ranges an optimizer's momentum would go on.
+        fixed: list[Any] = [quantizer for quantizer in every if quantizer.learned]
         if self._batch_norm:
             layers = [plain(layer) for _, layer in walk_layers(model)]
             fixed += [x for x in layers if isinstance(x, keras.layers.BatchNormalization)]
-        self._untrained = [layer for layer in fixed if layer.trainable]
-        for layer in self._untrained:
+        self._frozen = every, [layer for layer in fixed if layer.trainable]
+        for quantizer in every:
+            quantizer.frozen = True
+        for layer in self._frozen[1]:
             layer.trainable = False
         self.model.make_train_function(force=True)
 
     def on_train_end(self, logs: Any = None) -> None:
         """Lets everything move again."""
-        for quantizer in self._frozen:
-            quantizer.frozen = False
-        for layer in self._untrained:
-            layer.trainable = True
-        if self._frozen:
+        if self._frozen is not None:
+            self._thaw()
             self.model.make_train_function(force=True)
+
+    def _thaw(self) -> None:
+        ranges, layers = self._frozen or ([], [])
+        for quantizer in ranges:
+            quantizer.frozen = False
+        for layer in layers:
+            layer.trainable = True
+        self._frozen = None
 
 
 class TeacherAgreement(keras.callbacks.Callback):
@@ -198,14 +204,21 @@ class TeacherAgreement(keras.callbacks.Callback):
                 "teacher must be a Keras model, or the model that trains a Distiller with one that "
                 f"is not cached. Received: teacher={teacher!r}"
             )
-        features = samples(self._x, input_specs(teacher), limit=self._limit, argument="x")
-        self._said = self._answers(teacher, features)
+        model = _student(self.model)
+        # Read once: a shuffled dataset would give others the next time, a generator none.
+        self._features = samples(self._x, input_specs(model), limit=self._limit, argument="x")
+        names = [spec.name for spec in input_specs(teacher)]
+        if len(names) != len(self._features):
+            raise ValueError(
+                f"teacher has {len(names)} inputs and the model {len(self._features)}: they must "
+                "read the same."
+            )
+        same = dict(zip(names, self._features.values(), strict=True))
+        self._said = self._answers(teacher, same)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Runs the student and compares."""
-        model = _student(self.model)
-        features = samples(self._x, input_specs(model), limit=self._limit, argument="x")
-        same = float(np.mean(self._answers(model, features) == self._said))
+        same = float(np.mean(self._answers(_student(self.model), self._features) == self._said))
         if logs is not None:
             logs["agreement"] = same
 

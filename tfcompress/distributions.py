@@ -88,6 +88,8 @@ class Histograms:
         from matplotlib.figure import Figure
 
         target = check_path(path)
+        if not self.weights:
+            raise ValueError("There is nothing to draw: the model has no kernels.")
         shown = self.weights[:_SHOWN]
         columns = min(4, max(1, len(shown)))
         lines = -(-len(shown) // columns)

@@ -29,7 +29,8 @@ def labels_by_output(labels: Any, model: keras.Model) -> dict[str, list[str]]:
     sizes = dict(zip(output_names(model), (t.shape[-1] for t in model.outputs), strict=True))
     for output, names in _by_name(labels, list(sizes), "labels", "output").items():
         strings = isinstance(names, Sequence) and not isinstance(names, str)
-        if not strings or not all(isinstance(name, str) and "\n" not in name for name in names):
+        lines = strings and all(isinstance(n, str) and len(n.splitlines()) <= 1 for n in names)
+        if not lines:
             raise TypeError(f"labels must be a list of strings of one line. Received: {names!r}")
         if len(names) != sizes[output]:
             raise ValueError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
+import importlib
 import os
 import time
 import warnings
@@ -142,7 +142,7 @@ def export_tflite(
             for int16x8 files. Integer inputs such as token numbers keep their type.
         batch_size: Batch of the file; None leaves it open.
         sparse: Store matrices with many zeros in TFLite's sparse format: smaller files, no faster
-            on x86.
+            on x86. For float32 and float16; the runtime refuses sparse integers.
         labels: What each channel of the output means: a list of strings, or a dict of these by
             output. Written into the file, where tools for phones find it.
         normalization: The (mean, deviation) of `(x - mean) / deviation`, numbers or one for each
@@ -184,7 +184,7 @@ def export_tflite(
     trained = quantizers(model)
     options = scheme if isinstance(scheme, QuantizationScheme) else None
     scheme = _choose_scheme(scheme, model, representative_dataset is not None, bool(trained))
-    _check_arguments(scheme, io_dtype, batch_size, verbose)
+    _check_arguments(scheme, io_dtype, batch_size, sparse, verbose)
     specs = input_specs(model)
     told = labels_by_output(labels, model), normalization_by_input(normalization, model)
     if not metadata and any(told):
@@ -255,9 +255,8 @@ def export_tflite(
 
 def _recipe(model: keras.Model, scheme: str, trained: bool, agreed: Any) -> dict[str, Any]:
     """Returns how a file was made, for its metadata."""
-    versions = {
-        name: importlib.metadata.version(name) for name in ("tfcompress", "tensorflow", "keras")
-    }
+    names = ("tfcompress", "tensorflow", "keras")  # by module: tensorflow-cpu is one, too
+    versions = {name: importlib.import_module(name).__version__ for name in names}
     checked = {
         key: float(f"{value:.4g}") if isinstance(value, float) else value
         for key, value in (dataclasses.asdict(agreed) if agreed else {}).items()
@@ -280,7 +279,9 @@ def _choose_scheme(scheme: Any, model: keras.Model, has_data: bool, is_trained: 
     return check_choice(scheme, "scheme", SCHEMES)
 
 
-def _check_arguments(scheme: str, io_dtype: str, batch_size: Any, verbose: Any) -> None:
+def _check_arguments(
+    scheme: str, io_dtype: str, batch_size: Any, sparse: bool, verbose: Any
+) -> None:
     check_choice(io_dtype, "io_dtype", ("float32", "int8", "uint8", "int16"))
     possible = {"int16x8": ("int16",), **dict.fromkeys(INTEGER_SCHEMES, ("int8", "uint8"))}
     if io_dtype != "float32" and io_dtype not in possible.get(scheme, ()):
@@ -288,6 +289,12 @@ def _check_arguments(scheme: str, io_dtype: str, batch_size: Any, verbose: Any) 
         raise ValueError(
             f"io_dtype={io_dtype!r} needs scheme={needed!r}. Received: scheme={scheme!r}. "
             "Use io_dtype='float32'."
+        )
+    if sparse and scheme not in ("float32", "float16"):
+        raise ValueError(
+            f"sparse=True needs scheme='float32' or 'float16': the runtime refuses sparse weights "
+            f"of integers. Received: scheme={scheme!r}. A pruned {scheme} file is small after gzip "
+            "all the same."
         )
     whole = isinstance(batch_size, int) and not isinstance(batch_size, bool)
     if batch_size is not None and not (whole and batch_size >= 1):

@@ -51,7 +51,7 @@ def _draw(axes: Any, rows: Sequence[Any], cost: str) -> None:
     points = list(zip(spent, [100 * (row.accuracy or 0) for row in rows], strict=True))
     axes.set_xlabel("file after gzip, kB" if cost == "bytes" else "latency, ms")
     if len(measured) < len(rows):  # without data there are costs alone
-        bars = axes.barh([row.name for row in rows], spent, color=_COLOURS[0], height=0.5)
+        bars = axes.barh([_plain(row.name) for row in rows], spent, color=_COLOURS[0], height=0.5)
         axes.bar_label(bars, [f"{value:.4g}" for value in spent], padding=4, fontsize=9)
         axes.margins(0.2, 0.1)
         axes.invert_yaxis()
@@ -61,7 +61,7 @@ def _draw(axes: Any, rows: Sequence[Any], cost: str) -> None:
         for index, (row, point) in enumerate(zip(rows, points, strict=True)):
             axes.scatter(*point, s=60, color=_COLOURS[index % len(_COLOURS)], zorder=3)
             axes.annotate(
-                row.name,
+                _plain(row.name),
                 point,
                 xytext=(6, -4 if index % 2 else 6),
                 textcoords="offset points",
@@ -78,6 +78,11 @@ def _draw(axes: Any, rows: Sequence[Any], cost: str) -> None:
     axes.grid(alpha=0.25)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def _plain(name: str) -> str:
+    """Returns a name as it is drawn: a dollar would start a formula."""
+    return name.replace("$", r"\$")
 
 
 def page(comparison: Any, reports: dict[str, FileReport]) -> str:

@@ -10,9 +10,10 @@ from typing import Any
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Any:
     """Makes a `rich` table; numbers are set to the right."""
+    from rich.markup import escape
     from rich.table import Table
 
-    made = Table(title=title, title_justify="left", title_style="bold")
+    made = Table(title=escape(title), title_justify="left", title_style="bold")
     for index, column in enumerate(columns):
         numeric = any(isinstance(row[index], (int, float)) for row in rows)
         right = numeric or (bool(rows) and all(_looks_numeric(row[index]) for row in rows))
@@ -51,4 +52,6 @@ def _cell(value: Any) -> str:
         return f"{value:,}"
     if isinstance(value, float):
         return f"{value:.4g}"
-    return str(value)
+    from rich.markup import escape
+
+    return escape(str(value))

@@ -145,17 +145,83 @@ def test_a_folder_of_images_is_data(images, tmp_path):
     assert json.loads(done("evaluate", file, *data, "--json").stdout)["accuracy"] > 0.95
 
 
+def test_folders_that_hold_no_images_are_no_classes(images):
+    from tfcompress.cli.data import load_data
+    from tfcompress.data import InputSpec
+
+    (images / ".checkpoints").mkdir()
+    Image.new("L", (4, 4)).save(images / ".checkpoints" / "a.png")
+    (images / "__MACOSX").mkdir()
+    (images / "aaa").mkdir()
+    deep = np.full((12, 12), 200 * 256 + 7, np.uint16)
+    Image.fromarray(deep).save(images / "bright" / "deep.png")
+    x, y = load_data(str(images), [InputSpec("grey", (12, 12, 1), "float32")])
+    assert set(y) == {0, 1} and x[y == 0].mean() > 150 > 100 > x[y == 1].mean()
+    assert x.max() <= 255 and any((image == 200).all() for image in x)
+
+
+def test_files_of_both_splits(work, tmp_path):
+    x, y = np.load(work / "data.npz")["x"], np.load(work / "data.npz")["y"]
+    np.savez(tmp_path / "d.npz", x_train=x, y_train=y, x_test=x[:50], y_test=y[:50])
+    data = ["--data", tmp_path / "d.npz", "--json"]
+    assert json.loads(done("evaluate", work / "model.keras", *data).stdout)["samples"] == 50
+
+
+def test_a_model_that_was_changed_is_not_gone_on_with(work, tmp_path, monkeypatch):
+    from tfcompress.cli import making
+
+    model = tmp_path / "m.keras"
+    model.write_bytes((work / "model.keras").read_bytes())
+    first = making._identity(str(model))
+    assert first == making._identity(str(model)) and first[0] == str(model)
+    os.utime(model, (1, 1))
+    assert making._identity(str(model)) != first
+
+
+LOSSES = {
+    "classes": (np.array([0, 2, 1, 1]), "sparse categorical crossentropy"),
+    "classes as floats": (np.array([0.0, 2.0, 1.0, 1.0]), "sparse categorical crossentropy"),
+    "one-hot": (np.eye(3)[[0, 1, 2, 0]], "categorical crossentropy"),
+    "several at once": (np.array([[1, 0, 1], [0, 0, 0], [1, 1, 1], [0, 1, 0]]), "binary"),
+    "numbers": (np.random.default_rng(0).normal(size=(4, 3)), "mean squared error"),
+}
+
+
+@pytest.mark.parametrize(("y", "named"), LOSSES.values(), ids=LOSSES)
+def test_the_usual_loss_for_the_labels(y, named):
+    from tfcompress.cli.train import _loss, _usual_labels
+
+    last = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, activation="softmax")])
+    model = keras.Sequential([keras.Input((4,)), last, keras.layers.Reshape((3,))])
+    loss, _, told = _loss(model, _usual_labels(y))
+    assert told.startswith(named)
+    assert not getattr(loss, "from_logits", False) and "from_logits=True" not in str(vars(loss))
+    with pytest.raises(ValueError, match="do not fit outputs"):
+        _loss(model, np.ones((4, 2)))
+
+
+def test_whole_numbers_to_be_told_are_no_classes():
+    from tfcompress.cli.train import _loss
+
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+    assert _loss(model, np.array([10, 65, 30]))[2] == "mean squared error"
+    assert _loss(model, np.array([0, 1, 1]))[2] == "binary crossentropy"
+
+
 def test_a_function_is_data(work, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mydata.py").write_text(
         "import numpy as np\n"
         "def samples():\n    return np.ones((8, 8), 'float32')\n"
         "def labelled():\n    return np.ones((8, 8)), np.zeros(8, int)\n"
+        "def dataset():\n    import tensorflow as tf\n"
+        "    return tf.data.Dataset.from_tensor_slices(labelled()).batch(4)\n"
         "def fails():\n    return 1 / 0\n"
     )
     file = tmp_path / "m.tflite"
     done("export", work / "model.keras", "-o", file, "--data", "mydata:samples")
-    done("evaluate", file, "--data", "mydata:labelled")
+    for name in ("labelled", "dataset"):
+        done("evaluate", file, "--data", f"mydata:{name}")
     for source, message in (
         ("mydata:nothing", "no function 'nothing'"),
         ("mydata:fails", "raised ZeroDivisionError"),
@@ -197,7 +263,7 @@ def test_a_module_of_custom_layers_is_imported(tmp_path):
 def test_a_stopped_run_is_gone_on_with(work, tmp_path):
     out = tmp_path / "q.keras"
     command = ["quantize", work / "model.keras", "-o", out, "--data", work / "data.npz"]
-    command = [str(part) for part in (*command, "--epochs", 80)]
+    command = [str(part) for part in (*command, "--epochs", 40)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(
         [sys.executable, "-m", "tfcompress", *command],
@@ -352,6 +418,33 @@ MISTAKES = {
         ],
         1,
         "must end in .keras",
+    ),
+    "over the model itself": (
+        lambda w, f: ["export", w / "model.keras", "-o", f / "again.keras"],
+        1,
+        "must end in .tflite",
+    ),
+    "sparse integers": (
+        lambda w, f: ["export", w / "model.keras", "--data", w / "data.npz", "--sparse"],
+        1,
+        "refuses sparse weights",
+    ),
+    "labels of other classes": (
+        lambda w, f: ["evaluate", w / "model.keras", "--data", archive(f, x=X, y=np.full(8, 3))],
+        1,
+        "classes 0 to 2",
+    ),
+    "channels of the normalization": (
+        lambda w, f: [
+            "export",
+            w / "model.keras",
+            "--data",
+            w / "data.npz",
+            "--normalize",
+            "1,2,1,1",
+        ],
+        1,
+        "8 of each",
     ),
     "no folder": (
         lambda w, f: ["export", w / "model.keras", "-o", f / "none" / "m.tflite"],

@@ -139,6 +139,27 @@ def test_float_files_have_no_errors_and_open_batches_work(tmp_path):
         assert found.rows[0].sqnr > 80 and found.samples == 10 and found.rows[0].steps is None
 
 
+def encoder():
+    inputs = keras.Input((8, 16))
+    attended = L.MultiHeadAttention(2, 8, name="attention")(inputs, inputs)
+    x = L.LayerNormalization()(L.Add(name="add")([inputs, attended]))
+    return keras.Model(inputs, L.Dense(3, activation="softmax")(L.Flatten()(x)))
+
+
+@pytest.mark.parametrize("scheme", ["float32", "float16", "dynamic_int8", "int8", "int16x8"])
+def test_no_layer_is_blamed_in_a_file_that_agrees(scheme, tmp_path):
+    """Outputs are named for the signature, and the axis of the batch comes and goes."""
+    keras.utils.set_random_seed(0)
+    model = encoder()
+    x = samples(model)
+    result = tfc.export_tflite(
+        model, tmp_path / "m.tflite", scheme=scheme, representative_dataset=x
+    )
+    assert result.agreement.rmse < 0.05
+    found = tfc.layer_errors(model, result.path, x)
+    assert found.rows[0].sqnr > 25 and found.unmatched == []
+
+
 def test_several_inputs_and_the_table(tmp_path):
     model = nets.two_by_two()
     x = nets.samples_for(model, 32)

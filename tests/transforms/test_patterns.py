@@ -213,3 +213,33 @@ def test_a_sparsity_for_each_layer():
 def test_what_cannot_be_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
         tfc.prune(nets.tiny(), **options)
+
+
+def test_one_unit_of_each_weight_stays():
+    assert mask("unstructured", weight((2, 1)), 0.9).sum() == 1
+    with pytest.warns(tfc.CompressionWarning, match=r"has 1 block\(s\) of \(8, 8\)"):
+        pruned = tfc.prune(nets.tiny(), 0.8, pattern=(8, 8))
+    assert not zeros(one_step(pruned), "first")[1].any()
+
+
+def test_a_shared_layer_counts_once_in_global_ranking():
+    shared = keras.layers.Dense(6, name="shared")
+    inner = keras.Sequential([keras.Input((6,)), shared], name="inner")
+    inputs = keras.Input((6,))
+    model = keras.Model(inputs, keras.layers.Dense(6, name="out")(inner(shared(inputs))))
+    pruned = one_step(tfc.prune(model, 0.5, ranking="global"))
+    kernels = {id(w): w for w in tfc.strip(pruned).weights if w.path.endswith("kernel")}
+    found = np.concatenate([np.ravel(w) for w in kernels.values()])
+    assert (found == 0).sum() == round(0.5 * found.size)
+
+
+def test_layers_at_each_step_are_grouped_by_their_own_inputs():
+    inputs = keras.Input((3, 6, 6, 4))
+    x = keras.layers.TimeDistributed(keras.layers.Conv2DTranspose(5, 3), name="up")(inputs)
+    x = keras.layers.TimeDistributed(keras.layers.DepthwiseConv2D(3), name="each")(x)
+    model = keras.Model(inputs, x)
+    pruned = tfc.prune(model, pattern="2:4")
+    stripped = tfc.strip(one_step(pruned))
+    kernel = np.array(stripped.get_layer("up").layer.kernel)  # (3, 3, outputs, inputs)
+    assert (np.count_nonzero(kernel, axis=-1) == 2).all()
+    assert np.count_nonzero(np.array(stripped.get_layer("each").layer.kernel) == 0) == 0

@@ -5,24 +5,28 @@ from __future__ import annotations
 import importlib
 import pathlib
 import sys
+import zipfile
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from tfcompress.data import InputSpec
+from tfcompress.data import InputSpec, collect
 
-_INPUTS = ("x", "x_train", "images", "features", "inputs", "x_test", "arr_0")
-_LABELS = ("y", "y_train", "labels", "targets", "y_test", "arr_1")
+_INPUTS = ("x", "images", "features", "inputs", "arr_0")
+_LABELS = ("y", "labels", "targets", "arr_1")
 _IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
 
 
-def load_data(source: str, inputs: Sequence[InputSpec]) -> tuple[Any, np.ndarray | None]:
+def load_data(
+    source: str, inputs: Sequence[InputSpec], *, split: str = "train"
+) -> tuple[Any, np.ndarray | None]:
     """Loads what a --data option names.
 
     Args:
         source: Path of an .npz or .npy file or of a folder of images, or "module:function".
         inputs: What the model expects.
+        split: Of files that hold x_train and x_test: "train" or "test".
 
     Returns:
         Samples in a form that all functions of tfcompress take, and labels or None.
@@ -35,35 +39,34 @@ def load_data(source: str, inputs: Sequence[InputSpec]) -> tuple[Any, np.ndarray
     if path.is_dir():
         return _from_folder(path, inputs)
     if path.is_file() and path.suffix in (".npz", ".npy"):
-        return _from_arrays(path, inputs)
+        return _from_arrays(path, inputs, split)
     if path.is_file():
         raise ValueError(
             f"--data {source!r} has no known form: it must be an .npz or .npy file, a folder of "
             "images or of folders of images, or module:function."
         )
-    if ":" in source and not path.suffix:
+    if ":" in source and not pathlib.Path(source).parent.name:
         return _from_function(source, inputs)
     raise FileNotFoundError(
         f"--data names no file, folder or module:function that exists: {source!r}"
     )
 
 
-def _from_arrays(path: pathlib.Path, inputs: Sequence[InputSpec]) -> tuple[Any, Any]:
+def _from_arrays(path: pathlib.Path, inputs: Sequence[InputSpec], split: str) -> tuple[Any, Any]:
     try:
         loaded = np.load(path)  # refuses pickles, which could run code
         arrays = {"x": loaded} if path.suffix == ".npy" else {k: loaded[k] for k in loaded.files}
-    except (ValueError, OSError, EOFError) as error:
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"--data {str(path)!r} cannot be read as arrays: {error}") from error
-    labels = next((arrays[name] for name in _LABELS if name in arrays), None)
+    known_labels = (f"y_{split}", *_LABELS)
+    labels = next((arrays[name] for name in known_labels if name in arrays), None)
     names = [spec.name for spec in inputs]
+    found = [name for name in (*names, f"x_{split}", *_INPUTS) if name in arrays]
+    others = [name for name in arrays if name not in known_labels]
+    if len(inputs) == 1 and (found or len(others) == 1):
+        return arrays[(found or others)[0]], labels
     if all(name in arrays for name in names):
         return {name: arrays[name] for name in names}, labels
-    found = [name for name in _INPUTS if name in arrays]
-    if len(inputs) == 1 and found:
-        return arrays[found[0]], labels
-    others = [name for name in arrays if name not in _LABELS]
-    if len(inputs) == 1 and len(others) == 1:
-        return arrays[others[0]], labels
     raise ValueError(
         f"--data {str(path)!r} must hold an array for each input of the model, by the names "
         f"{', '.join(map(repr, names))}"
@@ -83,19 +86,21 @@ def _from_folder(folder: pathlib.Path, inputs: Sequence[InputSpec]) -> tuple[Any
         )
     height, width, channels = inputs[0].shape
     mode = {1: "L", 3: "RGB", 4: "RGBA"}[channels or 3]
-    classes = sorted(path for path in folder.iterdir() if path.is_dir())
+    classes = sorted(path for path in folder.iterdir() if path.is_dir() and _images_in(path))
     files = [
         (path, number if classes else None)
         for number, place in enumerate(classes or [folder])
-        for path in sorted(place.rglob("*"))
-        if path.suffix.lower() in _IMAGES
+        for path in _images_in(place)
     ]
     if not files:
         raise ValueError(f"--data {str(folder)!r} holds no images ({', '.join(_IMAGES)}).")
     images = []
     for path, _ in files:
         try:
-            with Image.open(path) as image:
+            with Image.open(path) as opened:
+                image: Image.Image = opened
+                if image.mode.startswith("I"):  # 16 bits, which converting would clip
+                    image = Image.fromarray((np.asarray(image) / 256).astype(np.uint8))
                 shown = image.convert(mode)
                 size = (width or shown.width, height or shown.height)
                 if shown.size != size:
@@ -112,6 +117,19 @@ def _from_folder(folder: pathlib.Path, inputs: Sequence[InputSpec]) -> tuple[Any
     return np.stack(images), labels
 
 
+def _images_in(folder: pathlib.Path) -> list[pathlib.Path]:
+    """Returns the images in a folder and below, but for those of hidden folders and of macOS."""
+    return [
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.suffix.lower() in _IMAGES
+        and not any(
+            part.startswith(".") or part == "__MACOSX"
+            for part in path.relative_to(folder.parent).parts
+        )
+    ]
+
+
 def _from_function(source: str, inputs: Sequence[InputSpec]) -> tuple[Any, Any]:
     module_name, _, name = source.partition(":")
     try:
@@ -124,8 +142,8 @@ def _from_function(source: str, inputs: Sequence[InputSpec]) -> tuple[Any, Any]:
     except Exception as error:  # the user's own code may raise anything
         kind = type(error).__name__
         raise ValueError(f"--data {source!r}: the function raised {kind}: {error}") from error
-    labelled = isinstance(made, tuple) and len(made) == 2 and len(inputs) == 1
-    return (made[0], np.asarray(made[1])) if labelled else (made, None)
+    arrays, labels = collect(made, inputs, argument=f"--data {source}")
+    return arrays[inputs[0].name] if len(inputs) == 1 else arrays, labels
 
 
 def import_module(name: str) -> Any:
@@ -139,7 +157,7 @@ def import_module(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        if error.name and name.startswith(error.name):
+        if error.name and f"{name}.".startswith(f"{error.name}."):
             raise ValueError(f"There is no module {name!r} here.") from None
         raise ValueError(f"The module {name!r} needs {error.name!r}, which is missing.") from error
     except Exception as error:
@@ -154,4 +172,9 @@ def normalized(x: Any, normalization: tuple[list[float], list[float]] | None) ->
     if not isinstance(x, np.ndarray):
         raise ValueError("--normalize needs --data that is an array of one input.")
     mean, deviation = (np.asarray(end, np.float32) for end in normalization)
+    if len(mean) not in (1, x.shape[-1]):
+        raise ValueError(
+            f"--normalize must give one mean and deviation, or {x.shape[-1]} of each, as the data "
+            f"has {x.shape[-1]} channels. Received: {len(mean)} of each."
+        )
     return (x.astype(np.float32) - mean) / deviation

@@ -31,10 +31,19 @@ from tfcompress.cli.options import (
 @json_option
 def evaluate(model: pathlib.Path, data: str, normalize: Any, as_json: bool) -> None:
     """Measure the accuracy of MODEL, a .keras or .tflite file."""
+    import_keras()
     from tfcompress.comparison import measure_accuracy
+    from tfcompress.tflite.metadata import read_metadata
 
     loaded, specs = loaded_specs(model)
-    x, y = loaded_data(data, specs, normalize)
+    x, y = loaded_data(data, specs, normalize, "test")
+    told = read_metadata(loaded.content) if model.suffix == ".tflite" else None
+    if told and told.get("normalization") and not normalize:
+        click.echo(
+            "Note: the file was made for inputs that are normalized first (see inspect). If the "
+            "data is raw, pass --normalize.",
+            err=True,
+        )
     share, count = measure_accuracy(loaded, x, y)
     if as_json:
         click.echo(json.dumps({"model": str(model), "accuracy": share, "samples": count}, indent=2))
@@ -69,7 +78,7 @@ def compare(
             check_path(target)
     x = y = None
     if data:
-        x, y = loaded_data(data, loaded_specs(models[0])[1], normalize)
+        x, y = loaded_data(data, loaded_specs(models[0])[1], normalize, "test")
     found = compare_models({str(path): path for path in models}, x, y, num_threads=threads)
     if html:
         found.to_html(html)

@@ -28,7 +28,11 @@ from tfcompress.scheme import SCHEMES
 @model_argument
 @click.option("--output", "-o", type=PATH, help="File to write; MODEL.tflite if left out.")
 @data_option(required=False)
-@click.option("--scheme", help=f"One of {', '.join(SCHEMES)}; int8 if there is data.")
+@click.option(
+    "--scheme",
+    shell_complete=lambda context, option, typed: [s for s in SCHEMES if s.startswith(typed)],
+    help=f"One of {', '.join(SCHEMES)}; int8 if there is data.",
+)
 @click.option("--io-dtype", default="float32", show_default=True, help="int8, uint8 or int16.")
 @click.option(
     "--batch-size", type=click.IntRange(min=0), default=1, show_default=True, help="0: open."
@@ -53,6 +57,11 @@ def export(
 
     A run that is stopped leaves nothing behind, and starts anew.
     """
+    output = output or model.with_suffix(".tflite")
+    if output.suffix != ".tflite":
+        raise ValueError(f"--output must end in .tflite. Received: {str(output)!r}")
+    if labels and not labels.is_file():
+        raise FileNotFoundError(f"--labels: no such file: {str(labels)!r}")
     loaded = loaded_model(model)
     from tfcompress.export import export_tflite
     from tfcompress.graph.read import input_specs
@@ -60,7 +69,7 @@ def export(
     given = loaded_data(data, input_specs(loaded), normalize)[0] if data else None
     result = export_tflite(
         loaded,
-        output or model.with_suffix(".tflite"),
+        output,
         scheme=scheme,
         representative_dataset=given,
         io_dtype=io_dtype,
@@ -90,6 +99,15 @@ def _training(function: Any) -> Any:
     return function
 
 
+def _identity(source: str) -> list[Any]:
+    """Returns the name of a file, and what changes when it is written anew."""
+    path = pathlib.Path(source)
+    if not path.exists():
+        return [source]
+    told = path.stat()
+    return [source, told.st_size, told.st_mtime_ns]
+
+
 def _train(model: pathlib.Path, wrap: Any, settings: dict[str, Any], **options: Any) -> None:
     loaded = loaded_model(model)
     from tfcompress.cli.train import train
@@ -97,7 +115,7 @@ def _train(model: pathlib.Path, wrap: Any, settings: dict[str, Any], **options: 
 
     x, y = loaded_data(options["data"], input_specs(loaded), options["normalize"])
     names = ("output", "epochs", "batch_size", "learning_rate")
-    settings = {**settings, "model": str(model), "data": options["data"]}
+    settings = {**settings, "model": _identity(str(model)), "data": _identity(options["data"])}
     settings |= {name: options[name] for name in ("batch_size", "learning_rate", "normalize")}
     done = train(
         loaded,
@@ -117,8 +135,13 @@ def _train(model: pathlib.Path, wrap: Any, settings: dict[str, Any], **options: 
 
 @click.command()
 @click.option("--sparsity", type=click.FloatRange(0, 1, max_open=True), help="0.8 if left out.")
-@click.option("--pattern", default="unstructured", show_default=True, help="Or 2:4, or 4x1.")
-@click.option("--ranking", default="layer", show_default=True, help="Or global.")
+@click.option(
+    "--pattern",
+    default="unstructured",
+    show_default=True,
+    help="unstructured; n:m, such as 2:4; or blocks, such as 4x1.",
+)
+@click.option("--ranking", default="layer", show_default=True, help="layer or global.")
 @_training
 def prune(sparsity: float | None, pattern: str, ranking: str, **options: Any) -> None:
     """Train MODEL with ever more of its weights at zero, along a cubic curve.
@@ -145,7 +168,7 @@ def prune(sparsity: float | None, pattern: str, ranking: str, **options: Any) ->
 
 
 @click.command()
-@click.option("--scheme", default="int8", show_default=True, help="Or w4a8.")
+@click.option("--scheme", default="int8", show_default=True, help="int8 or w4a8.")
 @_training
 def quantize(scheme: str, **options: Any) -> None:
     """Train MODEL with the rounding of the file that `export` will make of it.

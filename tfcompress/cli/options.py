@@ -103,7 +103,7 @@ class _Pair(click.ParamType):
 normalize_option = click.option(
     "--normalize",
     type=_Pair(),
-    help="Give the model (x - mean) / deviation; also written into the file.",
+    help="Give the model (x - mean) / deviation. export also writes it into the file.",
 )
 
 
@@ -118,11 +118,13 @@ def loaded_model(path: pathlib.Path) -> Any:
     return as_graph(load_keras(path))
 
 
-def loaded_data(data: str, specs: Any, normalize: Any = None) -> tuple[Any, Any]:
+def loaded_data(
+    data: str, specs: Any, normalize: Any = None, split: str = "train"
+) -> tuple[Any, Any]:
     """Loads what --data names; returns samples and labels (None if there are none)."""
     from tfcompress.cli.data import load_data, normalized
 
-    x, y = load_data(data, specs)
+    x, y = load_data(data, specs, split=split)
     return normalized(x, normalize), y
 
 

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from tfcompress.data import samples
 from tfcompress.files import check_path
-from tfcompress.graph.read import input_specs, load_keras
+from tfcompress.graph.read import input_specs, is_graph, load_keras
 from tfcompress.progress import FitProgress, progress_bars
 from tfcompress.wrap.calibrate import packed
 
@@ -67,20 +67,21 @@ def train(
     count = len(next(iter(arrays.values())))
     if len(y) != count:
         raise ValueError(f"--data holds {count} samples but {len(y)} labels.")
-    _check_labels(model, y)
-    loss, metrics = _loss(model, y)
+    y = _usual_labels(np.asarray(y))
+    loss, metrics, told = _loss(model, y)
     each = math.ceil(count / batch_size)
+    console = Console(quiet=quiet, stderr=True)
     backup = output.with_name(f".{output.name}.progress")
     kept = _resume(backup, {**settings, "samples": count, "epochs": epochs})
-    console = Console(quiet=quiet, stderr=True)
-    if kept:
-        console.print(f"Going on with the run that was stopped, from {str(backup)!r}.")
-        wrapped, start = load_keras(kept), int(kept.stem)
-    else:
-        wrapped, start = wrap(model, epochs * each), 0
-        rate = keras.optimizers.schedules.CosineDecay(learning_rate, epochs * each)
-        wrapped.compile(keras.optimizers.Adam(rate), loss, metrics=metrics)
     try:
+        if kept:
+            console.print(f"Going on with the run that was stopped, from {str(backup)!r}.")
+            wrapped, start = load_keras(kept), int(kept.stem)
+        else:
+            wrapped, start = wrap(model, epochs * each), 0
+            rate = keras.optimizers.schedules.CosineDecay(learning_rate, epochs * each)
+            wrapped.compile(keras.optimizers.Adam(rate), loss, metrics=metrics)
+        console.print(f"Loss: {told}.")
         with progress_bars(console) as progress:
             history = wrapped.fit(
                 packed(wrapped, arrays),
@@ -97,7 +98,13 @@ def train(
     _save_whole(wrapped, output)
     shutil.rmtree(backup, ignore_errors=True)
     final = {name: float(values[-1]) for name, values in history.items()}
-    return {"output": str(output), "epochs": epochs, "resumed": bool(kept), **final}
+    return {
+        "output": str(output),
+        "epochs": epochs,
+        "resumed": bool(kept),
+        "loss_function": told,
+        **final,
+    }
 
 
 class _Keep(keras.callbacks.Callback):
@@ -143,45 +150,69 @@ def _save_whole(model: keras.Model, output: pathlib.Path) -> None:
         part.unlink(missing_ok=True)
 
 
-def _check_labels(model: keras.Model, y: np.ndarray) -> None:
-    """Refuses numbers of classes that the model does not have."""
-    output = model.outputs[0]
-    units = output.shape[-1]
-    numbers = y.dtype.kind in "biu" and (y.ndim < len(output.shape) or y.shape[-1] != units)
-    if len(model.outputs) == 1 and units > 1 and numbers and not 0 <= y.min() <= y.max() < units:
-        raise ValueError(
-            f"Labels must be 0 to {units - 1}, as the model has {units} outputs. Received: labels "
-            f"from {int(y.min())} to {int(y.max())}."
-        )
+def _usual_labels(y: np.ndarray) -> np.ndarray:
+    """Returns whole numbers that are stored as floats as integers."""
+    return y.astype(np.int64) if y.dtype.kind == "f" and np.all(y == np.round(y)) else y
 
 
-def _loss(model: keras.Model, y: np.ndarray) -> tuple[Any, list[Any]]:
-    """Returns the loss that the model was compiled with, or the usual one of its output."""
+def _loss(model: keras.Model, y: np.ndarray) -> tuple[Any, list[Any], str]:
+    """Returns the loss that the model was compiled with, or the usual one, metrics, and which.
+
+    Raises:
+        ValueError: If the labels do not fit the outputs.
+    """
     compiled = getattr(model, "_compile_loss", None)
-    if getattr(model, "compiled", False) and compiled is not None and compiled._user_loss:
-        return compiled._user_loss, ["accuracy"] if y.dtype.kind in "biu" else []
+    given = compiled is not None and getattr(model, "compiled", False) and compiled._user_loss
     if len(model.outputs) != 1:
+        if given:
+            return given, [], "of the model"
         raise ValueError(
             f"model {model.name!r} has {len(model.outputs)} outputs and was saved without a loss. "
             "Compile it before you save it."
         )
-    units = model.outputs[0].shape[-1]
-    whole = y.dtype.kind in "biu"
-    same_rank = y.ndim == len(model.outputs[0].shape)
-    probabilities = _ends_in_probabilities(model)
-    if units == 1 and whole:
-        return keras.losses.BinaryCrossentropy(from_logits=not probabilities), ["accuracy"]
-    if units > 1 and whole and (not same_rank or y.shape[-1] == 1):
-        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=not probabilities)
-        return loss, ["accuracy"]
-    if units > 1 and same_rank and np.allclose(y.sum(-1), 1) and y.min() >= 0:
-        loss = keras.losses.CategoricalCrossentropy(from_logits=not probabilities)
-        return loss, ["accuracy"]
-    return keras.losses.MeanSquaredError(), []
+    shape = tuple(model.outputs[0].shape[1:])
+    units = shape[-1] if shape else 1
+    numbers = y.shape[1:] in (shape[:-1], (*shape[:-1], 1))
+    if units > 1 and numbers and y.dtype.kind in "biu" and not 0 <= y.min() <= y.max() < units:
+        raise ValueError(
+            f"Labels must be 0 to {units - 1}, as the model has {units} outputs. Received: labels "
+            f"from {int(y.min())} to {int(y.max())}."
+        )
+    if given:
+        return given, ["accuracy"] if y.dtype.kind in "biu" else [], "of the model"
+    logits = {"from_logits": not _ends_in_probabilities(model)}
+    zero_or_one = bool(np.isin(y, (0, 1)).all())
+    if units > 1 and numbers and y.dtype.kind in "biu":
+        loss: Any = keras.losses.SparseCategoricalCrossentropy(**logits)
+        return loss, ["accuracy"], "sparse categorical crossentropy"
+    if y.shape[1:] not in (shape, shape[:-1] if units == 1 else shape):
+        raise ValueError(
+            f"Labels of the shape {y.shape[1:]} do not fit outputs of the shape {shape}. Give a "
+            "number of a class or a row of the outputs' shape for each sample, or save the model "
+            "compiled with its loss."
+        )
+    if units > 1 and np.allclose(y.sum(-1), 1) and y.min() >= 0:
+        loss = keras.losses.CategoricalCrossentropy(**logits)
+        return loss, ["accuracy"], "categorical crossentropy"
+    if zero_or_one:
+        return keras.losses.BinaryCrossentropy(**logits), ["accuracy"], "binary crossentropy"
+    return keras.losses.MeanSquaredError(), [], "mean squared error"
 
 
 def _ends_in_probabilities(model: keras.Model) -> bool:
-    last = model.outputs[0]._keras_history.operation
-    activation = getattr(getattr(last, "layer", last), "activation", None)
-    named = getattr(activation, "__name__", type(last).__name__.lower())
-    return named in ("softmax", "sigmoid")
+    tensor = model.outputs[0]
+    while True:
+        operation = tensor._keras_history.operation
+        inner = getattr(operation, "layer", operation)
+        if is_graph(inner):
+            tensor = inner.outputs[0]
+        elif type(inner).__name__ in _KEEP_VALUES or getattr(inner, "is_compression_helper", False):
+            node = operation._inbound_nodes[tensor._keras_history.node_index]
+            tensor = node.input_tensors[0]
+        else:
+            break
+    activation = getattr(inner, "activation", None)
+    return getattr(activation, "__name__", type(inner).__name__.lower()) in ("softmax", "sigmoid")
+
+
+_KEEP_VALUES = ("Reshape", "Flatten", "Dropout", "Identity", "Permute")

@@ -174,11 +174,36 @@ class Rewriter:
         return new
 
 
+def _name_apart(inputs: list[Any], outputs: list[Any]) -> None:
+    """Renames operations that rewriting put in, where a layer of the user has their name."""
+    seen: dict[int, Any] = {}
+    open_ends, known = list(outputs), {id(tensor) for tensor in inputs}
+    while open_ends:
+        tensor = open_ends.pop()
+        if id(tensor) in known:
+            continue
+        known.add(id(tensor))
+        operation, node_index, _ = tensor._keras_history
+        seen[id(operation)] = operation
+        open_ends += operation._inbound_nodes[node_index].input_tensors
+    taken = {op.name for op in seen.values() if isinstance(op, keras.layers.Layer)}
+    for operation in seen.values():
+        if isinstance(operation, keras.layers.Layer):
+            continue
+        name, count = operation.name, 0
+        while operation.name in taken:
+            count += 1
+            operation.name = f"{name}_op{count}"
+        taken.add(operation.name)
+
+
 def _functional(
     new_class: type[keras.Model], model: keras.Model, inputs: list[Any], outputs: list[Any]
 ) -> keras.Model:
     if isinstance(model, keras.Sequential):
+        _name_apart(inputs, outputs)
         return new_class(inputs[0], outputs[0], name=model.name)
+    _name_apart(inputs, outputs)
     inputs = tree.pack_sequence_as(model._inputs_struct, inputs)
     outputs = tree.pack_sequence_as(model._outputs_struct, outputs)
     try:

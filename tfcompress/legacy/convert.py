@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -10,54 +11,76 @@ import keras
 import numpy as np
 from keras import ops, tree
 
+from tfcompress.errors import CompressionWarning
 from tfcompress.wrap.wrapper import variable_name
 
+
+def _pair(function: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda x, y: function(x, y)
+
+
+def _reduction(function: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda input_tensor, axis=None, keepdims=False: function(input_tensor, axis, keepdims)
+
+
+def _product(a: Any, b: Any, transpose_a: bool = False, transpose_b: bool = False) -> Any:
+    a, b = (
+        ops.swapaxes(x, -1, -2) if turned else x
+        for x, turned in ((a, transpose_a), (b, transpose_b))
+    )
+    return ops.matmul(a, b)
+
+
 _OPERATIONS: dict[str, Callable[..., Any]] = {
-    "__operators__.add": ops.add,
-    "math.add": ops.add,
-    "math.subtract": ops.subtract,
-    "math.multiply": ops.multiply,
-    "math.truediv": ops.true_divide,
-    "math.divide": ops.divide,
-    "math.negative": ops.negative,
-    "math.square": ops.square,
-    "math.sqrt": ops.sqrt,
-    "math.rsqrt": ops.rsqrt,
-    "math.exp": ops.exp,
-    "math.log": ops.log,
-    "math.abs": ops.abs,
-    "math.sigmoid": ops.sigmoid,
-    "math.tanh": ops.tanh,
-    "math.maximum": ops.maximum,
-    "math.minimum": ops.minimum,
-    "math.pow": ops.power,
-    "linalg.matmul": lambda a, b: ops.matmul(a, b),
-    "nn.relu": ops.relu,
-    "nn.relu6": ops.relu6,
+    **{
+        f"{home}.{name}": _pair(function)
+        for home, name, function in (
+            ("__operators__", "add", ops.add),
+            ("math", "add", ops.add),
+            ("math", "subtract", ops.subtract),
+            ("math", "multiply", ops.multiply),
+            ("math", "truediv", ops.true_divide),
+            ("math", "divide", ops.divide),
+            ("math", "maximum", ops.maximum),
+            ("math", "minimum", ops.minimum),
+            ("math", "pow", ops.power),
+        )
+    },
+    **{
+        f"math.{name}": (lambda x, function=function: function(x))
+        for name, function in (
+            ("negative", ops.negative),
+            ("square", ops.square),
+            ("sqrt", ops.sqrt),
+            ("rsqrt", ops.rsqrt),
+            ("exp", ops.exp),
+            ("log", ops.log),
+            ("abs", ops.abs),
+            ("sigmoid", ops.sigmoid),
+            ("tanh", ops.tanh),
+        )
+    },
+    "math.reduce_mean": _reduction(ops.mean),
+    "math.reduce_sum": _reduction(ops.sum),
+    "math.reduce_max": _reduction(ops.max),
+    "linalg.matmul": _product,
+    "nn.relu": lambda features: ops.relu(features),
+    "nn.relu6": lambda features: ops.relu6(features),
     "nn.silu": lambda features, beta=1.0: features * ops.sigmoid(beta * features),
     "nn.gelu": lambda features, approximate=False: ops.gelu(features, approximate),
-    "nn.softmax": lambda logits, axis=-1: ops.softmax(logits, axis),
+    "nn.softmax": lambda logits, axis=-1: ops.softmax(logits, -1 if axis is None else axis),
     "nn.leaky_relu": lambda features, alpha=0.2: ops.leaky_relu(features, alpha),
     "reshape": lambda tensor, shape: ops.reshape(tensor, shape),
     "concat": lambda values, axis: ops.concatenate(values, axis),
-    "transpose": lambda a, perm=None: ops.transpose(a, perm),
+    "compat.v1.transpose": lambda a, perm=None: ops.transpose(a, perm),
+    "compat.v1.squeeze": lambda input, axis=None: ops.squeeze(input, axis),
     "expand_dims": lambda input, axis: ops.expand_dims(input, axis),
-    "squeeze": lambda input, axis=None: ops.squeeze(input, axis),
     "cast": lambda x, dtype: ops.cast(x, keras.backend.standardize_dtype(dtype)),
     "clip_by_value": lambda t, clip_value_min, clip_value_max: ops.clip(
         t, clip_value_min, clip_value_max
     ),
-    "math.reduce_mean": lambda input_tensor, axis=None, keepdims=False: ops.mean(
-        input_tensor, axis, keepdims
-    ),
-    "math.reduce_sum": lambda input_tensor, axis=None, keepdims=False: ops.sum(
-        input_tensor, axis, keepdims
-    ),
-    "math.reduce_max": lambda input_tensor, axis=None, keepdims=False: ops.max(
-        input_tensor, axis, keepdims
-    ),
 }
-"""TensorFlow functions called in Keras 2 models, by symbol, and what they are in Keras 3."""
+"""TensorFlow functions called in Keras 2 models, by symbol, with the names of their arguments."""
 
 
 class Converter:
@@ -66,12 +89,17 @@ class Converter:
     def __init__(self) -> None:
         self._made: dict[int, Any] = {}
         self._pairs: list[tuple[Any, Any]] = []
+        self._frozen: list[Any] = []
 
     def run(self, old: Any) -> keras.Model:
         """Returns a model with the weights of the old one."""
         new = self._model(old)
         for before, after in self._pairs:
             _carry(before, after)
+            if isinstance(after, keras.layers.Normalization):
+                after.finalize_state()
+            if any(before is part for part in self._frozen):
+                after.trainable = False
         return new
 
     def _model(self, old: Any) -> keras.Model:
@@ -92,7 +120,8 @@ class Converter:
                 if node.is_input:
                     continue
                 args, kwargs = tf.nest.map_structure(lookup, (node.call_args, node.call_kwargs))
-                kwargs = {k: v for k, v in kwargs.items() if k != "training" and v is not None}
+                kwargs = {k: v for k, v in kwargs.items() if v is not None}
+                self._heed(node.layer, kwargs.pop("training", None))
                 outputs = tree.flatten(self._layer(node.layer)(*args, **kwargs))
                 before = tf.nest.flatten(node.outputs)
                 values.update((id(t), new) for t, new in zip(before, outputs, strict=True))
@@ -103,6 +132,25 @@ class Converter:
         given = tf.nest.pack_sequence_as(old._nested_inputs, inputs)
         made = tf.nest.pack_sequence_as(old._nested_outputs, outputs)
         return keras.Model(given, made, name=old.name)
+
+    def _heed(self, old: Any, training: Any) -> None:
+        """Says what becomes of a call that was recorded with `training`, which Keras 3 ignores."""
+        if training is True:
+            raise ValueError(
+                f"Layer {old.name!r} is called with training=True, which a Keras 3 model overrules "
+                "when it is called. Rebuild this part with a layer of its own that always trains."
+            )
+        parts = [old, *getattr(old, "submodules", ())]
+        kinds = {type(part).__name__ for part in parts}
+        if training is False and kinds & {"BatchNormalization", "Dropout"}:
+            warnings.warn(
+                f"layer {old.name!r} is called with training=False, which a Keras 3 model "
+                "overrules when it trains. Its BatchNormalizations are made untrainable, which "
+                "keeps their statistics; dropout inside of it will be active in training.",
+                CompressionWarning,
+                stacklevel=6,
+            )
+            self._frozen += [p for p in parts if type(p).__name__ == "BatchNormalization"]
 
     def _layer(self, old: Any) -> Any:
         if id(old) not in self._made:
@@ -122,7 +170,7 @@ class Converter:
                     "that can be brought over. Write it with layers, or rebuild this part with "
                     f"keras.ops. Known: {', '.join(sorted(_OPERATIONS))}"
                 )
-            return _called(_OPERATIONS[old.symbol])
+            return _called(old, _OPERATIONS[old.symbol])
         if kind == "SlicingOpLambda":
             return lambda x, slice_spec: x[tuple(_slice(part) for part in slice_spec)]
         source = old.layer if kind.startswith("QuantizeWrapper") else old
@@ -135,11 +183,18 @@ def _slice(part: Any) -> Any:
     return slice(part["start"], part["stop"], part["step"]) if isinstance(part, dict) else part
 
 
-def _called(function: Callable[..., Any]) -> Callable[..., Any]:
-    known = set(inspect.signature(function).parameters)
+def _called(old: Any, function: Callable[..., Any]) -> Callable[..., Any]:
+    known = set(inspect.signature(function).parameters) - {"function"}
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        return function(*args, **{k: v for k, v in kwargs.items() if k in known and k != "name"})
+        kwargs = {k: v for k, v in kwargs.items() if k not in ("name", "training")}
+        others = {k: v for k, v in kwargs.items() if k not in known}
+        if any(value is not False for value in others.values()):  # an option at rest
+            raise ValueError(
+                f"Layer {old.name!r} calls tf.{old.symbol} with {sorted(others)}, which is not "
+                "among what can be brought over."
+            )
+        return function(*args, **{k: v for k, v in kwargs.items() if k in known})
 
     return call
 

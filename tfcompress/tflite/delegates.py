@@ -153,13 +153,13 @@ def delegate_report(path_or_bytes: Any) -> DelegateReport:
 
 
 def _computes_on(op: dict[str, Any], types: dict[int, str]) -> set[str]:
-    """Returns the types of an operation's results, and of its first operand if that is real."""
-    used = {types[int(t)] for t in op["outputs"] if int(t) in types}
-    if op["op_name"] not in ("QUANTIZE", "DEQUANTIZE"):
-        return used
-    # These join two types; what is quantized or made real counts.
-    ends = {types[int(t)] for t in (*op["inputs"], *op["outputs"]) if int(t) in types}
-    return ends - _FLOATS if op["op_name"] == "QUANTIZE" else ends & _FLOATS or ends
+    """Returns the types that an operation computes with, numbers that count or choose left out."""
+    used = {types[int(t)] for t in (*op["inputs"], *op["outputs"]) if int(t) in types}
+    if op["op_name"] == "QUANTIZE":  # what goes out decides
+        used -= _FLOATS
+    if op["op_name"] == "DEQUANTIZE":  # likewise
+        used -= _BYTES | {"int16"}
+    return used & (_FLOATS | _BYTES | {"int16"})
 
 
 def _taken(operations: list[dict[str, Any]], delegates: list[dict[str, Any]]) -> set[int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import gzip
+import importlib
 from typing import Any
 
 import numpy as np
@@ -123,15 +124,24 @@ def inspect_tflite(path_or_bytes: Any) -> FileReport:
     )
 
 
+def _schema() -> Any:
+    """Returns the classes that read a file's structure, or None where no package has them."""
+    for name in (
+        "ai_edge_litert.schema_py_generated",
+        "tensorflow.lite.python.schema_py_generated",
+    ):
+        try:
+            return importlib.import_module(name)
+        except ImportError:
+            continue
+    return None
+
+
 def _weight_bytes(content: bytes) -> dict[str, int]:
     """Returns the bytes of constant matrices by type: the runtime itself shows 4 bits as 8."""
-    try:
-        from ai_edge_litert import schema_py_generated as schema
-    except ImportError:
-        try:
-            from tensorflow.lite.python import schema_py_generated as schema
-        except ImportError:
-            return {}
+    schema = _schema()
+    if schema is None:
+        return {}
     names = {v: k.lower() for k, v in vars(schema.TensorType).items() if k.isupper()}
     model = schema.Model.GetRootAsModel(content, 0)
     found: dict[str, int] = {}
@@ -187,7 +197,10 @@ def weights(model: TFLiteModel) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """
     found = {}
     for details in model.interpreter.get_tensor_details():
-        if len(details["shape"]) < 2 or details["dtype"] not in (np.int8, np.float32, np.uint8):
+        kinds = (np.int8, np.uint8, np.float16, np.float32)
+        if len(details["shape"]) < 2 or details["dtype"] not in kinds:
+            continue
+        if details["sparsity_parameters"]:  # stored in another order than it is shown
             continue
         try:
             values = model.interpreter.tensor(details["index"])()
@@ -202,5 +215,18 @@ def weights(model: TFLiteModel) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 def _sparsity(model: TFLiteModel) -> float:
     arrays = [values for values, _ in weights(model).values()]
     total = sum(array.size for array in arrays)
-    zeros = total - sum(int(np.count_nonzero(array)) for array in arrays)
-    return zeros / total if total else 0.0
+    kept = sum(int(np.count_nonzero(array)) for array in arrays)
+    schema = _schema()
+    if schema is not None:
+        graph = schema.Model.GetRootAsModel(model.content, 0).Subgraphs(0)
+        for tensor in (graph.Tensors(i) for i in range(graph.TensorsLength())):
+            if tensor.Sparsity() is None:
+                continue
+            size = {schema.TensorType.FLOAT32: 4, schema.TensorType.FLOAT16: 2}
+            root = schema.Model.GetRootAsModel(model.content, 0)
+            total += int(np.prod(tensor.ShapeAsNumpy()))
+            # Blocks are stored with the zeros in them.
+            raw = root.Buffers(tensor.Buffer()).DataAsNumpy()
+            kind = {4: np.float32, 2: np.float16}.get(size.get(tensor.Type(), 1), np.int8)
+            kept += int(np.count_nonzero(np.frombuffer(raw.tobytes(), kind)))
+    return 1 - kept / total if total else 0.0

@@ -15,8 +15,9 @@ from tfcompress.graph.cost import plain
 from tfcompress.graph.inline import as_graph
 from tfcompress.graph.read import Call, Graph, input_specs, is_graph, read_graph
 from tfcompress.tables import as_text, table
-from tfcompress.tflite.names import Owners, keyed
+from tfcompress.tflite.names import keyed
 from tfcompress.tflite.run import TFLiteModel
+from tfcompress.tflite.tensors import Tensors
 from tfcompress.wrap.placement import LINEAR, role
 from tfcompress.wrap.wrapper import compressible_weights
 
@@ -133,7 +134,7 @@ def layer_errors(model: keras.Model, tflite: Any, x: Any) -> LayerErrors:
             f"tflite is no file of this model: it has no input {sorted(missing)[0]!r}. It has: "
             f"{', '.join(repr(info.name) for info in file.inputs)}"
         )
-    tensors = _Tensors(file, model)
+    tensors = Tensors(file, model)
     forced, free = _Walk(tensors, forced=True), _Walk(tensors, forced=False)
     count = len(next(iter(given.values())))
     for start in range(0, count, _BATCH):
@@ -186,59 +187,6 @@ class _Sums:
         return self.product / length if length else float(self.signal == self.other)
 
 
-class _Tensors:
-    """What the file computes, by the number of the tensor."""
-
-    def __init__(self, file: TFLiteModel, model: keras.Model) -> None:
-        self._file = file
-        owners = Owners(model)
-        details = {d["index"]: d for d in file.interpreter.get_tensor_details()}
-        made = [
-            int(t)
-            for op in file.interpreter._get_ops_details()
-            for t in op["outputs"]
-            if op["op_name"] != "DELEGATE" and int(t) in details
-        ]
-        self.names = {index: details[index]["name"] for index in made}
-        self.scales = {index: float(details[index]["quantization"][0]) for index in made}
-        self._zero_points = {index: details[index]["quantization"][1] for index in made}
-        self.owned: dict[str, list[int]] = {}
-        self.inputs: dict[str, int] = {}
-        self.unknown: list[int] = []
-        for index in made:
-            owner = owners.of(self.names[index])
-            if owner is not None:
-                self.owned.setdefault(owner, []).append(index)
-            elif name := owners.input_of(self.names[index]):
-                self.inputs[name] = index
-            else:
-                self.unknown.append(index)
-        self.values: dict[int, np.ndarray] = {}
-
-    def run(self, batch: dict[str, np.ndarray]) -> None:
-        """Runs the file, and reads all its tensors as real values."""
-        size = self._file.inputs[0].shape[0] or len(next(iter(batch.values())))
-        count = len(next(iter(batch.values())))
-        parts: dict[int, list[np.ndarray]] = {index: [] for index in self.names}
-        for start in range(0, count, size):
-            rows = np.minimum(np.arange(start, start + size), count - 1)
-            self._file.set_inputs(
-                [info.quantized(batch[info.name][rows]) for info in self._file.inputs]
-            )
-            self._file.invoke_once()
-            for index, kept in parts.items():
-                value = np.array(self._file.interpreter.get_tensor(index))
-                if self.scales[index]:
-                    value = value.astype(np.float32) - self._zero_points[index]
-                    value = value * np.float32(self.scales[index])
-                kept.append(value)
-        # Only what has a row for each sample can be told apart from the samples that fill up.
-        self.values = {
-            index: np.concatenate(kept)[:count] if kept[0].ndim else np.stack(kept)
-            for index, kept in parts.items()
-        }
-
-
 class _Walk:
     """Runs a model call by call beside its file.
 
@@ -248,7 +196,7 @@ class _Walk:
             did.
     """
 
-    def __init__(self, tensors: _Tensors, *, forced: bool) -> None:
+    def __init__(self, tensors: Tensors, *, forced: bool) -> None:
         self._tensors = tensors
         self._forced = forced
         self.found: dict[str, int] = {}
@@ -259,9 +207,25 @@ class _Walk:
         self._open: dict[int, list[tuple[str, Any]]] = {}
         self._folded: dict[int, str] = {}
 
-    def model(self, model: keras.Model, inputs: list[Any], path: str = "", key: str = "") -> Any:
-        """Returns the outputs of a model, and measures its layers."""
+    def model(
+        self,
+        model: keras.Model,
+        inputs: list[Any],
+        path: str = "",
+        key: str = "",
+        ends: dict[int, int] | None = None,
+    ) -> Any:
+        """Returns the outputs of a model, and measures its layers.
+
+        Args:
+            model: The model, or one inside of it.
+            inputs: Its inputs.
+            path: Its path, ending in "/".
+            key: Likewise, of its call.
+            ends: The tensors of the file that its outputs are, by `id` of the output.
+        """
         graph = read_graph(model, path)
+        ends = self._tensors.ends if ends is None else ends
         values = {id(t): value for t, value in zip(model.inputs, inputs, strict=True)}
         if not path and self._forced:
             for tensor in model.inputs:
@@ -273,25 +237,28 @@ class _Walk:
                         _shaped(made, given) if made.size == math.prod(given.shape) else given
                     )
         for name, call in keyed(graph.calls):
-            outputs = self._call(graph, call, key + name, values)
+            outputs = self._call(graph, call, key + name, values, ends)
             values.update((id(t), v) for t, v in zip(call.outputs, outputs, strict=True))
         return [values[id(t)] for t in model.outputs]
 
-    def _call(self, graph: Graph, call: Call, key: str, values: dict[int, Any]) -> list[Any]:
+    def _call(
+        self, graph: Graph, call: Call, key: str, values: dict[int, Any], ends: dict[int, int]
+    ) -> list[Any]:
         def lookup(value: Any) -> Any:
             return values[id(value)] if isinstance(value, keras.KerasTensor) else value
 
         args, kwargs = tree.map_structure(lookup, (call.args, call.kwargs))
         if is_graph(call.operation):
-            outputs = self.model(
-                call.operation,
-                tree.flatten(args)[: len(call.operation.inputs)],
-                call.path + "/",
-                key + "/",
-            )
+            inside = {
+                id(inner): ends[id(outer)]
+                for inner, outer in zip(call.operation.outputs, call.outputs, strict=True)
+                if id(outer) in ends
+            }
+            given = tree.flatten(args)[: len(call.operation.inputs)]
+            outputs = self.model(call.operation, given, call.path + "/", key + "/", inside)
         else:
             outputs = tree.flatten(call.operation(*args, **kwargs))
-        helper = getattr(call.operation, "is_compression_helper", False) or is_graph(call.operation)
+        helper = is_helper(call.operation) or is_graph(call.operation)
         if getattr(plain(call.operation), "weights", None) and not helper:
             self.weighted[call.path] = None
         # What is computed since the tensors before, by the tensors that it comes from.
@@ -301,7 +268,7 @@ class _Walk:
         if is_folded(graph, call):
             self._folded[id(call.outputs[0])] = key
         elif not helper:
-            index = self._tensor_of(graph, call, key, outputs)
+            index = self._tensor_of(graph, call, key, outputs, ends)
         for place, tensor in enumerate(call.outputs):
             self._open[id(tensor)] = [] if index is not None and place == 0 else behind
         if index is None:
@@ -316,19 +283,26 @@ class _Walk:
         self.sums.setdefault(key, _Sums()).add(ops.convert_to_numpy(wanted), np.asarray(got))
         return outputs
 
-    def _tensor_of(self, graph: Graph, call: Call, key: str, outputs: list[Any]) -> int | None:
+    def _tensor_of(
+        self, graph: Graph, call: Call, key: str, outputs: list[Any], ends: dict[int, int]
+    ) -> int | None:
         """Returns the tensor of the file that holds the output of a call, or None."""
         wanted = outputs[0]
         if not keras.backend.is_float_dtype(keras.backend.standardize_dtype(wanted.dtype)):
             return None
+        readers = graph.consumers.get(id(call.outputs[0]), [])
+        after = [id(t) for r in readers if is_helper(r.operation) for t in r.outputs]
+        end = [ends[k] for k in (id(call.outputs[0]), *after) if k in ends]
+        if self._fitting(end, wanted):
+            return end[0]
         keys = [key, *(self._folded[id(t)] for t in call.inputs if id(t) in self._folded)]
         fits = self._fitting([i for k in keys for i in self._tensors.owned.get(k, [])], wanted)
-        if fits:
-            return max(fits, key=lambda index: (self._sqnr(graph, call, wanted, index), index))
-        fits = self._fitting(self._tensors.unknown, wanted)
         scored = [(self._sqnr(graph, call, wanted, index), index) for index in fits]
-        best = max(scored, default=(0.0, 0))
-        return best[1] if best[0] >= _CERTAIN and self._forced else None
+        if not scored or max(scored)[0] < _CERTAIN:
+            others = self._fitting(self._tensors.unknown, wanted)
+            others = [i for i in others if self._sqnr(graph, call, wanted, i) >= _CERTAIN]
+            scored += [(self._sqnr(graph, call, wanted, index), index) for index in others]
+        return max(scored)[1] if scored else None
 
     def _fitting(self, indices: list[int], wanted: Any) -> list[int]:
         size, count = int(np.prod(wanted.shape)), wanted.shape[0]
@@ -346,10 +320,15 @@ class _Walk:
     def _rounded(graph: Graph, call: Call, value: Any) -> Any:
         """Returns an output as the quantizer behind it rounds it, if there is one."""
         readers = graph.consumers.get(id(call.outputs[0]), [])
-        helpers = [r for r in readers if getattr(r.operation, "is_compression_helper", False)]
+        helpers = [r for r in readers if is_helper(r.operation)]
         if not helpers or len(readers) > 1:
             return value
         return helpers[0].operation(value, **helpers[0].kwargs)
+
+
+def is_helper(operation: Any) -> bool:
+    """Returns whether an operation is there for compression alone, as a quantizer is."""
+    return getattr(operation, "is_compression_helper", False)
 
 
 def is_folded(graph: Graph, call: Call) -> bool:
@@ -367,7 +346,7 @@ def _shaped(value: Any, like: Any) -> Any:
     return np.reshape(value, like.shape).astype(np.float32)
 
 
-def _row(key: str, forced: _Walk, free: _Walk, tensors: _Tensors) -> LayerError:
+def _row(key: str, forced: _Walk, free: _Walk, tensors: Tensors) -> LayerError:
     index, own = forced.found[key], forced.sums[key]
     inside = forced.inside[key]
     layers = [plain(operation) for _, operation in inside]

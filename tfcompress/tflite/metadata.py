@@ -71,7 +71,11 @@ def read_metadata(content: bytes) -> dict[str, Any] | None:
         found = json.loads(texts.pop(RECIPE))
     except (zipfile.BadZipFile, KeyError, ValueError):
         return None
-    labels = {file: text.splitlines() for file, text in texts.items() if file.startswith("labels")}
+    labels = {
+        file: text.removesuffix("\n").split("\n")
+        for file, text in texts.items()
+        if file.startswith("labels")
+    }
     return {**found, "labels": labels}
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import os
 import pathlib
+import zipfile
 from typing import Any
 
 import numpy as np
 
 from tfcompress.data import InputSpec, collect
+from tfcompress.stderr import captured_stderr
 from tfcompress.tflite.benchmark import BenchmarkResult, benchmark
 
 _BATCH = 64  # samples at a time, where the file leaves the batch open
@@ -150,10 +153,11 @@ class TFLiteModel:
         if self._keep_tensors:
             options["experimental_preserve_all_tensors"] = True
         try:
-            interpreter = self._module.Interpreter(
-                model_content=self.content, num_threads=self.num_threads, **options
-            )
-            interpreter.allocate_tensors()
+            with captured_stderr():  # the runtime tells of its delegate
+                interpreter = self._module.Interpreter(
+                    model_content=self.content, num_threads=self.num_threads, **options
+                )
+                interpreter.allocate_tensors()
         except (ValueError, RuntimeError) as error:
             reason = (str(error).strip() or "no reason given").splitlines()[0]
             raise ValueError(f"{self.name} is not a usable TFLite model: {reason}") from error
@@ -294,11 +298,18 @@ def accuracy(outputs: np.ndarray, labels: Any) -> float:
     labels = np.asarray(labels)
     if len(labels) != len(outputs):
         raise ValueError(f"y has {len(labels)} labels for {len(outputs)} samples.")
+    if labels.dtype.kind not in "biuf":
+        raise ValueError(f"y must hold numbers of classes. Received labels of type {labels.dtype}.")
     if outputs.shape[-1] == 1:
         threshold = 0.5 if outputs.min() >= 0 and outputs.max() <= 1 else 0.0
         return float(np.mean((outputs.ravel() > threshold) == (labels.ravel() > 0.5)))
     if labels.ndim == outputs.ndim and labels.shape[-1] == outputs.shape[-1]:
         labels = labels.argmax(-1)
+    if labels.size and not 0 <= labels.min() <= labels.max() < outputs.shape[-1]:
+        raise ValueError(
+            f"y must hold classes 0 to {outputs.shape[-1] - 1}. Received: {labels.min()} to "
+            f"{labels.max()}."
+        )
     predicted = outputs.argmax(-1)
     return float(np.mean(predicted == labels.reshape(predicted.shape)))
 
@@ -316,6 +327,8 @@ def _read(source: Any) -> tuple[str, bytes]:
             "path_or_bytes must be the path or the bytes of a .tflite file. Received: "
             f"{type(source).__name__}"
         )
+    if b"tfcompress.json" in content and not zipfile.is_zipfile(io.BytesIO(content)):
+        raise ValueError(f"{name} is not a usable TFLite model: its end is missing.")
     if content[4:8] != b"TFL3":
         raise ValueError(f"{name} is not a TFLite model: it lacks the mark 'TFL3'.")
     return name, content

@@ -28,8 +28,8 @@ class MagnitudeMask(WeightTransform):
     """Sets the weights of smallest magnitude to zero, as many as the schedule asks for.
 
     The stored weight keeps its value under the mask, so a pruned weight comes back if the others
-    shrink below it before the next update. Ties are broken by position: of `n` weights exactly
-    `floor(sparsity * n + 1/2)` are zero.
+    shrink below it before the next update. Ties are broken by position: of `n` weights (or
+    blocks) `floor(sparsity * n + 1/2)` are zero, but one always stays.
 
     Pays in: bytes after gzip, or with the runtime's sparse format; no milliseconds on x86.
 

@@ -127,7 +127,9 @@ def as_pattern(pattern: Any) -> Pattern:
     """
     if isinstance(pattern, Pattern):
         return pattern
-    if pattern == "unstructured":
+    if isinstance(pattern, (tuple, list, np.ndarray)):
+        pattern = tuple(n.item() if isinstance(n, np.integer) else n for n in pattern)
+    if isinstance(pattern, str) and pattern == "unstructured":
         return Unstructured()
     if isinstance(pattern, str) and (found := re.fullmatch(r"(\d+):(\d+)", pattern)):
         n, m = map(int, found.groups())
@@ -144,7 +146,10 @@ def as_pattern(pattern: Any) -> Pattern:
 
 
 def _kept(scores: Any, sparsity: Any) -> Any:
-    """Returns 0 for the smallest scores and 1 for the others; ties are broken by position."""
-    pruned = ops.floor(sparsity * scores.shape[0] + 0.5)
+    """Returns 0 for the smallest scores and 1 for the others, of which one at least stays.
+
+    Ties are broken by position.
+    """
+    pruned = ops.minimum(ops.floor(sparsity * scores.shape[0] + 0.5), float(scores.shape[0] - 1))
     rank = ops.argsort(ops.argsort(scores))
     return ops.cast(ops.cast(rank, "int32") >= ops.cast(pruned, "int32"), "float32")

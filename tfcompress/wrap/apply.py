@@ -29,7 +29,7 @@ from tfcompress.wrap.activations import ActivationQuantizer
 from tfcompress.wrap.canonicalize import KERNELS, activation_name, original_variables, parts_of
 from tfcompress.wrap.placement import PlaceQuantizers
 from tfcompress.wrap.sparsity import allocate, mask_of, masks
-from tfcompress.wrap.wrapper import CompressionWrapper, compressible_weights, input_axis
+from tfcompress.wrap.wrapper import CompressionWrapper, compressible_weights, input_axis, step_of
 
 
 def prune(
@@ -237,7 +237,7 @@ def _prunable(
         (path, plain(layer))
         for path, layer in walk_layers(model)
         if (weights := compressible_weights(plain(layer)))
-        and not (layers is None and isinstance(plain(layer), DEPTHWISE))
+        and not (layers is None and isinstance(step_of(plain(layer)), DEPTHWISE))
         and not (
             isinstance(pattern, NOfM)
             and all(input_axis(plain(layer), weight) is None for weight in weights)

@@ -13,7 +13,7 @@ from tfcompress.errors import CompressionWarning
 from tfcompress.graph.select import LayerSelection, select
 from tfcompress.scheme import check_choice
 from tfcompress.transforms import MagnitudeMask
-from tfcompress.transforms.patterns import as_pattern
+from tfcompress.transforms.patterns import Blocks, as_pattern
 from tfcompress.wrap.wrapper import CompressionWrapper
 
 _DEFAULT = 0.8
@@ -66,6 +66,24 @@ def mask_of(sparsity: Any, pattern: Any, ranking: str) -> MagnitudeMask:
     return MagnitudeMask(sparsity, pattern.spec, ranking)
 
 
+def _warn_if_coarse(wrappers: Mapping[str, CompressionWrapper]) -> None:
+    """Warns of weights of so few blocks that their sparsity cannot be reached."""
+    for path, wrapper in wrappers.items():
+        for weight, transforms in wrapper.pipelines():
+            for mask in transforms:
+                if not isinstance(mask, MagnitudeMask) or not isinstance(mask.pattern, Blocks):
+                    continue
+                count = mask.scores(keras.ops.cast(weight, "float32")).shape[0]
+                if np.floor(mask.schedule.target * count + 0.5) > count - 1:
+                    warnings.warn(
+                        f"layer {path!r} has {count} block(s) of {mask.pattern.spec}, of which one "
+                        f"stays: it cannot reach a sparsity of {mask.schedule.target:.2g}. Use "
+                        "smaller blocks, or leave it out with layers=.",
+                        CompressionWarning,
+                        stacklevel=5,
+                    )
+
+
 def allocate(wrappers: Mapping[str, CompressionWrapper]) -> None:
     """Gives each weight its share of one sparsity: the smallest weights of all layers together.
 
@@ -75,9 +93,11 @@ def allocate(wrappers: Mapping[str, CompressionWrapper]) -> None:
     Warns:
         CompressionWarning: If the ranking would leave nothing of a weight; it keeps one unit then.
     """
+    once = {id(wrapper): (path, wrapper) for path, wrapper in wrappers.items()}
+    _warn_if_coarse(dict(once.values()))
     entries = [
         (path, mask, keras.ops.convert_to_numpy(mask.scores(keras.ops.cast(weight, "float32"))))
-        for path, wrapper in wrappers.items()
+        for path, wrapper in once.values()  # a shared layer is there by several paths
         for weight, transforms in wrapper.pipelines()
         for mask in transforms
         if isinstance(mask, MagnitudeMask) and mask.ranking == "global"

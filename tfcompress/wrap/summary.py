@@ -30,6 +30,7 @@ class LayerSummary:
         sparsity: Share of zeros in its kernels as they are used now; None likewise.
         target: Sparsity its schedule ends with; None without one.
         step: Training passes its schedule has seen; None without one.
+        kernel_size: Scalars in its kernels, biases not counted.
     """
 
     path: str
@@ -40,6 +41,7 @@ class LayerSummary:
     sparsity: float | None
     target: float | None
     step: int | None
+    kernel_size: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,4 +184,6 @@ def _row(path: str, operation: Any, macs: int | None) -> LayerSummary:
         bits = report.get("bits", 8 * np.dtype(weights[0].dtype).itemsize)
         target, step = report.get("target"), report.get("step")
     count = sum(math.prod(w.shape) for w in own_weights(operation))
-    return LayerSummary(path, type(layer).__name__, count, macs, bits, sparsity, target, step)
+    kernels = sum(math.prod(w.shape) for w in weights)
+    kind = type(layer).__name__
+    return LayerSummary(path, kind, count, macs, bits, sparsity, target, step, kernels)

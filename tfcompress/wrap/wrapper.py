@@ -48,12 +48,18 @@ def compressible_weights(layer: Any) -> list[Any]:
     ]
 
 
+def step_of(layer: Any) -> Any:
+    """Returns the layer that a TimeDistributed applies at each step, or the layer itself."""
+    return step_of(layer.layer) if isinstance(layer, keras.layers.TimeDistributed) else layer
+
+
 def channel_axes(layer: Any, weight: Any) -> tuple[int, ...]:
     """Returns the axes of a kernel for which TFLite keeps a scale per index.
 
     Empty where the runtime keeps one scale for the whole tensor (embeddings, batched products).
     """
     name = variable_name(weight)
+    layer = step_of(layer)
     told = description(layer)
     if told is not None:
         return (told.channel_axes[name],) if name in told.channel_axes else ()
@@ -72,6 +78,7 @@ def input_axis(layer: Any, weight: Any) -> int | None:
     None for tables of embeddings and depthwise kernels, which sum over no channels.
     """
     name = variable_name(weight)
+    layer = step_of(layer)
     depthwise = isinstance(layer, DEPTHWISE) or name == "depthwise_kernel"
     if depthwise or isinstance(layer, keras.layers.Embedding) or name == "embeddings":
         return None

@@ -1,0 +1,86 @@
+"""All that a file computes on the way, as real values, and which layer it belongs to."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+
+from tfcompress.tflite.convert import output_names
+from tfcompress.tflite.names import Owners
+from tfcompress.tflite.run import TFLiteModel
+
+
+class Tensors:
+    """What a file computes, by the number of the tensor.
+
+    Args:
+        file: The file, run so that its tensors stay readable.
+        model: The Keras model that it was made from.
+
+    Attributes:
+        names: Name of each tensor that an operation makes.
+        scales: Step of its grid; 0 if it has none.
+        owned: The tensors that the name of a call (see `names.keyed`) is in, by that name.
+        inputs: The rounded form of each input, where there is one.
+        ends: The tensor that each output of the model is, by `id` of the output.
+        unknown: Tensors whose names speak of no call.
+        values: Real values of the last run, a row for each sample.
+    """
+
+    def __init__(self, file: TFLiteModel, model: keras.Model) -> None:
+        self._file = file
+        owners = Owners(model)
+        details = {d["index"]: d for d in file.interpreter.get_tensor_details()}
+        made = [
+            int(t)
+            for op in file.interpreter._get_ops_details()
+            for t in op["outputs"]
+            if op["op_name"] != "DELEGATE" and int(t) in details
+        ]
+        self.names = {index: details[index]["name"] for index in made}
+        self.scales = {index: float(details[index]["quantization"][0]) for index in made}
+        self._zero_points = {index: details[index]["quantization"][1] for index in made}
+        self.owned: dict[str, list[int]] = {}
+        self.inputs: dict[str, int] = {}
+        self.unknown: list[int] = []
+        for index in made:
+            owner = owners.of(self.names[index])
+            if owner is not None:
+                self.owned.setdefault(owner, []).append(index)
+            elif name := owners.input_of(self.names[index]):
+                self.inputs[name] = index
+            else:
+                self.unknown.append(index)
+        self.values: dict[int, np.ndarray] = {}
+        # Of what the file ends by making real, the integers before.
+        sources = {
+            int(op["outputs"][0]): int(op["inputs"][0])
+            for op in file.interpreter._get_ops_details()
+            if op["op_name"] == "DEQUANTIZE"
+        }
+        ends = {info.name: sources.get(info.index, info.index) for info in file.outputs}
+        self.ends = {
+            id(tensor): ends[name]
+            for tensor, name in zip(model.outputs, output_names(model), strict=True)
+            if ends.get(name) in self.names
+        }
+
+    def run(self, batch: dict[str, np.ndarray]) -> None:
+        """Runs the file, and reads all its tensors as real values."""
+        size = self._file.inputs[0].shape[0] or len(next(iter(batch.values())))
+        count = len(next(iter(batch.values())))
+        parts: dict[int, list[np.ndarray]] = {index: [] for index in self.names}
+        for start in range(0, count, size):
+            rows = np.minimum(np.arange(start, start + size), count - 1)
+            self._file.set_inputs(
+                [info.quantized(batch[info.name][rows]) for info in self._file.inputs]
+            )
+            self._file.invoke_once()
+            for index, kept in parts.items():
+                value = np.array(self._file.interpreter.get_tensor(index))
+                if self.scales[index]:
+                    value = value.astype(np.float32) - self._zero_points[index]
+                    value = value * np.float32(self.scales[index])
+                # A row for each sample, also where the file drops the axis of the batch.
+                kept.append(value.reshape(size, -1) if value.size % size == 0 else value.ravel())
+        self.values = {index: np.concatenate(kept)[:count] for index, kept in parts.items()}
