@@ -204,7 +204,8 @@ def export_tflite(
     elif scheme in CALIBRATED and given is None:
         raise ValueError(
             f"scheme={scheme!r} needs the ranges of the activations: pass representative_dataset="
-            "(samples like those of training), or train with quantize()."
+            "(samples like those of training)"
+            + (", or train with quantize()." if integer else ".")
         )
     if trained and not integer:
         raise ValueError(
@@ -235,7 +236,14 @@ def export_tflite(
     agreed = None
     if probes is not None:
         say("checking the file against the model")
-        agreed = agreement.measure(model, content, probes, source)
+        try:
+            agreed = agreement.measure(model, content, probes, source)
+        except (RuntimeError, ValueError) as error:
+            raise ExportError(
+                f"The runtime here cannot run the {scheme} file: {' '.join(str(error).split())}. "
+                "It is not written. Another scheme may do; of a layer without kernels in this one, "
+                "the message names the operation."
+            ) from error
         tolerance = "int8 trained" if use_ranges else "int8" if integer else scheme
         if (use_ranges or scheme == "float32") and _computes_in_half(model):
             tolerance += " of half"

@@ -158,7 +158,9 @@ def judge(agreement: Agreement, tolerance: str) -> str | None:
 
 
 def _hint(tolerance: str) -> str:
-    if tolerance in ("int8", "int16x8"):
+    if tolerance == "int16x8":
+        return "Check that the representative dataset is preprocessed like the training data."
+    if tolerance == "int8":
         return (
             "Check that the representative dataset is preprocessed like the training data; if it "
             "is, train with quantize()."
