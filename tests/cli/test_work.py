@@ -263,7 +263,7 @@ def test_a_module_of_custom_layers_is_imported(tmp_path):
 def test_a_stopped_run_is_gone_on_with(work, tmp_path):
     out = tmp_path / "q.keras"
     command = ["quantize", work / "model.keras", "-o", out, "--data", work / "data.npz"]
-    command = [str(part) for part in (*command, "--epochs", 40)]
+    command = [str(part) for part in (*command, "--epochs", 8, "--batch-size", 2)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(
         [sys.executable, "-m", "tfcompress", *command],
@@ -275,8 +275,7 @@ def test_a_stopped_run_is_gone_on_with(work, tmp_path):
     backup = tmp_path / ".q.keras.progress"
     deadline = time.monotonic() + 120
     while not list(backup.glob("[0-9]*.keras")) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    time.sleep(1)
+        time.sleep(0.1)
     process.send_signal(signal.SIGINT)
     process.wait(timeout=60)
     assert backup.is_dir() and not out.exists(), process.stderr.read()
