@@ -204,8 +204,7 @@ def export_tflite(
     elif scheme in CALIBRATED and given is None:
         raise ValueError(
             f"scheme={scheme!r} needs the ranges of the activations: pass representative_dataset="
-            "(samples like those of training)"
-            + (", or train with quantize()." if integer else ".")
+            "(samples like those of training)" + (", or train with quantize()." if integer else ".")
         )
     if trained and not integer:
         raise ValueError(
