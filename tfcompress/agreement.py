@@ -54,14 +54,9 @@ def _output_scales(content: Any) -> dict[str, float]:
     """Returns the step of each output, also of outputs that the file ends by making floats."""
     file = TFLiteModel(content, delegates=False)
     details = {d["index"]: d for d in file.interpreter.get_tensor_details()}
-    source = {
-        int(op["outputs"][0]): int(op["inputs"][0])
-        for op in file.interpreter._get_ops_details()
-        if op["op_name"] == "DEQUANTIZE"
-    }
+    computed = file.computed_outputs()
     return {
-        info.name: info.scale
-        or float(details[source.get(info.index, info.index)]["quantization"][0])
+        info.name: info.scale or float(details[computed[info.name]]["quantization"][0])
         for info in file.outputs
     }
 

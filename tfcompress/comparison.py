@@ -70,22 +70,25 @@ class Comparison:
                 return row
         raise KeyError(f"{name!r}; there are {', '.join(repr(row.name) for row in self.rows)}")
 
-    def __rich__(self) -> Any:
+    def cells(self) -> list[tuple[str, ...]]:
+        """Returns what to show of each row, with ratios to the first."""
         first = self.rows[0]
-        rows = [
+        return [
             (
                 row.name,
-                None if row.accuracy is None else f"{row.accuracy:.2%}",
-                row.bytes,
-                row.gzip_bytes,
+                "-" if row.accuracy is None else f"{row.accuracy:.2%}",
+                f"{row.bytes:,}",
+                f"{row.gzip_bytes:,}",
                 f"{first.gzip_bytes / row.gzip_bytes:.2f}x",
                 f"{row.latency_ms:.3f}",
                 f"{first.latency_ms / row.latency_ms:.2f}x",
             )
             for row in self.rows
         ]
+
+    def __rich__(self) -> Any:
         columns = ("model", "accuracy", "bytes", "gzip bytes", "smaller", "latency ms", "faster")
-        made = table("", columns, rows)
+        made = table("", columns, self.cells())
         made.caption = (
             f"{self.samples} samples; {self.threads} thread(s), {self.runtime}; Keras models are "
             "measured as float32 .tflite files"

@@ -92,20 +92,7 @@ def page(comparison: Any, reports: dict[str, FileReport]) -> str:
         comparison: A `Comparison`.
         reports: What is in each file, by name.
     """
-    first = comparison.rows[0]
     head = ("model", "accuracy", "bytes", "after gzip", "smaller", "latency, ms", "faster")
-    body = [
-        (
-            row.name,
-            "-" if row.accuracy is None else f"{row.accuracy:.2%}",
-            f"{row.bytes:,}",
-            f"{row.gzip_bytes:,}",
-            f"{first.gzip_bytes / row.gzip_bytes:.2f}x",
-            f"{row.latency_ms:.3f}",
-            f"{first.latency_ms / row.latency_ms:.2f}x",
-        )
-        for row in comparison.rows
-    ]
     drawn = {cost: pareto_figure(comparison.rows, [cost]) for cost in ("bytes", "latency")}
     pictures = "".join(
         f"<figure>{_svg(figure, f'Accuracy against {cost}')}</figure>"
@@ -130,7 +117,7 @@ def page(comparison: Any, reports: dict[str, FileReport]) -> str:
 <body>
 <main>
 <h1>Models compared</h1>
-<div class="wide">{_table(head, body)}</div>
+<div class="wide">{_table(head, comparison.cells())}</div>
 <p>{html.escape(note)}</p>
 <div class="pictures">{pictures}</div>
 <h2>What is in each file</h2>

@@ -218,15 +218,14 @@ def _sparsity(model: TFLiteModel) -> float:
     kept = sum(int(np.count_nonzero(array)) for array in arrays)
     schema = _schema()
     if schema is not None:
-        graph = schema.Model.GetRootAsModel(model.content, 0).Subgraphs(0)
+        kinds = {schema.TensorType.FLOAT32: np.float32, schema.TensorType.FLOAT16: np.float16}
+        root = schema.Model.GetRootAsModel(model.content, 0)
+        graph = root.Subgraphs(0)
         for tensor in (graph.Tensors(i) for i in range(graph.TensorsLength())):
             if tensor.Sparsity() is None:
                 continue
-            size = {schema.TensorType.FLOAT32: 4, schema.TensorType.FLOAT16: 2}
-            root = schema.Model.GetRootAsModel(model.content, 0)
             total += int(np.prod(tensor.ShapeAsNumpy()))
             # Blocks are stored with the zeros in them.
-            raw = root.Buffers(tensor.Buffer()).DataAsNumpy()
-            kind = {4: np.float32, 2: np.float16}.get(size.get(tensor.Type(), 1), np.int8)
-            kept += int(np.count_nonzero(np.frombuffer(raw.tobytes(), kind)))
+            raw = root.Buffers(tensor.Buffer()).DataAsNumpy().tobytes()
+            kept += int(np.count_nonzero(np.frombuffer(raw, kinds.get(tensor.Type(), np.int8))))
     return 1 - kept / total if total else 0.0

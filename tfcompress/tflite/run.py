@@ -246,6 +246,15 @@ class TFLiteModel:
         offset = array.ctypes.data - np.frombuffer(self.content, np.uint8).ctypes.data
         return 0 <= offset < len(self.content)
 
+    def computed_outputs(self) -> dict[str, int]:
+        """Returns the number of each output's tensor by name, before it is made real at the end."""
+        sources = {
+            int(op["outputs"][0]): int(op["inputs"][0])
+            for op in self._interpreter._get_ops_details()
+            if op["op_name"] == "DEQUANTIZE"
+        }
+        return {info.name: sources.get(info.index, info.index) for info in self.outputs}
+
     def invoke_once(self) -> None:
         """Runs one inference on whatever the inputs hold."""
         self._interpreter.invoke()

@@ -52,13 +52,7 @@ class Tensors:
             else:
                 self.unknown.append(index)
         self.values: dict[int, np.ndarray] = {}
-        # Of what the file ends by making real, the integers before.
-        sources = {
-            int(op["outputs"][0]): int(op["inputs"][0])
-            for op in file.interpreter._get_ops_details()
-            if op["op_name"] == "DEQUANTIZE"
-        }
-        ends = {info.name: sources.get(info.index, info.index) for info in file.outputs}
+        ends = file.computed_outputs()
         self.ends = {
             id(tensor): ends[name]
             for tensor, name in zip(model.outputs, output_names(model), strict=True)

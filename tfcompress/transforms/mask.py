@@ -91,7 +91,7 @@ class MagnitudeMask(WeightTransform):
             self.shares = self.add_weight(
                 name="shares",
                 shape=(_POINTS,),
-                initializer=lambda shape, dtype=None: np.linspace(0, self.schedule.target, _POINTS),
+                initializer=lambda shape, dtype=None: self.levels,
                 trainable=False,
                 aggregation="only_first_replica",
             )
