@@ -125,7 +125,7 @@ def inspect(file: pathlib.Path, delegates: bool, as_json: bool) -> None:
     if file.suffix == ".keras":
         if delegates:
             raise ValueError("--delegates needs a .tflite file: export the model first.")
-        summary.callback(file, as_json)  # type: ignore[misc]
+        click.get_current_context().invoke(summary, model=file, as_json=as_json)
     elif delegates:
         from tfcompress.tflite.delegates import delegate_report
 

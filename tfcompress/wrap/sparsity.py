@@ -66,22 +66,31 @@ def mask_of(sparsity: Any, pattern: Any, ranking: str) -> MagnitudeMask:
     return MagnitudeMask(sparsity, pattern.spec, ranking)
 
 
-def _warn_if_coarse(wrappers: Mapping[str, CompressionWrapper]) -> None:
-    """Warns of weights of so few blocks that their sparsity cannot be reached."""
-    for path, wrapper in wrappers.items():
-        for weight, transforms in wrapper.pipelines():
-            for mask in transforms:
-                if not isinstance(mask, MagnitudeMask) or not isinstance(mask.pattern, Blocks):
-                    continue
-                count = mask.scores(keras.ops.cast(weight, "float32")).shape[0]
-                if np.floor(mask.schedule.target * count + 0.5) > count - 1:
-                    warnings.warn(
-                        f"layer {path!r} has {count} block(s) of {mask.pattern.spec}, of which one "
-                        f"stays: it cannot reach a sparsity of {mask.schedule.target:.2g}. Use "
-                        "smaller blocks, or leave it out with layers=.",
-                        CompressionWarning,
-                        stacklevel=5,
-                    )
+def _masks(
+    wrappers: Mapping[str, CompressionWrapper],
+) -> list[tuple[str, MagnitudeMask, Any]]:
+    """Returns (path, mask, scores) of each mask whose units are ranked; shared layers once."""
+    once = {id(wrapper): (path, wrapper) for path, wrapper in wrappers.items()}
+    return [
+        (path, mask, mask.scores(keras.ops.cast(weight, "float32")))
+        for path, wrapper in once.values()
+        for weight, transforms in wrapper.pipelines()
+        for mask in transforms
+        if isinstance(mask, MagnitudeMask)
+        and (mask.ranking == "global" or isinstance(mask.pattern, Blocks))
+    ]
+
+
+def _warn_if_coarse(path: str, mask: MagnitudeMask, count: int) -> None:
+    """Warns of a weight of so few blocks that its sparsity cannot be reached."""
+    if np.floor(mask.schedule.target * count + 0.5) > count - 1:
+        warnings.warn(
+            f"layer {path!r} has {count} block(s) of {mask.pattern.spec}, of which one stays: it "
+            f"cannot reach a sparsity of {mask.schedule.target:.2g}. Use smaller blocks, or leave "
+            "it out with layers=.",
+            CompressionWarning,
+            stacklevel=5,
+        )
 
 
 def allocate(wrappers: Mapping[str, CompressionWrapper]) -> None:
@@ -91,16 +100,17 @@ def allocate(wrappers: Mapping[str, CompressionWrapper]) -> None:
         wrappers: The wrapped layers by path. Their masks are changed.
 
     Warns:
-        CompressionWarning: If the ranking would leave nothing of a weight; it keeps one unit then.
+        CompressionWarning: If the ranking would leave nothing of a weight, which keeps one unit
+            then, or if blocks are too large for the sparsity that is asked for.
     """
-    once = {id(wrapper): (path, wrapper) for path, wrapper in wrappers.items()}
-    _warn_if_coarse(dict(once.values()))
+    ranked = _masks(wrappers)
+    for path, mask, scores in ranked:
+        if isinstance(mask.pattern, Blocks):
+            _warn_if_coarse(path, mask, scores.shape[0])
     entries = [
-        (path, mask, keras.ops.convert_to_numpy(mask.scores(keras.ops.cast(weight, "float32"))))
-        for path, wrapper in once.values()  # a shared layer is there by several paths
-        for weight, transforms in wrapper.pipelines()
-        for mask in transforms
-        if isinstance(mask, MagnitudeMask) and mask.ranking == "global"
+        (path, mask, keras.ops.convert_to_numpy(scores))
+        for path, mask, scores in ranked
+        if mask.ranking == "global"
     ]
     if not entries:
         return
