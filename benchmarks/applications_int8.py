@@ -3,8 +3,10 @@
 Each network is built with random weights at a small input, with the logits as its output; its
 BatchNormalization gets statistics and scales that are not trivial. It trains with quantization for
 a few steps on Fashion-MNIST, its statistics kept, is exported, and compared with the Keras model on
-test images; and the float network is exported after training with a representative dataset. Each
-network runs in a process of its own. By hand, about half an hour:
+test images; and the float network is exported after training with a representative dataset. "Kernels"
+is what the runtime's two sets of kernels, XNNPACK and its own, differ by on one and the same file:
+the RMSE of a file against its model cannot be expected below. Each network runs in a process of its
+own. By hand, about half an hour:
 
     python -m benchmarks.applications_int8 [--models GLOB] [--json FILE]
 """
@@ -108,6 +110,7 @@ def exported(tfc, measure, model, probes, path, **options):
     result = tfc.export_tflite(model, path, verify=False, **options)
     found = measure(model, path, probes)
     file = tfc.TFLiteModel(path, delegates=False)
+    fast, plain = (np.asarray(f.predict(probes)) for f in (tfc.TFLiteModel(path), file))
     names = {d["index"]: d["name"] for d in file.interpreter.get_tensor_details()}
     left = set(result.float_tensors)
     ops = collections.Counter(
@@ -121,6 +124,7 @@ def exported(tfc, measure, model, probes, path, **options):
         "float_ops": dict(ops.most_common()),
         "bytes": result.bytes,
         "rmse": found.rmse,
+        "kernels": float(np.sqrt(np.mean((fast - plain) ** 2)) / fast.std()),
         "max_steps": found.max_steps,
         "top1": found.top1,
         "seconds": result.seconds,
@@ -133,7 +137,7 @@ def row(figures):
     for kind in ("qat", "ptq"):
         found = figures.get(kind, {"error": "not run"})
         if "error" in found:
-            cells += [found["error"].splitlines()[0][:60], "", "", "", "", ""]
+            cells += [found["error"].splitlines()[0][:60], "", "", "", "", "", ""]
             continue
         ops = ", ".join(f"{op} {n}" for op, n in found["float_ops"].items())
         ratio = found["bytes"] / figures["float_bytes"] if "float_bytes" in figures else 0
@@ -141,6 +145,7 @@ def row(figures):
             f"{found['float_tensors']}" + (f" ({ops})" if ops else ""),
             f"{ratio:.3f}",
             f"{found['rmse']:.4f}",
+            f"{found['kernels']:.4f}",
             f"{found['max_steps']:.0f}",
             f"{found['top1']:.0%}",
             f"{found['seconds']:.0f}",
@@ -154,7 +159,7 @@ def main():
     parser.add_argument("--models", default="*")
     parser.add_argument("--json", default="")
     options = parser.parse_args()
-    half = ["float tensors", "bytes", "RMSE", "steps", "top-1", "s"]
+    half = ["float tensors", "bytes", "RMSE", "kernels", "steps", "top-1", "s"]
     header = ["network", *(f"QAT {c}" for c in half), *(f"PTQ {c}" for c in half)]
     print("| " + " | ".join(header) + " |\n|" + "---|" * len(header), flush=True)
     for name in MODELS:

@@ -55,6 +55,7 @@ def post_training(
     adaptive = scheme.rounding == "adaround"
     if adaptive or scheme.correct_bias:
         say("choosing roundings")
-        reference = quantize(plain, scheme) if scheme.correct_bias else None
-        round_by_output(quantized, reference, samples, adaptive=adaptive)
+        round_by_output(
+            quantized, samples, adaptive=adaptive, correct_bias=scheme.correct_bias
+        )
     return quantized

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import keras
@@ -24,10 +25,10 @@ _POSITIONS = 128  # of the output of each sample that are looked at
 
 def round_by_output(
     model: keras.Model,
-    reference: keras.Model | None,
     samples: Mapping[str, np.ndarray],
     *,
     adaptive: bool,
+    correct_bias: bool,
     iterations: int = 1000,
 ) -> None:
     """Chooses the rounding of each weight, and corrects biases, by the outputs of the layers.
@@ -42,10 +43,9 @@ def round_by_output(
     Args:
         model: A model from `quantize` with ranges. Its weights are changed: they lie on their grids
             afterwards.
-        reference: Another such model of the same float model, to correct biases by; it is spoilt.
-            None leaves them as they are.
         samples: Arrays by input name, of which up to 256 samples are used, fewer of large inputs.
         adaptive: Whether roundings are chosen (AdaRound), or to the nearest.
+        correct_bias: Whether biases are corrected by what the layers put out without any rounding.
         iterations: Steps of gradient descent for each layer.
 
     References:
@@ -71,14 +71,29 @@ def round_by_output(
             error = _channel_means(wrapper(x)) - wanted[path][0]
             bias.assign_sub(error.astype(np.float32))
 
-    if reference is not None:
-        wrappers = _wrappers(reference)
-        for wrapper in wrappers.values():
-            wrapper.transforms, wrapper.weight_transforms = [], []
-        for quantizer in quantizers(reference):
+    wrappers = _wrappers(model)
+    if correct_bias:
+        with _unrounded(model):
+            _pass(model, wrappers, samples, note)
+    _pass(model, wrappers, samples, improve)
+
+
+@contextlib.contextmanager
+def _unrounded(model: keras.Model) -> Iterator[None]:
+    """Has a model without masks compute as it did before it was quantized."""
+    wrappers = [w for _, w in walk_layers(model) if isinstance(w, CompressionWrapper)]
+    before = [w.transforms for w in wrappers]
+    try:
+        for wrapper in wrappers:
+            wrapper.transforms = []
+        for quantizer in quantizers(model):
             quantizer.observer = lambda values: None  # hands on, unrounded
-        _pass(reference, wrappers, samples, note)
-    _pass(model, _wrappers(model), samples, improve)
+        yield
+    finally:
+        for wrapper, transforms in zip(wrappers, before, strict=True):
+            wrapper.transforms = transforms
+        for quantizer in quantizers(model):
+            quantizer.observer = None
 
 
 def _pass(

@@ -81,10 +81,14 @@ def convert(
     ):
         warnings.filterwarnings("ignore", ".*Interpreter is deprecated")  # the calibrator's own
         try:
-            loops = _save(tf, make(), folder, names, batch_size)
+            model = make()
+            large = model.count_params() > _HUGE
+            loops = _save(tf, model, folder, names, batch_size)
+            del model
             if calibration is not None and loops:  # it ends the process
                 raise ExportError(_LOOPS.format(loops[0]))
-            gc.collect()
+            if large:  # collecting takes half a second
+                gc.collect()
             # TFLiteConverter.from_saved_model() would load the model into this process, three times
             # over, to look whether there is fake-quantization in it.
             converter = lite.TFLiteSavedModelConverterV2(folder, {"serve"}, ["serving_default"])
@@ -177,7 +181,7 @@ def _save(tf: Any, model: keras.Model, folder: str, names: list[str], batch_size
     return [node.name for node in nodes if node.op in ("While", "StatelessWhile")]
 
 
-_LARGE = 1 << 14  # numbers
+_LARGE, _HUGE = 1 << 14, 1 << 24  # numbers
 _SCOPE = re.compile(r"[A-Za-z0-9.][A-Za-z0-9_.\\/>-]*")  # what TensorFlow calls a valid name
 
 
