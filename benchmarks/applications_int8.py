@@ -3,9 +3,9 @@
 Each network is built with random weights at a small input, with the logits as its output; its
 BatchNormalization gets statistics and scales that are not trivial. It trains with quantization for
 a few steps on Fashion-MNIST, its statistics kept, is exported, and compared with the Keras model on
-test images; and the float network is exported after training with a representative dataset. "Kernels"
-is what the runtime's two sets of kernels, XNNPACK and its own, differ by on one and the same file:
-the RMSE of a file against its model cannot be expected below. Each network runs in a process of its
+test images; and the float network is exported after training with a representative dataset.
+"Kernels" is what the runtime's two sets of kernels, XNNPACK and its own, differ by on one and the
+same file: no file can be expected to be nearer to its model. Each network runs in a process of its
 own. By hand, about half an hour:
 
     python -m benchmarks.applications_int8 [--models GLOB] [--json FILE]

@@ -225,6 +225,36 @@ def kept_zeros(path):
     )
 
 
+EQUATIONS = {
+    "ab,bc->ac": ((6,), (8,), "c"),
+    "abc,cde->abde": ((12, 6), (12, 4, 3), "de"),
+    "abde,dec->abc": ((12, 4, 3), (12, 5), "c"),
+    "abc,dc->abd": ((12, 6), (12, 5), "d"),
+    "abc,cd->adb": ((12, 6), (5, 12), "d"),
+    "abc,bd->adc": ((12, 6), (5, 6), "d"),
+    "abc,bcd->ad": ((12, 6), (5,), "d"),
+    "...x,xy->...y": ((12, 6), (5,), "y"),
+}
+
+
+@pytest.mark.parametrize("equation", EQUATIONS)
+def test_products_agree_to_the_bit(equation, tmp_path):
+    """Each channel has the scale that the file gives it, wherever its axis is."""
+    keras.utils.set_random_seed(0)
+    shape, output_shape, bias = EQUATIONS[equation]
+    layer = L.EinsumDense(equation, output_shape=output_shape, bias_axes=bias)
+    model = keras.Sequential([keras.Input(shape), layer])
+    generator = np.random.default_rng(0)
+    kernel = np.asarray(layer.kernel)
+    layer.kernel.assign(kernel * generator.uniform(0.1, 1, size=kernel.shape))
+    layer.bias.assign(generator.normal(size=layer.bias.shape))
+    x = generator.normal(size=(64, *shape)).astype("float32")
+    aware = tfc.quantize(model)
+    aware(x, training=True)
+    result = tfc.export_tflite(aware, tmp_path / "m.tflite")
+    assert result.float_tensors == [] and result.agreement.rmse < 0.002
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", INTEGER)
 def test_after_training(name, tmp_path):

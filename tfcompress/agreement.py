@@ -13,8 +13,8 @@ from tfcompress.graph.read import walk_layers
 from tfcompress.tflite.convert import output_names
 from tfcompress.tflite.run import TFLiteModel
 from tfcompress.tflite.verify import Agreement, compare_outputs, synthetic
-from tfcompress.wrap.activations import InputSamples
 from tfcompress.wrap.calibrate import batches, packed
+from tfcompress.wrap.samples import InputSamples
 
 VERIFICATION_SAMPLES = 64
 

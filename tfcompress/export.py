@@ -22,7 +22,6 @@ from tfcompress.graph.inline import as_graph
 from tfcompress.graph.read import input_specs, walk_layers
 from tfcompress.ptq import post_training
 from tfcompress.scheme import (
-    CALIBRATED,
     INTEGER_SCHEMES,
     SCHEMES,
     QuantizationScheme,
@@ -39,6 +38,7 @@ from tfcompress.wrap.strip import (
     quantizers,
     rounds_per_channel,
     trained_scheme,
+    uses_sixteen_bits,
     warn_unfinished,
 )
 from tfcompress.wrap.summary import recipe
@@ -132,9 +132,10 @@ def export_tflite(
         path: File to write; an existing one is replaced at the end, in one step.
         scheme: "float32"; "float16" (half the bytes, computed in float); "dynamic_int8" (int8
             weights, float activations); "int8" (integers throughout); "int16x8" (int16
-            activations, int8 weights: close to float, slower than int8, on the CPU only); "w4a8"
-            (4-bit weights); or a `QuantizationScheme`. None is what the model was trained for;
-            with a representative dataset, int8.
+            activations, int8 weights: close to float, slower than int8, on the CPU only; what has
+            no such kernel stays float); "w4a8" (4-bit weights); or a `QuantizationScheme`, which
+            can give 16 bits to some layers. None is what the model was trained for; with a
+            representative dataset, int8.
         representative_dataset: Samples like those of training, preprocessed alike: an array, a
             tuple or dict of arrays, a `tf.data.Dataset`, or a function that returns an iterable. Up
             to 512 samples are used. A quantization-aware model needs none.
@@ -197,14 +198,16 @@ def export_tflite(
             limit=CALIBRATION_SAMPLES,
             argument="representative_dataset",
         )
+    # The converter measures more operations in 16 bits than it takes ranges of.
+    by_converter = scheme == "int16x8" and options is None and not trained
     integer = scheme in INTEGER_SCHEMES
     use_ranges = bool(trained) and integer
     if use_ranges:
         _check_trained(model, scheme, options)
-    elif scheme in CALIBRATED and given is None:
+    elif integer and given is None:
         raise ValueError(
             f"scheme={scheme!r} needs the ranges of the activations: pass representative_dataset="
-            "(samples like those of training)" + (", or train with quantize()." if integer else ".")
+            "(samples like those of training), or train with quantize()."
         )
     if trained and not integer:
         raise ValueError(
@@ -218,19 +221,24 @@ def export_tflite(
 
     say = _speaker(verbose, model)
     final = model
-    if integer and not use_ranges:
+    if integer and not use_ranges and not by_converter:
         final = post_training(model, options or as_scheme(scheme), given or {}, say)
+    if io_dtype != "float32" and not by_converter and uses_sixteen_bits(final):
+        raise ValueError(
+            f"io_dtype={io_dtype!r} is not possible where some layers have 16-bit activations. "
+            "Use io_dtype='float32'."
+        )
     _check_finite(final)
     say("converting")
     content = convert(
-        lambda: bake(final, wide=scheme == "int16x8"),
+        lambda: bake(final, wide=by_converter),
         names=output_names(model),
         scheme=scheme,
         io_dtype=io_dtype,
         batch_size=batch_size,
         sparse=sparse,
         per_channel=rounds_per_channel(final),
-        calibration=given if scheme == "int16x8" else None,
+        calibration=given if by_converter else None,
     )
     agreed = None
     if probes is not None:
@@ -243,7 +251,8 @@ def export_tflite(
                 "It is not written. Another scheme may do; of a layer without kernels in this one, "
                 "the message names the operation."
             ) from error
-        tolerance = "int8 trained" if use_ranges else "int8" if integer else scheme
+        measured = scheme if by_converter or not integer else "int8"
+        tolerance = "int8 trained" if use_ranges else measured
         if (use_ranges or scheme == "float32") and _computes_in_half(model):
             tolerance += " of half"
         if warning := verification.judge(agreed, tolerance):
@@ -270,7 +279,7 @@ def _recipe(model: keras.Model, scheme: str, trained: bool, agreed: Any) -> dict
     }
     return {
         "scheme": scheme,
-        "ranges": "trained" if trained else "measured" if scheme in CALIBRATED else None,
+        "ranges": "trained" if trained else "measured" if scheme in INTEGER_SCHEMES else None,
         "weights": recipe(model),
         "agreement": checked or None,
         "versions": versions,
@@ -290,7 +299,7 @@ def _check_arguments(
     scheme: str, io_dtype: str, batch_size: Any, sparse: bool, verbose: Any
 ) -> None:
     check_choice(io_dtype, "io_dtype", ("float32", "int8", "uint8", "int16"))
-    possible = {"int16x8": ("int16",), **dict.fromkeys(INTEGER_SCHEMES, ("int8", "uint8"))}
+    possible = {**dict.fromkeys(INTEGER_SCHEMES, ("int8", "uint8")), "int16x8": ("int16",)}
     if io_dtype != "float32" and io_dtype not in possible.get(scheme, ()):
         needed = "int16x8" if io_dtype == "int16" else "int8"
         raise ValueError(

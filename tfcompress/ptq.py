@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 from collections.abc import Callable, Mapping
 
 import keras
@@ -27,6 +28,18 @@ def _default_range(model: keras.Model) -> str:
     return "moving_average" if recurrent else "min_max"
 
 
+def _left(
+    scheme: QuantizationScheme, model: keras.Model, folded: keras.Model
+) -> dict[str, str | QuantizationScheme]:
+    """Returns the overrides without those that are for layers folded into others only."""
+    before, after = ([path for path, _ in walk_layers(m)] for m in (model, folded))
+    return {
+        glob: other
+        for glob, other in scheme.overrides.items()
+        if fnmatch.filter(after, glob) or not fnmatch.filter(before, glob)
+    }
+
+
 def post_training(
     model: keras.Model,
     scheme: QuantizationScheme,
@@ -49,13 +62,11 @@ def post_training(
         plain = equalize(plain)
     if scheme.weight_range == "learned":
         scheme = dataclasses.replace(scheme, weight_range="mse")
-    quantized = quantize(plain, scheme)
+    quantized = quantize(plain, dataclasses.replace(scheme, overrides=_left(scheme, model, plain)))
     say("measuring the ranges of activations")
     calibrate(quantized, samples, scheme.activation_range or _default_range(quantized))
     adaptive = scheme.rounding == "adaround"
     if adaptive or scheme.correct_bias:
         say("choosing roundings")
-        round_by_output(
-            quantized, samples, adaptive=adaptive, correct_bias=scheme.correct_bias
-        )
+        round_by_output(quantized, samples, adaptive=adaptive, correct_bias=scheme.correct_bias)
     return quantized

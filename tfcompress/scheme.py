@@ -10,11 +10,8 @@ from typing import Any
 SCHEMES = ("float32", "float16", "dynamic_int8", "int8", "int16x8", "w4a8")
 """What `export_tflite` writes: float, narrow weights only, or integers throughout."""
 
-INTEGER_SCHEMES = ("int8", "w4a8")
-"""Those that models are trained for."""
-
-CALIBRATED = (*INTEGER_SCHEMES, "int16x8")
-"""Those that need ranges of activations."""
+INTEGER_SCHEMES = ("int8", "w4a8", "int16x8")
+"""Those that models are trained for, and that need ranges of activations."""
 
 ACTIVATION_RANGES = ("moving_average", "min_max", "percentile", "mse", "kl", "learned")
 WEIGHT_RANGES = ("min_max", "mse", "learned")
@@ -40,9 +37,10 @@ def check_choice(value: object, argument: str, allowed: Sequence[str]) -> str:
 class QuantizationScheme:
     """How a model is quantized: the same object for `quantize` and for `export_tflite`.
 
-    The names "int8" and "w4a8" stand for `QuantizationScheme()` and
-    `QuantizationScheme(4, "mse", rounding="adaround")`. What applies to only one of training
-    (QAT) and export without training (PTQ) is ignored by the other, as said below.
+    The names "int8", "w4a8" and "int16x8" stand for `QuantizationScheme()`,
+    `QuantizationScheme(4, "mse", rounding="adaround")` and
+    `QuantizationScheme(activation_bits=16)`. What applies to only one of training (QAT) and export
+    without training (PTQ) is ignored by the other, as said below.
 
     Args:
         weight_bits: 8, or 4 for convolutions and dense layers (depthwise convolutions, embeddings
@@ -62,9 +60,13 @@ class QuantizationScheme:
         weight_granularity: "channel", a scale for each output channel, or "tensor", one for all of
             a kernel, for accelerators that know nothing else. BatchNormalization scales channels,
             so that models with it can have the latter by PTQ only.
+        activation_bits: 8, or 16 for what convolutions, dense layers, additions, multiplications,
+            pooling and what only moves values read and make (all else keeps 8). A tensor has 16
+            bits if what makes it has: name the layers on both sides, and the additions between.
+            Needs 8-bit weights.
         overrides: Other schemes for some layers, `{glob on the layer's path: scheme}`; the first
-            glob that fits counts. A scheme is "float32", "int8", "w4a8" or a `QuantizationScheme`,
-            of which the fields on weights count.
+            glob that fits counts. A scheme is "float32", "int8", "w4a8", "int16x8" or a
+            `QuantizationScheme`, of which the bits and the fields on weights count.
 
     Raises:
         TypeError: If `overrides` is no mapping.
@@ -88,11 +90,19 @@ class QuantizationScheme:
     rounding: str = "nearest"
     correct_bias: bool = True
     weight_granularity: str = "channel"
+    activation_bits: int = 8
     overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.weight_bits not in (4, 8):
             raise ValueError(f"weight_bits must be 8 or 4. Received: {self.weight_bits!r}")
+        if self.activation_bits not in (8, 16):
+            raise ValueError(f"activation_bits must be 8 or 16. Received: {self.activation_bits!r}")
+        if self.activation_bits == 16 and self.weight_bits == 4:
+            raise ValueError(
+                "activation_bits=16 needs weight_bits=8: the runtime has no kernels that take both "
+                "4-bit weights and 16-bit activations."
+            )
         check_choice(self.weight_range, "weight_range", WEIGHT_RANGES)
         check_choice(self.weight_granularity, "weight_granularity", WEIGHT_GRANULARITIES)
         if self.activation_range is not None:
@@ -110,6 +120,8 @@ class QuantizationScheme:
     @property
     def name(self) -> str:
         """The name of the nearest named scheme."""
+        if self.activation_bits == 16:
+            return "int16x8"
         return "w4a8" if self.weight_bits == 4 else "int8"
 
 
@@ -118,13 +130,12 @@ def as_scheme(scheme: Any, argument: str = "scheme") -> QuantizationScheme:
     if isinstance(scheme, QuantizationScheme):
         return scheme
     if scheme in SCHEMES and scheme not in INTEGER_SCHEMES:
-        data = " and a representative_dataset" if scheme in CALIBRATED else ""
         raise ValueError(
             f"{argument}={scheme!r} takes no training: export the ordinary model with "
-            f"export_tflite(scheme={scheme!r}){data}. Schemes to train for are "
+            f"export_tflite(scheme={scheme!r}). Schemes to train for are "
             f"{', '.join(map(repr, INTEGER_SCHEMES))}."
         )
     name = check_choice(scheme, argument, INTEGER_SCHEMES)
     if name == "w4a8":
         return QuantizationScheme(4, "mse", rounding="adaround")
-    return QuantizationScheme()
+    return QuantizationScheme(activation_bits=16 if name == "int16x8" else 8)

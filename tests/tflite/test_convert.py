@@ -107,7 +107,7 @@ def test_a_loop_is_refused_before_it_kills_the_process(tmp_path):
         )
 
 
-@pytest.mark.parametrize("scheme", ["float16", "int16x8", "dynamic_int8", "float32"])
+@pytest.mark.parametrize("scheme", ["float16", "dynamic_int8", "float32"])
 def test_schemes_without_training_say_what_to_do(scheme):
     with pytest.raises(ValueError, match=rf"takes no training: export .*scheme='{scheme}'"):
         tfc.quantize(nets.tiny(), scheme)

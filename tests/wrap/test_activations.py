@@ -2,12 +2,9 @@ import keras
 import numpy as np
 import pytest
 
-import tfcompress as tfc
 from tfcompress.wrap.activations import (
     ActivationQuantizer,
-    InputSamples,
     fake_quant,
-    samples_to_keep,
 )
 
 
@@ -72,40 +69,16 @@ def test_averages_are_rounded_as_the_runtime_does():
     np.testing.assert_allclose(got, [[0, 1, 126, 129, 201, 3, 4]], atol=1e-3)
 
 
-def test_samples_fill_with_the_first_batch_and_are_replaced_one_a_step():
-    layer = InputSamples(3)
-    assert layer(np.zeros((1, 2), "float32")) is not None and layer.kept() is None
-    layer(np.array([[1, 1], [2, 2]], "float32"), training=True)
-    np.testing.assert_array_equal(layer.kept()[:, 0], [1, 2])
-    for number in (3, 4):
-        layer(np.full((2, 2), number, "float32"), training=True)
-    np.testing.assert_array_equal(layer.kept()[:, 0], [4, 2, 3])
-    full = InputSamples(3)
-    full(np.arange(10, dtype="float32").reshape(5, 2), training=True)
-    np.testing.assert_array_equal(full.kept()[:, 0], [0, 2, 4])
-
-
-def test_samples_fit_a_budget_and_need_a_fixed_size():
-    assert samples_to_keep([(None, 28, 28, 1)]) == 32
-    assert samples_to_keep([(None, 224, 224, 3)]) == 3
-    assert samples_to_keep([(None, 4), (None, 224, 224, 3)]) == 3
-    assert samples_to_keep([(None, 2000, 2000, 3)]) == 1
-    assert samples_to_keep([(None, 4), (None, None, 3)]) == 0
-
-
-def test_the_inputs_of_one_sample_stay_together():
-    """A small and a large input keep as many samples, and those of the same steps."""
-    small, large = keras.Input((1,), name="small"), keras.Input((64, 64, 16), name="large")
-    pooled = keras.layers.GlobalAveragePooling2D()(large)
-    outputs = keras.layers.Dense(2)(keras.layers.Concatenate()([small, pooled]))
-    model = tfc.quantize(keras.Model([small, large], outputs))
-    for start in range(0, 40, 4):
-        numbers = np.arange(start, start + 4, dtype="float32")
-        large_batch = np.broadcast_to(numbers[:, None, None, None], (4, 64, 64, 16))
-        model([numbers[:, None], large_batch], training=True)
-    kept = [layer.kept() for layer in model.layers if isinstance(layer, InputSamples)]
-    assert len(kept[0]) == len(kept[1]) == 7
-    np.testing.assert_array_equal(*(array.reshape(7, -1)[:, 0] for array in kept))
+def test_sixteen_bits_are_symmetric_around_zero():
+    layer = observe([[[-1.0, 3.0]]], bits=16)
+    assert layer.range() == (-3.0, 3.0)
+    x = np.array([[-2.0, 0.0, 1e-4, 2.5]], "float32")
+    step = 3 / 32767
+    np.testing.assert_allclose(layer(x), np.round(x / step) * step, atol=1e-6)
+    # Ties of averages go away from zero.
+    halves = np.array([[-1.5, -0.5, 0.5, 2.5, 2.25]], "float32") * step
+    got = keras.ops.convert_to_numpy(layer(halves, averaged=True)) / step
+    np.testing.assert_allclose(got, [[-2, -1, 1, 3, 2]], atol=1e-2)
 
 
 def test_the_gradient_passes_straight_through():

@@ -9,7 +9,7 @@ import tfcompress as tfc
 from tests import nets
 from tfcompress.graph.read import read_graph, walk_layers
 from tfcompress.wrap.activations import ActivationQuantizer
-from tfcompress.wrap.placement import fixed_range, role
+from tfcompress.wrap.roles import fixed_range, role
 from tfcompress.wrap.strip import quantizers
 
 

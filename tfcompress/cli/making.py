@@ -168,7 +168,7 @@ def prune(sparsity: float | None, pattern: str, ranking: str, **options: Any) ->
 
 
 @click.command()
-@click.option("--scheme", default="int8", show_default=True, help="int8 or w4a8.")
+@click.option("--scheme", default="int8", show_default=True, help="int8, w4a8 or int16x8.")
 @_training
 def quantize(scheme: str, **options: Any) -> None:
     """Train MODEL with the rounding of the file that `export` will make of it.

@@ -18,7 +18,13 @@ from tfcompress.errors import ExportError
 from tfcompress.graph.read import input_specs
 from tfcompress.scheme import INTEGER_SCHEMES
 from tfcompress.stderr import captured_stderr
-from tfcompress.tflite.edit import plain_lookups, share_scales, store_four_bits, use_integer_kernels
+from tfcompress.tflite.edit import (
+    plain_lookups,
+    share_scales,
+    store_four_bits,
+    use_integer_kernels,
+)
+from tfcompress.tflite.grids import join_grids
 
 
 def output_names(model: keras.Model) -> list[str]:
@@ -66,7 +72,7 @@ def convert(
         batch_size: Fixed batch, or None to leave it open.
         sparse: Whether to store weights with many zeros in the runtime's sparse format.
         per_channel: Whether kernels have a scale for each output channel, or one in all.
-        calibration: For "int16x8", samples by input name.
+        calibration: For "int16x8" without ranges in the model, samples by input name.
 
     Raises:
         ExportError: If the converter fails.
@@ -92,18 +98,23 @@ def convert(
             # TFLiteConverter.from_saved_model() would load the model into this process, three times
             # over, to look whether there is fake-quantization in it.
             converter = lite.TFLiteSavedModelConverterV2(folder, {"serve"}, ["serving_default"])
+            ranges = scheme in INTEGER_SCHEMES and calibration is None
+            if ranges or scheme in ("float16", "dynamic_int8"):
+                converter.optimizations = [tf.lite.Optimize.DEFAULT]
             _configure(tf, converter, scheme, io_dtype, sparse)
             graph = tf.compat.v1.GraphDef()
-            if scheme in INTEGER_SCHEMES:
+            if ranges:
                 graph.node.add(name="ranges", op="FakeQuantWithMinMaxArgs")
             content = converter._convert_from_saved_model(graph)
             if calibration is not None:
                 content = _calibrated(tf, content, calibration, io_dtype, batch_size or 1)
-            if scheme in INTEGER_SCHEMES:
+            if ranges:
                 content = use_integer_kernels(content)
             if scheme == "w4a8":
                 content = store_four_bits(content)
-            return content if per_channel else share_scales(content)
+            if not per_channel:
+                content = share_scales(content)
+            return join_grids(content) if ranges else content
         except ExportError:
             raise
         except Exception as error:
@@ -191,8 +202,6 @@ def _is_large(variable: Any) -> bool:
 
 
 def _configure(tf: Any, converter: Any, scheme: str, io_dtype: str, sparse: bool) -> None:
-    if scheme not in ("float32", "int16x8"):
-        converter.optimizations = [tf.lite.Optimize.DEFAULT]
     if scheme == "float16":
         converter.target_spec.supported_types = [tf.float16]
     if sparse:

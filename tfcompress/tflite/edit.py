@@ -32,7 +32,7 @@ def use_integer_kernels(content: bytes) -> bytes:
     kinds = [code.builtinCode for code in model.operatorCodes]
     for graph in model.subgraphs:
         _mend(graph, kinds, known, schema)
-    _drop_unused_tensors(model)
+    drop_unused_tensors(model)
     return bytes(flatbuffer_utils.convert_object_to_bytearray(model))
 
 
@@ -100,17 +100,13 @@ def plain_lookups(content: bytes) -> bytes:
             test = makers.get(int(chosen.inputs[0]))
             if test is not None and codes[test.opcodeIndex] == kinds.LESS:
                 operator.inputs[1] = chosen.inputs[2]
-        _drop_unread(graph)
-    used = sorted({op.opcodeIndex for graph in model.subgraphs for op in graph.operators})
-    for graph in model.subgraphs:
-        for operator in graph.operators:
-            operator.opcodeIndex = used.index(operator.opcodeIndex)
-    model.operatorCodes = [model.operatorCodes[index] for index in used]
-    _drop_unused_tensors(model)
+        drop_unread(graph)
+    drop_unused_codes(model)
+    drop_unused_tensors(model)
     return bytes(flatbuffer_utils.convert_object_to_bytearray(model))
 
 
-def _drop_unread(graph: Any) -> None:
+def drop_unread(graph: Any) -> None:
     """Takes out operations whose results nothing reads."""
     kept: list[Any] = []
     read = {int(t) for t in graph.outputs}
@@ -143,16 +139,16 @@ def _store_again(model: Any, versions: dict[int, int], store: Callable[[Any], An
                     continue
                 stored[index] = found
             code.version = max(code.version, versions[code.builtinCode])
-            bias = 2 if code.builtinCode != _TRANSPOSE_CONV else 3
+            bias = 2 if code.builtinCode != TRANSPOSE_CONV else 3
             if len(operator.inputs) > bias and int(operator.inputs[bias]) >= 0:
                 scales = len(graph.tensors[index].quantization.scale)
                 operator.inputs[bias] = _rescaled_bias(
                     model, graph, int(operator.inputs[bias]), stored[index], scales
                 )
-    _drop_unused_tensors(model)
+    drop_unused_tensors(model)
 
 
-_TRANSPOSE_CONV = 67  # its inputs are the shape, the kernel, the image and the bias
+TRANSPOSE_CONV = 67  # its inputs are the shape, the kernel, the image and the bias
 
 
 def _pack(model: Any, tensor: Any, schema: Any) -> np.ndarray | None:
@@ -171,7 +167,7 @@ def _pack(model: Any, tensor: Any, schema: Any) -> np.ndarray | None:
     shape = [1] * values.ndim
     shape[axis] = -1
     small = np.round(values * (ends / _BYTE).reshape(shape)).astype(np.int8).ravel()
-    tensor.buffer = _add_buffer(model, _nibbles(small))
+    tensor.buffer = add_buffer(model, _nibbles(small))
     tensor.type = schema.TensorType.INT4
     growth = _BYTE / ends
     tensor.quantization.scale = (np.asarray(tensor.quantization.scale) * growth).astype(np.float32)
@@ -197,7 +193,7 @@ def _shared(model: Any, tensor: Any, schema: Any) -> np.ndarray | None:
     shape = [1] * values.ndim
     shape[tensor.quantization.quantizedDimension] = -1
     small = np.round(values / growth.reshape(shape)).astype(np.int8).ravel()
-    tensor.buffer = _add_buffer(model, _nibbles(small) if four else small.view(np.uint8))
+    tensor.buffer = add_buffer(model, _nibbles(small) if four else small.view(np.uint8))
     tensor.quantization.scale = scales.max(keepdims=True).astype(np.float32)
     tensor.quantization.zeroPoint = tensor.quantization.zeroPoint[:1]
     return growth
@@ -209,7 +205,8 @@ def _nibbles(values: np.ndarray) -> np.ndarray:
     return (even[::2] | (even[1::2] << 4)).astype(np.uint8)
 
 
-def _add_buffer(model: Any, data: np.ndarray) -> int:
+def add_buffer(model: Any, data: np.ndarray) -> int:
+    """Adds bytes to a file, and returns the number of their buffer."""
     buffer = type(model.buffers[0])()
     buffer.data = data
     model.buffers.append(buffer)
@@ -231,7 +228,7 @@ def _rescaled_bias(model: Any, graph: Any, index: int, growth: np.ndarray, scale
     tensor.quantization = copy.copy(tensor.quantization)
     values = np.frombuffer(bytes(model.buffers[tensor.buffer].data), np.int32)
     rounded = np.round(values / growth).astype(np.int32)
-    tensor.buffer = _add_buffer(model, np.frombuffer(rounded.tobytes(), np.uint8))
+    tensor.buffer = add_buffer(model, np.frombuffer(rounded.tobytes(), np.uint8))
     steps = (np.asarray(tensor.quantization.scale) * growth).astype(np.float32)
     tensor.quantization.scale = steps[:scales]
     tensor.quantization.zeroPoint = tensor.quantization.zeroPoint[:scales]
@@ -271,7 +268,17 @@ def _mend(graph: Any, kinds: list[int], known: set[int], schema: Any) -> None:
     ]
 
 
-def _drop_unused_tensors(model: Any) -> None:
+def drop_unused_codes(model: Any) -> None:
+    """Takes out the codes of operations that a file no longer has."""
+    used = sorted({op.opcodeIndex for graph in model.subgraphs for op in graph.operators})
+    for graph in model.subgraphs:
+        for operator in graph.operators:
+            operator.opcodeIndex = used.index(operator.opcodeIndex)
+    model.operatorCodes = [model.operatorCodes[index] for index in used]
+
+
+def drop_unused_tensors(model: Any) -> None:
+    """Takes out tensors that no operation reads or makes, and the bytes of buffers without one."""
     for number, graph in enumerate(model.subgraphs):
         ends = [*graph.inputs, *graph.outputs]
         used = {int(t) for op in graph.operators for t in (*op.inputs, *op.outputs)}

@@ -18,7 +18,7 @@ from tfcompress.tables import as_text, table
 from tfcompress.tflite.names import keyed
 from tfcompress.tflite.run import TFLiteModel
 from tfcompress.tflite.tensors import Tensors
-from tfcompress.wrap.placement import LINEAR, role
+from tfcompress.wrap.roles import LINEAR, role
 from tfcompress.wrap.wrapper import compressible_weights
 
 _SAMPLES, _BATCH = 32, 8

@@ -14,7 +14,7 @@ from tfcompress.ptq import post_training
 from tfcompress.scheme import QuantizationScheme
 from tfcompress.wrap.activations import ActivationQuantizer, round_onto
 from tfcompress.wrap.calibrate import packed
-from tfcompress.wrap.placement import rounds_weights
+from tfcompress.wrap.roles import rounds_weights
 from tfcompress.wrap.strip import quantizers
 from tfcompress.wrap.wrapper import CompressionWrapper
 
@@ -50,7 +50,7 @@ def rounding_noise(
 
     def at_activations(quantizer: ActivationQuantizer, x: Any) -> None:
         exact = ops.convert_to_numpy(x)
-        rounded = ops.convert_to_numpy(round_onto(x, *quantizer.range()))
+        rounded = ops.convert_to_numpy(round_onto(x, *quantizer.range(), quantizer.bits))
         for path in around.get(id(quantizer), ()):
             noise[path] = max(noise[path], _relative(rounded, exact))
 

@@ -22,7 +22,7 @@ from tfcompress.tune.noise import rounding_noise
 from tfcompress.tune.score import Metric, Scorer, weighted_layers
 from tfcompress.wrap.apply import weight_rounding
 
-_ORDER = ("w4a8", "int8", "float32")
+_ORDER = ("w4a8", "int8", "int16x8", "float32")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,8 +98,9 @@ def assign_precision(
         y: Their labels; None compares with what the float model says.
         max_drop: How much the metric may drop, such as 0.01.
         target_bytes: How many bytes the weights may take in all, instead.
-        candidates: Schemes with `max_drop`, from the cheapest to the most precise: two or three of
-            "w4a8", "int8", "float32".
+        candidates: Schemes with `max_drop`, from the cheapest to the most precise: two or more of
+            "w4a8", "int8", "int16x8" (of use where layers that follow each other get it),
+            "float32".
         metric: As for `sensitivity`.
         resume: A JSON file that keeps the trials; a run that was interrupted goes on from it.
         verbose: Whether to print each trial.
@@ -132,7 +133,7 @@ def assign_precision(
         check_choice(candidate, "candidates", _ORDER)
     if len(candidates) < 2 or sorted(candidates, key=_ORDER.index) != list(candidates):
         raise ValueError(
-            "candidates must be two or three schemes from the cheapest to the most precise, of "
+            "candidates must be two or more schemes from the cheapest to the most precise, of "
             f"{', '.join(_ORDER)}. Received: {list(candidates)}"
         )
     search = _Search(model, x, y, metric, resume, verbose)

@@ -84,7 +84,7 @@ def sensitivity(
     x: Any,
     y: Any = None,
     *,
-    candidates: Sequence[str] = INTEGER_SCHEMES,
+    candidates: Sequence[str] = ("int8", "w4a8"),
     metric: Metric | None = None,
     layers: LayerSelection = None,
     verbose: bool = True,
@@ -98,7 +98,7 @@ def sensitivity(
         model: A built Sequential or Functional model. It is not changed.
         x: Samples, in any form that `export_tflite` takes; they serve for the ranges as well.
         y: Their labels; None compares with what the float model says.
-        candidates: "int8", "w4a8" or both.
+        candidates: Which of "int8", "w4a8" and "int16x8".
         metric: A function of labels and predictions, more is better. None is accuracy for outputs
             that are vectors, else minus the squared error over the variance.
         layers: Which layers, as for `quantize`; None for all with weights.

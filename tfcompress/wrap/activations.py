@@ -1,8 +1,8 @@
-"""Quantization of activations: ranges learned while training, samples of the inputs kept."""
+"""Quantization of activations, with ranges learned while training."""
 
 from __future__ import annotations
 
-import math
+import functools
 from typing import Any
 
 import keras
@@ -33,8 +33,13 @@ def fake_quant(x: Any, minimum: Any, maximum: Any, bits: int = 8) -> Any:
 
 
 def round_onto(x: Any, minimum: Any, maximum: Any, bits: int = 8) -> Any:
-    """Is `fake_quant` in the form that a converter knows."""
-    return keras.quantizers.fake_quant_with_min_max_vars(x, minimum, maximum, num_bits=bits)
+    """Is `fake_quant` in the form that a converter knows.
+
+    With 16 bits the grid is symmetric, as the runtime has it: the range must be.
+    """
+    return keras.quantizers.fake_quant_with_min_max_vars(
+        x, minimum, maximum, num_bits=bits, narrow_range=bits == 16
+    )
 
 
 def fake_quant_learning(x: Any, minimum: Any, maximum: Any) -> Any:
@@ -54,13 +59,15 @@ def round_average(x: Any, minimum: Any, maximum: Any, bits: int = 8) -> Any:
 
     Averages of four integers end in 1/2 every fourth time. AVERAGE_POOL_2D rounds these away from
     the integer 0 (which stands for the middle of the range, not for the real 0), fake-quantization
-    rounds them up. A push of a thousandth of a step decides the ties and nothing else.
+    rounds them up. A push of a thousandth of a step (a hundredth with 16 bits, less being lost in
+    float32) decides the ties and nothing else.
     """
-    steps = 2**bits - 1
+    steps = 2**bits - (2 if bits == 16 else 1)
     scale = (maximum - minimum) / steps
     zero_point = ops.round(-minimum / scale)
-    middle = ((steps + 1) / 2 - zero_point) * scale
-    push = ops.sign(x - ops.cast(middle, x.dtype)) * ops.cast(scale / 1000, x.dtype)
+    middle = ((steps + 1) // 2 - zero_point) * scale
+    share = scale / (100 if bits == 16 else 1000)
+    push = ops.sign(x - ops.cast(middle, x.dtype)) * ops.cast(share, x.dtype)
     return fake_quant(x + ops.stop_gradient(push), minimum, maximum, bits)
 
 
@@ -76,6 +83,7 @@ class ActivationQuantizer(keras.layers.Layer):
 
     Args:
         fixed_range: (minimum, maximum) of operations whose range is known; nothing is learned.
+        bits: 8, or 16 for a grid that is symmetric around zero.
         non_negative: True if the input cannot be negative; its minimum is 0 then.
         learned: Whether the range follows its gradient after the first batch (LSQ).
         momentum: Weight of the past in the moving average, per step.
@@ -96,6 +104,7 @@ class ActivationQuantizer(keras.layers.Layer):
         self,
         fixed_range: tuple[float, float] | None = None,
         *,
+        bits: int = 8,
         non_negative: bool = False,
         learned: bool = False,
         momentum: float = 0.99,
@@ -108,6 +117,7 @@ class ActivationQuantizer(keras.layers.Layer):
         self.fixed_range: tuple[float, float] | None = (
             None if fixed_range is None else (fixed_range[0], fixed_range[1])
         )
+        self.bits = bits
         self.non_negative = non_negative
         self.learned = learned
         self.momentum = momentum
@@ -147,6 +157,8 @@ class ActivationQuantizer(keras.layers.Layer):
             rounding = fake_quant_learning
         if self.fixed_range is not None:
             return rounding(inputs, *self.fixed_range)
+        if self.bits == 16:
+            rounding = functools.partial(rounding, bits=16)
         if training and not (averaged or self.frozen) and first_call_in_pass(self):
             self._observe(inputs)
 
@@ -164,6 +176,9 @@ class ActivationQuantizer(keras.layers.Layer):
         maximum = ops.maximum(ops.convert_to_tensor(self.maximum), minimum + _NARROWEST)
         if self.learned:
             minimum, maximum = ops.minimum(minimum, 0.0), ops.maximum(maximum, _NARROWEST)
+        if self.bits == 16:
+            maximum = ops.maximum(-minimum, maximum)
+            minimum = -maximum
         return minimum, maximum
 
     def _observe(self, inputs: Any) -> None:
@@ -205,7 +220,8 @@ class ActivationQuantizer(keras.layers.Layer):
         low, high = (float(ops.convert_to_numpy(v)) for v in (self.minimum, self.maximum))
         if self.learned:
             low, high = min(low, 0.0), max(high, _NARROWEST)
-        return low, max(high, low + _NARROWEST)
+        high = max(high, low + _NARROWEST)
+        return (-max(-low, high), max(-low, high)) if self.bits == 16 else (low, high)
 
     def set_range(self, minimum: float, maximum: float) -> None:
         """Sets the range, which counts as trained then."""
@@ -228,6 +244,7 @@ class ActivationQuantizer(keras.layers.Layer):
         return {
             **super().get_config(),
             "fixed_range": self.fixed_range,
+            "bits": self.bits,
             "non_negative": self.non_negative,
             "learned": self.learned,
             "momentum": self.momentum,
@@ -241,22 +258,24 @@ class FixedFakeQuant(keras.layers.Layer):
     Args:
         minimum: Lower end of the range.
         maximum: Upper end of the range.
+        bits: 8 or 16.
         **kwargs: Arguments of `keras.layers.Layer`.
     """
 
     is_compression_helper = True
 
-    def __init__(self, minimum: float, maximum: float, **kwargs: Any) -> None:
+    def __init__(self, minimum: float, maximum: float, bits: int = 8, **kwargs: Any) -> None:
         kwargs["dtype"] = "float32"  # whatever the global policy
         super().__init__(**kwargs)
         self.supports_masking = True
         self.minimum = minimum
         self.maximum = maximum
+        self.bits = bits
 
     def call(self, inputs: Any, averaged: bool = False) -> Any:
         """Returns the inputs, rounded onto the grid."""
         # The file averages on integers by itself: only the grid has to be told to the converter.
-        return round_onto(inputs, self.minimum, self.maximum)
+        return round_onto(inputs, self.minimum, self.maximum, self.bits)
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         """Returns the shape of the input."""
@@ -264,97 +283,33 @@ class FixedFakeQuant(keras.layers.Layer):
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor arguments."""
-        return {**super().get_config(), "minimum": self.minimum, "maximum": self.maximum}
-
-
-def samples_to_keep(shapes: list[tuple[int | None, ...]]) -> int:
-    """Returns how many samples of all inputs together are kept: about 2 MB, at most 32.
-
-    Args:
-        shapes: Shape of each input, with the batch first. Where one has no fixed size, none of them
-            is kept.
-    """
-    size = 0
-    for shape in shapes:
-        dimensions = [n for n in shape[1:] if n is not None]
-        if len(dimensions) < len(shape) - 1:
-            return 0
-        size += math.prod(dimensions)
-    return max(1, min(32, 500_000 // max(1, size)))
+        own = {"minimum": self.minimum, "maximum": self.maximum, "bits": self.bits}
+        return {**super().get_config(), **own}
 
 
 @keras.saving.register_keras_serializable("tfcompress")
-class InputSamples(keras.layers.Layer):
-    """Hands an input of the model through and keeps samples of it from training.
+class GridCrossing(keras.layers.Layer):
+    """Hands on, unchanged, what leaves a grid of 8 bits for one of 16, or the other way round.
 
-    `export_tflite` checks the file against the model on these samples. The first batch fills the
-    buffer, then each step replaces one. They are real training data and are stored in the `.keras`
-    file; `strip` removes them.
-
-    Args:
-        capacity: Samples to keep, the same number for every input of the model, so that the inputs
-            of one sample stay together; 0 for none.
-        **kwargs: Arguments of `keras.layers.Layer`.
+    The converter makes one of two roundings that follow each other. `written` keeps them apart.
     """
 
     is_compression_helper = True
 
-    def __init__(self, capacity: int, **kwargs: Any) -> None:
+    def __init__(self, **kwargs: Any) -> None:
         kwargs["dtype"] = "float32"
         super().__init__(autocast=False, **kwargs)
         self.supports_masking = True
-        self.capacity = capacity
 
-    def build(self, input_shape: Any) -> None:
-        """Creates the buffer."""
-        if self.capacity:
-            self.samples = self.add_weight(
-                name="samples",
-                shape=(self.capacity, *input_shape[1:]),
-                initializer="zeros",
-                trainable=False,
-                aggregation="only_first_replica",
-            )
-            self.seen = self.add_weight(
-                name="seen",
-                shape=(),
-                dtype="int32",
-                initializer="zeros",
-                trainable=False,
-                aggregation="only_first_replica",
-            )
-
-    def call(self, inputs: Any, training: bool | None = None) -> Any:
+    def call(self, inputs: Any) -> Any:
         """Returns the inputs."""
-        if training and self.capacity and first_call_in_pass(self):
-            self._keep(ops.cast(ops.stop_gradient(inputs), "float32"))
         return inputs
 
-    def _keep(self, batch: Any) -> None:
-        seen, kept = ops.convert_to_tensor(self.seen), ops.convert_to_tensor(self.samples)
-        size = ops.shape(batch)[0]
-
-        def filled() -> Any:
-            return ops.take(batch, ops.mod(ops.arange(self.capacity), size), axis=0)
-
-        def replaced() -> Any:
-            start = (ops.mod(seen, self.capacity), *(0 for _ in batch.shape[1:]))
-            return ops.slice_update(kept, start, batch[:1])
-
-        self.samples.assign(ops.cond(seen == 0, filled, replaced))
-        self.seen.assign(seen + ops.where(seen == 0, ops.minimum(size, self.capacity), 1))
-
-    def kept(self) -> Any:
-        """Returns the samples kept so far as one array; None if there are none."""
-        if not self.capacity:
-            return None
-        count = min(int(ops.convert_to_numpy(self.seen)), self.capacity)
-        return ops.convert_to_numpy(self.samples)[:count] if count else None
-
-    def compute_output_spec(self, inputs: Any, training: bool | None = None) -> Any:
+    def compute_output_spec(self, inputs: Any) -> Any:
         """Returns the shape and dtype of the input."""
         return keras.KerasTensor(inputs.shape, dtype=inputs.dtype)
 
-    def get_config(self) -> dict[str, Any]:
-        """Returns the constructor arguments."""
-        return {**super().get_config(), "capacity": self.capacity}
+    @staticmethod
+    def written(value: Any) -> Any:
+        """Returns a value as what the converter leaves in float, and `join_grids` takes out."""
+        return ops.cast(ops.cast(value, "float64"), "float32")

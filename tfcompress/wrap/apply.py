@@ -127,7 +127,8 @@ def quantize(
     Args:
         model_or_layer: A built Sequential or Functional model, wrapped by `prune` or not, or one
             layer (whose weights alone are then rounded). It is not changed.
-        scheme: "int8", "w4a8" (4-bit weights, 8-bit activations) or a `QuantizationScheme`.
+        scheme: "int8", "w4a8" (4-bit weights, 8-bit activations), "int16x8" (16-bit activations) or
+            a `QuantizationScheme`.
         layers: Which layers, as for `prune`; the others stay float in the model and in the file.
 
     Returns:
@@ -170,9 +171,11 @@ def quantize(
     chosen = chosen - left_out
     wrapper = AddTransform(lambda path, layer: weight_rounding(layer, schemes[path]), chosen, True)
     model = wrapper.run(model_or_layer)
+    wide = {path for path, found in schemes.items() if found.activation_bits == 16}
     placed = PlaceQuantizers(
-        None if layers is None else chosen | wrapper.added,
+        None if layers is None else chosen | wrapper.added.keys(),
         left_out=left_out,
+        wide=wide | {part for part, path in wrapper.added.items() if path in wide},
         learned=scheme.activation_range == "learned",
     ).run(model)
     for _, layer in walk_layers(placed):
@@ -291,7 +294,7 @@ class AddTransform(Rewriter):
         self._chosen = chosen
         self._canonicalize = canonicalize
         self._expandable: set[int] = set()
-        self.added: set[str] = set()
+        self.added: dict[str, str] = {}
 
     def run(self, model: keras.Model) -> keras.Model:
         """Returns the wrapped model."""
@@ -346,7 +349,7 @@ class AddTransform(Rewriter):
                 origin=origin,
             )
             wrappers.append(wrapper)
-            self.added.add(call.path.removesuffix(call.operation.name) + wrapper.name)
+            self.added[call.path.removesuffix(call.operation.name) + wrapper.name] = call.path
         self.carry(call.operation, wrappers)
         return wrappers
 
@@ -358,7 +361,8 @@ class AddTransform(Rewriter):
             return CompressionWrapper(part, [*before, self._transform(call.path, part)])
 
         expanded = expand_attention(plain(call.operation), given, wrapped)
-        self.added.update(inner.path for inner in read_graph(expanded, call.path + "/").calls)
+        inside = read_graph(expanded, call.path + "/").calls
+        self.added.update((inner.path, call.path) for inner in inside)
         self.carry(call.operation, expanded)
         return expanded
 

@@ -11,7 +11,7 @@ from keras import layers, ops, tree
 from tfcompress.graph.clone import Rewriter
 from tfcompress.graph.cost import plain
 from tfcompress.graph.read import Call, Graph, is_graph, walk_layers
-from tfcompress.wrap.activations import ActivationQuantizer, FixedFakeQuant, InputSamples
+from tfcompress.wrap.activations import ActivationQuantizer, FixedFakeQuant, GridCrossing
 from tfcompress.wrap.canonicalize import KERNELS, activation_name
 from tfcompress.wrap.forms import (
     NORMALIZED,
@@ -21,14 +21,16 @@ from tfcompress.wrap.forms import (
     SummingLayerNormalization,
     affine_of,
     fits_affine,
+    in_order,
     in_two_axes,
     is_affine,
     normalized,
     pooled_in_turns,
     uneven,
 )
-from tfcompress.wrap.placement import (
+from tfcompress.wrap.roles import (
     CLIP,
+    JOIN,
     LINEAR,
     MOVE,
     NORMALIZATION,
@@ -39,6 +41,7 @@ from tfcompress.wrap.placement import (
     rounds_weights,
 )
 from tfcompress.wrap.runtime import RuntimeLayer
+from tfcompress.wrap.samples import InputSamples
 from tfcompress.wrap.strip import baked_values, quantizers
 from tfcompress.wrap.wrapper import CompressionWrapper, variable_name
 
@@ -132,13 +135,23 @@ class _Bake(Rewriter):
             made = _flat(args[0]).then(self._fixed(operation))
             return made.restore(made.image)
         args, kwargs = tree.map_structure(_settled, (args, kwargs))
+        if isinstance(operation, GridCrossing):
+            return GridCrossing.written(args[0])
         if quantizer:
             return self._fixed(operation)(*args, **kwargs)
+        across = role(layer) == JOIN and any(self._comes_across(t) for t in call.inputs)
+        if across and (joined := _grid_behind(graph, call)):
+            # The converter does not put these on the grid of the result by itself.
+            args, kwargs = tree.map_structure(
+                lambda t: self._fixed(joined)(t) if _is_float(t) else t, (args, kwargs)
+            )
         if self._rounds and role(layer) == LINEAR:
             kernel, bias = getattr(layer, "kernel", None), getattr(layer, "bias", None)
             made = in_two_axes(layer, args[0], self._values.get(id(kernel), kernel), bias)
             if made is not None:
                 return made
+        if ordered := in_order(layer):
+            return ops.transpose(self.clone(layer, **ordered[0])(*args, **kwargs), ordered[1])
         pooled = pooled_in_turns(layer, args[0]) if args else None
         written = WRITTEN.get(type(layer).__name__) if self._rounds or self._wide else None
         if pooled is not None:
@@ -204,6 +217,13 @@ class _Bake(Rewriter):
             return zip(old.original_variables(), new.original_variables(), strict=True)
         return super().match(old, new)
 
+    def _comes_across(self, tensor: Any) -> bool:
+        """Returns whether a tensor comes from a grid of other bits, moved about or not."""
+        producer = self._producers.get(id(tensor))
+        while producer is not None and role(producer.operation) == MOVE:
+            producer = self._producers.get(id(producer.inputs[0]))
+        return producer is not None and isinstance(producer.operation, GridCrossing)
+
     def _reads_integers(self, call: Call) -> bool:
         """Returns whether what an operation is called on comes from a grid, moved about or not."""
         producer = self._producers.get(id(call.inputs[0]))
@@ -227,7 +247,10 @@ class _Bake(Rewriter):
         return self.clone(layer, activation="linear")
 
     def _fixed(self, quantizer: ActivationQuantizer) -> FixedFakeQuant:
-        return self.once(quantizer, lambda: FixedFakeQuant(*quantizer.range(), name=quantizer.name))
+        return self.once(
+            quantizer,
+            lambda: FixedFakeQuant(*quantizer.range(), quantizer.bits, name=quantizer.name),
+        )
 
     def _grid_of(self, wrapper: CompressionWrapper) -> FixedFakeQuant:
         """Returns what tells the converter the grid of the rows of a table."""
@@ -249,6 +272,20 @@ def _settled(value: Any) -> Any:
         return value
     made = _flat(value)
     return made.restore(made.image)
+
+
+def _grid_behind(graph: Graph, call: Call) -> ActivationQuantizer | None:
+    """Returns the quantizer that follows a concatenation, or others and what only moves values."""
+    for reader in graph.consumers.get(id(call.outputs[0]), []):
+        if isinstance(reader.operation, ActivationQuantizer):
+            return reader.operation
+        if role(reader.operation) in (JOIN, MOVE):
+            return _grid_behind(graph, reader)
+    return None
+
+
+def _is_float(value: Any) -> bool:
+    return isinstance(value, keras.KerasTensor) and keras.backend.is_float_dtype(value.dtype)
 
 
 def _unrolled(config: dict[str, Any]) -> dict[str, Any]:

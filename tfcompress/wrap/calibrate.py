@@ -47,7 +47,9 @@ def calibrate(model: keras.Model, samples: Mapping[str, np.ndarray], method: str
         key = id(quantizer)
         if key not in whole:
             continue
-        if method in _BY_HISTOGRAM:
+        if quantizer.bits == 16:  # enough for all there is
+            quantizer.set_range(*whole[key])
+        elif method in _BY_HISTOGRAM:
             quantizer.set_range(*_BY_HISTOGRAM[method](histograms[key], *whole[key]))
         elif method == "moving_average":
             quantizer.set_range(*np.mean(ends[key], axis=0))

@@ -11,6 +11,7 @@ Training never sees them.
   which it does not know at all, is pooling over two and then one.
 - The mean of a layer normalization over several axes becomes a sum over a count: the converter
   would compute the mean of integers in integers, rounded onto their grid.
+- An EinsumDense layer adds its bias before its axes are put in their order.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import numpy as np
 from keras import layers, ops
 
 from tfcompress.wrap.runtime import ChannelScale
+from tfcompress.wrap.wrapper import einsum_letters
 
 
 @dataclasses.dataclass
@@ -137,6 +139,30 @@ def affine_of(layer: Any) -> tuple[np.ndarray, np.ndarray]:
 
 def _vector(variable: Any) -> np.ndarray:
     return np.asarray(ops.convert_to_numpy(variable), np.float64)
+
+
+def in_order(layer: Any) -> tuple[dict[str, Any], tuple[int, ...]] | None:
+    """Returns how an EinsumDense layer with a bias is written whose channels do not come last.
+
+    The converter cannot add a bias to anything but the last axes.
+
+    Returns:
+        Config entries of a layer that puts out its axes in order, and how to transpose what it puts
+        out; None if that is not needed.
+    """
+    if type(layer) is not layers.EinsumDense or layer.bias is None or "..." in layer.equation:
+        return None
+    given, letters, result = einsum_letters(layer)
+    order = "".join(c for c in given + letters if c in result)
+    biased = [c for c in order if c in layer.bias_axes]
+    if order == result or order[0] != result[0] or biased != [c for c in result if c in biased]:
+        return None
+    sizes = dict(zip(result[1:], layer.partial_output_shape, strict=True))
+    changed = {
+        "equation": f"{given},{letters}->{order}",
+        "output_shape": [sizes[c] for c in order[1:]],
+    }
+    return changed, tuple(order.index(c) for c in result)
 
 
 def in_two_axes(layer: Any, tensor: Any, kernel: Any, bias: Any) -> Flat | None:

@@ -1,153 +1,35 @@
-"""Where activations are quantized: one table of rules, and the rewriting that follows it.
-
-The runtime computes one operation on integers if its inputs and outputs have ranges, except that
-
-- it fuses BatchNormalization and ReLU into the convolution or dense layer before them, and ReLU
-  into an addition, so that nothing stands in between to be rounded; a BatchNormalization that
-  follows something else is written as a depthwise convolution (see `forms.py`), which fuses ReLU;
-- operations that only move values about share the range of their input;
-- what is concatenated shares the range of the result, so it is not rounded before;
-- averaging shares it too, and rounds its result onto it;
-- what is looked up in a table of weights is on the grid of the weights already;
-- softmax, sigmoid and tanh have ranges that the runtime prescribes.
-
-`ROLES` says which operation is which; whatever it does not name is quantized at its output.
-"""
+"""Where activations are quantized: the rewriting that follows the table of `roles.py`."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection
+from itertools import zip_longest
 from typing import Any
 
 import keras
 
 from tfcompress.graph.clone import Rewriter
 from tfcompress.graph.cost import plain
-from tfcompress.graph.expand import MaskScores
 from tfcompress.graph.read import Call, Graph, walk_layers
-from tfcompress.transforms import FakeQuant
-from tfcompress.wrap.activations import ActivationQuantizer, InputSamples, samples_to_keep
-from tfcompress.wrap.canonicalize import activation_name
-from tfcompress.wrap.custom import description
-from tfcompress.wrap.forms import is_affine
+from tfcompress.wrap.activations import ActivationQuantizer, GridCrossing
 from tfcompress.wrap.recurrent import RuntimeRecurrent
-from tfcompress.wrap.runtime import SIGMOID_RANGE, ChannelScale, FoldSteps, UnfoldSteps
-
-LINEAR = "linear"  # a weighted sum: what follows may be fused into it
-NORMALIZATION = "normalization"  # each channel scaled and moved: fused into what is before it
-RELU = "relu"  # fused into whatever computed its input
-CLIP = "clip"  # likewise: what is outside is outside of the grid
-SUM = "sum"  # an addition: a ReLU that follows is fused into it
-MOVE = "move"  # values pass unchanged: the output has the grid of the input
-JOIN = "join"  # a concatenation or selection: its inputs are on the grid of its output
-TABLE = "table"  # rows of a weight: on the grid of the weight
-AVERAGE = "average"  # the grid of the input, but values must be rounded onto it again
-PRECISE = "precise"  # its input must not be rounded to zero, unless it was before
-OUTPUT = "output"  # anything else: quantized at its output
-
-ROLES: dict[str, str] = {
-    **dict.fromkeys(
-        (
-            "Dense EinsumDense Conv1D Conv2D Conv3D DepthwiseConv1D DepthwiseConv2D "
-            "Conv1DTranspose Conv2DTranspose Conv3DTranspose"
-        ).split(),
-        LINEAR,
-    ),
-    **dict.fromkeys("BatchNormalization Rescaling Normalization".split(), NORMALIZATION),
-    **dict.fromkeys("ReLU Relu Relu6".split(), RELU),
-    "Add": SUM,
-    **dict.fromkeys(
-        (
-            "MaxPooling1D MaxPooling2D MaxPooling3D GlobalMaxPooling1D GlobalMaxPooling2D "
-            "GlobalMaxPooling3D MaxPool ZeroPadding1D ZeroPadding2D ZeroPadding3D Cropping1D "
-            "Cropping2D Cropping3D Reshape Flatten Permute RepeatVector Identity Dropout "
-            "SpatialDropout1D SpatialDropout2D SpatialDropout3D AlphaDropout GaussianDropout "
-            "GaussianNoise ActivityRegularization Transpose Squeeze ExpandDims GetItem "
-            "UpSampling1D UpSampling3D Split Max Amax Min Amin Repeat Tile Flip Roll BroadcastTo"
-        ).split(),
-        MOVE,
-    ),
-    "Clip": CLIP,
-    **dict.fromkeys("Rsqrt Reciprocal Log Log1p Log2 Log10".split(), PRECISE),
-    **dict.fromkeys("Concatenate Stack Maximum Minimum Where".split(), JOIN),
-    "Embedding": TABLE,
-    **dict.fromkeys(
-        # A global average that no rule could turn into one of these is a MEAN, with its own grid.
-        "AveragePooling1D AveragePooling2D AveragePooling3D AveragePool".split(),
-        AVERAGE,
-    ),
-}
-
-FIXED_RANGES: dict[str, tuple[float, float]] = {
-    **dict.fromkeys(("log_softmax", "logsoftmax"), (-255 / 16, 0.0)),
-    "softmax": SIGMOID_RANGE,
-    "sigmoid": SIGMOID_RANGE,
-    "tanh": (-1.0, 127 / 128),
-}
-
-_FUSES = {
-    LINEAR: {NORMALIZATION, RELU, CLIP},
-    NORMALIZATION: {NORMALIZATION, RELU, CLIP},
-    SUM: {RELU, CLIP},
-}
-
-
-def role(operation: Any) -> str:
-    """Returns the role of a layer (wrapped or not) or `keras.ops` node in the table."""
-    layer = plain(operation)
-    told = description(layer)
-    if told is not None:
-        return told.role
-    if isinstance(layer, MaskScores):
-        return JOIN
-    if isinstance(layer, ChannelScale):
-        return NORMALIZATION
-    if isinstance(layer, (FoldSteps, UnfoldSteps)):
-        return MOVE
-    name = _keras_name(layer)
-    if name == "Activation":
-        activation = activation_name(layer)
-        return {"linear": MOVE, "relu": RELU, "relu6": RELU, "hard_tanh": CLIP}.get(
-            activation or "", OUTPUT
-        )
-    if name == "ReLU" and (layer.negative_slope or layer.threshold):
-        return OUTPUT  # the runtime has no such fused activation
-    if name in ("UpSampling2D", "Resizing"):
-        return {"nearest": MOVE, "bilinear": AVERAGE}.get(layer.interpolation, OUTPUT)
-    if name == "Clip" and not _clips_around_zero(layer):
-        return OUTPUT
-    found = ROLES.get(name, OUTPUT)
-    if found == NORMALIZATION and not is_affine(layer):
-        return OUTPUT
-    if found == LINEAR and activation_name(layer) != "linear":
-        return OUTPUT  # an activation that canonicalization does not know
-    return found
-
-
-def fixed_range(operation: Any) -> tuple[float, float] | None:
-    """Returns the range that the runtime prescribes for an operation's output, if it does."""
-    layer = plain(operation)
-    name = _keras_name(layer)
-    return FIXED_RANGES.get(
-        (activation_name(layer) or "") if name == "Activation" else name.lower()
-    )
-
-
-def is_joined(graph: Graph, tensor: Any) -> bool:
-    """Returns whether a tensor goes into a concatenation and nowhere else, moved about or not."""
-    readers = graph.consumers.get(id(tensor), [])
-    if len(readers) != 1 or id(tensor) in graph.outputs:
-        return False
-    kind = role(readers[0].operation)
-    return kind == JOIN or (
-        kind == MOVE and all(is_joined(graph, output) for output in readers[0].outputs)
-    )
-
-
-def rounds_weights(layer: Any) -> bool:
-    """Returns whether a layer is wrapped to train with rounded weights."""
-    return any(isinstance(t, FakeQuant) for t in getattr(layer, "transforms", ()))
+from tfcompress.wrap.roles import (
+    AVERAGE,
+    BINARY,
+    FUSES,
+    JOIN,
+    MOVE,
+    PRECISE,
+    RELU,
+    TABLE,
+    fixed_range,
+    is_joined,
+    is_wide,
+    role,
+    rounds_weights,
+)
+from tfcompress.wrap.samples import InputSamples, samples_to_keep
 
 
 def _does_nothing(call: Call) -> bool:
@@ -158,29 +40,15 @@ def _does_nothing(call: Call) -> bool:
     return bool(others) and all(isinstance(v, (int, float)) and v == neutral for v in others)
 
 
-def _clips_around_zero(clip: Any) -> bool:
-    ends = (clip.x_min, clip.x_max)
-    return all(isinstance(end, (int, float)) for end in ends) and ends[0] <= 0 <= ends[1]
-
-
-def _keras_name(layer: Any) -> str:
-    """Returns the Keras class that `layer` behaves as; "" if its class has a call of its own."""
-    for cls in type(layer).__mro__:
-        if cls.__module__.split(".")[0] == "keras":
-            return cls.__name__
-        if "call" in vars(cls):
-            break
-    return ""
-
-
 @dataclasses.dataclass(frozen=True)
 class _State:
     """What is known of a tensor: the role still open for fusing, or the quantizer it is on.
 
     Attributes:
-        pending: While the tensor waits for the operation that decides its grid: a key of `_FUSES`
+        pending: While the tensor waits for the operation that decides its grid: a key of `FUSES`
             or JOIN; else None.
         quantized: Whether its values are on a grid.
+        bits: Of that grid, or of the operation that is waiting for it.
         quantizer: The layer that put it there; None if that stands in an outer model.
         non_negative: Whether its values cannot be negative.
         floating: The role of the operation that made it, if that was left out of quantization.
@@ -188,6 +56,7 @@ class _State:
 
     pending: str | None = None
     quantized: bool = False
+    bits: int = 8
     quantizer: ActivationQuantizer | None = None
     non_negative: bool = False
     floating: str | None = None
@@ -211,6 +80,7 @@ class PlaceQuantizers(Rewriter):
         selected: Paths of the operations to quantize, or None for all. What the runtime fuses into
             a selected operation is quantized with it.
         left_out: Paths of layers that stay float in any case, with what would be fused into them.
+        wide: Paths of layers that compute on activations of 16 bits where there are kernels for it.
         learned: Whether ranges follow their gradient instead of what they see.
     """
 
@@ -221,14 +91,17 @@ class PlaceQuantizers(Rewriter):
         selected: set[str] | None,
         *,
         left_out: Collection[str] = (),
+        wide: Collection[str] = (),
         learned: bool = False,
     ) -> None:
         super().__init__()
         self._selected = selected
         self._left_out = left_out
+        self._wide = wide
         self._learned = learned
         self._states: dict[int, _State] = {}
-        self._on_grid: dict[int, Any] = {}
+        self._on_grid: dict[tuple[int, int], Any] = {}
+        self._entered: dict[int, list[int]] = {}
         self._model_states: dict[int, list[_State]] = {}
         self._names: dict[str, int] = {}
         self._alive: list[Any] = []
@@ -241,8 +114,8 @@ class PlaceQuantizers(Rewriter):
     def enter(self, model: keras.Model, path: str, inputs: list[Any]) -> list[Any]:
         """Keeps samples of the outermost inputs; inputs of nested models come quantized."""
         if path:
-            for tensor in inputs:
-                self._note(tensor, _State(quantized=True))
+            for tensor, bits in zip_longest(inputs, self._entered[id(model)][: len(inputs)]):
+                self._note(tensor, _State(quantized=True, bits=bits or 8))
             return inputs
         capacity = samples_to_keep([tensor.shape for tensor in inputs])
         return [InputSamples(capacity, name=self._name(f"{t.name}_samples"))(t) for t in inputs]
@@ -255,7 +128,16 @@ class PlaceQuantizers(Rewriter):
     def visit_model(self, graph: Graph, call: Call, args: Any, kwargs: Any) -> Any:
         """Calls a nested model on quantized inputs; its open outputs are closed here."""
         if self._selected is None or any(p.startswith(call.path + "/") for p in self._selected):
-            args, kwargs = keras.tree.map_structure(self._quantize, (args, kwargs))
+            given = [t for t in keras.tree.flatten((args, kwargs)) if _is_tensor(t)]
+            given = [self._quantize(tensor, None) for tensor in given]
+            # Wherever it is called, the model is entered on the grids of its first call.
+            entered = [self._state(tensor).bits for tensor in given]
+            entered = self._entered.setdefault(id(call.operation), entered)
+            ready = iter([self._quantize(t, n) for t, n in zip(given, entered, strict=True)])
+            args, kwargs = keras.tree.map_structure(
+                lambda t: next(ready) if _is_tensor(t) else t, (args, kwargs)
+            )
+        self._entered.setdefault(id(call.operation), [])
         outputs = super().visit_model(graph, call, args, kwargs)
         emitted = []
         states = self._model_states[id(call.operation)]
@@ -280,15 +162,16 @@ class PlaceQuantizers(Rewriter):
             stays = kind in (MOVE, AVERAGE) and all(self._state(t).quantized for t in given)
             if not stays or not given:
                 return operation(*args, **kwargs)
+        bits = self._bits(call, kind)
         args, kwargs = keras.tree.map_structure(
-            lambda t: t if self._state(t).pending or kind == PRECISE else self._quantize(t),
-            (args, kwargs),
+            lambda t: self._handed(t, kind, bits), (args, kwargs)
         )
         given = [t for t in keras.tree.flatten((args, kwargs)) if _is_float(t)]
         if kind == AVERAGE and self._state(given[0]).quantizer is None:
             # Its grid belongs to an outer model, whose layers cannot be called in this one.
             args, kwargs = keras.tree.map_structure(
-                lambda t: self._new_quantizer(t) if _is_float(t) else t, (args, kwargs)
+                lambda t: self._new_quantizer(t, self._state(t).bits) if _is_float(t) else t,
+                (args, kwargs),
             )
             given = [t for t in keras.tree.flatten((args, kwargs)) if _is_float(t)]
         states = [self._state(t) for t in given]
@@ -297,18 +180,47 @@ class PlaceQuantizers(Rewriter):
             call.outputs, keras.tree.flatten(operation(*args, **kwargs)), strict=True
         ):
             if _is_float(new):
-                new = self._emit(graph, call, kind, states, old, new)
+                new = self._emit(graph, call, kind, bits or 8, states, old, new)
             emitted.append(new)
         return emitted
 
     def _in_float(self, kind: str, given: list[Any]) -> bool:
         """Returns whether an operation is fused into one that was left out."""
         before = [self._state(t).floating for t in given]
-        return bool(before) and all(kind in _FUSES.get(role or "", ()) for role in before)
+        return bool(before) and all(kind in FUSES.get(role or "", ()) for role in before)
+
+    def _bits(self, call: Call, kind: str) -> int | None:
+        """Returns the bits of what an operation reads and makes; None if they stay as they are."""
+        # A constant among the operands would be of 8 bits.
+        alone = type(call.operation).__name__ in BINARY and len(call.inputs) < 2
+        if not is_wide(call.operation) or alone:
+            return 8
+        if kind in (MOVE, AVERAGE):
+            return None
+        return 16 if call.path in self._wide else 8
+
+    def _handed(self, tensor: Any, kind: str, bits: int | None) -> Any:
+        """Returns a tensor as an operation reads it."""
+        state = self._state(tensor)
+        if state.pending or (kind == PRECISE and not state.quantized):
+            return tensor
+        if kind == JOIN and state.quantized and state.bits != bits:
+            # On the grid of the result, like all that is joined.
+            return self._note(self._cross(tensor), _State(JOIN))
+        return self._quantize(tensor, bits)
 
     def _emit(
-        self, graph: Graph, call: Call, kind: str, states: list[_State], old: Any, new: Any
+        self,
+        graph: Graph,
+        call: Call,
+        kind: str,
+        bits: int,
+        states: list[_State],
+        old: Any,
+        new: Any,
     ) -> Any:
+        if any(state.pending in FUSES for state in states):
+            bits = states[0].bits
         if kind == MOVE and states:
             # Dropout scales what it keeps while training; at inference it only passes values on.
             return self._note(new, states[0])
@@ -327,7 +239,7 @@ class PlaceQuantizers(Rewriter):
             joined = is_joined(graph, old)
             return self._note(new, _State(JOIN if joined else None, quantized=not joined))
         positive = kind == RELU or (kind == JOIN and all(s.non_negative for s in states))
-        state = _State(kind if kind in _FUSES else None, non_negative=positive)
+        state = _State(kind if kind in FUSES else None, bits=bits, non_negative=positive)
         return self._close(graph, call, old, self._note(new, state))
 
     def _close(self, graph: Graph, call: Call, old: Any, new: Any) -> Any:
@@ -344,29 +256,41 @@ class PlaceQuantizers(Rewriter):
                 return new
         if readers and not leaves and all(role(r.operation) == PRECISE for r in readers):
             return new
-        if role(call.operation) != JOIN and is_joined(graph, old):
+        if role(call.operation) != JOIN and state.bits == 8 and is_joined(graph, old):
             return self._note(new, dataclasses.replace(state, pending=JOIN))
-        return self._quantize(new, name=plain(call.operation).name)
+        return self._quantize(new, state.bits, plain(call.operation).name)
 
     def _fuses(self, pending: str, reader: Call) -> bool:
-        return role(reader.operation) in _FUSES.get(pending, ())
+        return role(reader.operation) in FUSES.get(pending, ())
 
-    def _quantize(self, tensor: Any, name: str | None = None) -> Any:
-        """Returns the tensor on a grid of its own, quantizing it if that was not done before."""
-        if not _is_float(tensor) or self._state(tensor).quantized:
+    def _quantize(self, tensor: Any, bits: int | None, name: str | None = None) -> Any:
+        """Returns the tensor on a grid of so many bits, rounded if need be; None is any grid."""
+        state = self._state(tensor)
+        if not _is_float(tensor) or (state.quantized and bits in (None, state.bits)):
             return tensor
-        if id(tensor) not in self._on_grid:
-            self._on_grid[id(tensor)] = self._new_quantizer(tensor, name)
-        return self._on_grid[id(tensor)]
+        key = id(tensor), bits or 8
+        if key not in self._on_grid:
+            if state.quantized:
+                name = name or _maker(tensor)
+                tensor = self._note(
+                    self._cross(tensor), dataclasses.replace(state, quantized=False)
+                )
+            self._on_grid[key] = self._new_quantizer(tensor, key[1], name)
+        return self._on_grid[key]
 
-    def _new_quantizer(self, tensor: Any, name: str | None = None) -> Any:
-        name = name or tensor._keras_history.operation.name.removesuffix("_samples")
+    def _cross(self, tensor: Any) -> Any:
+        self._alive.append(tensor)
+        return GridCrossing(name=self._name(f"{_maker(tensor)}_crossing"))(tensor)
+
+    def _new_quantizer(self, tensor: Any, bits: int, name: str | None = None) -> Any:
+        name = name or _maker(tensor)
         state = self._state(tensor)
         self._alive.append(tensor)
         return self._apply(
             ActivationQuantizer(
+                bits=bits,
                 non_negative=state.non_negative,
-                learned=self._learned,
+                learned=self._learned and bits == 8,
                 name=self._name(f"{name}_quantizer"),
             ),
             tensor,
@@ -378,7 +302,7 @@ class PlaceQuantizers(Rewriter):
     ) -> Any:
         return self._note(
             quantizer(tensor, **kwargs),
-            _State(None, True, quantizer, non_negative=state.non_negative),
+            _State(None, True, quantizer.bits, quantizer, state.non_negative),
         )
 
     def _state(self, tensor: Any) -> _State:
@@ -398,3 +322,15 @@ class PlaceQuantizers(Rewriter):
 
 def _is_float(value: Any) -> bool:
     return isinstance(value, keras.KerasTensor) and keras.backend.is_float_dtype(value.dtype)
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, keras.KerasTensor)
+
+
+def _maker(tensor: Any) -> str:
+    """Returns the name of the layer that a tensor comes from, quantizers not counted."""
+    name = tensor._keras_history.operation.name
+    for helper in ("_samples", "_quantizer"):
+        name = name.removesuffix(helper)
+    return name

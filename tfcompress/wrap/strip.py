@@ -15,14 +15,10 @@ from tfcompress.graph.expand import Expanded
 from tfcompress.graph.inline import as_graph
 from tfcompress.graph.read import Call, Graph, check_built, walk_layers
 from tfcompress.transforms import FakeQuant
-from tfcompress.wrap.activations import (
-    ActivationQuantizer,
-    InputSamples,
-)
+from tfcompress.wrap.activations import ActivationQuantizer, GridCrossing
 from tfcompress.wrap.canonicalize import original_variables
-from tfcompress.wrap.placement import (
-    ChainedModel,
-)
+from tfcompress.wrap.placement import ChainedModel
+from tfcompress.wrap.samples import InputSamples
 from tfcompress.wrap.wrapper import CompressionWrapper
 
 
@@ -114,7 +110,15 @@ def quantizers(model: keras.Model) -> list[ActivationQuantizer]:
 
 def trained_scheme(model: keras.Model) -> str:
     """Returns the name of the scheme that a quantized model is trained for."""
-    return "w4a8" if any(rounding.bits == 4 for rounding in _roundings(model)) else "int8"
+    if any(rounding.bits == 4 for rounding in _roundings(model)):
+        return "w4a8"
+    bits = [q.bits for q in quantizers(model) if q.fixed_range is None]
+    return "int16x8" if 2 * bits.count(16) > len(bits) else "int8"
+
+
+def uses_sixteen_bits(model: keras.Model) -> bool:
+    """Returns whether any activations of a quantized model have 16 bits."""
+    return any(quantizer.bits == 16 for quantizer in quantizers(model))
 
 
 def rounds_per_channel(model: keras.Model) -> bool:
@@ -177,7 +181,7 @@ class _Strip(Rewriter):
         return self._values.get(id(variable), variable)
 
     def visit(self, graph: Graph, call: Call, args: Any, kwargs: Any) -> Any:
-        if isinstance(call.operation, (ActivationQuantizer, InputSamples)):
+        if isinstance(call.operation, (ActivationQuantizer, GridCrossing, InputSamples)):
             return args[0]
         if not isinstance(call.operation, CompressionWrapper):
             return super().visit(graph, call, args, kwargs)

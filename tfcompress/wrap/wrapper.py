@@ -69,7 +69,19 @@ def channel_axes(layer: Any, weight: Any) -> tuple[int, ...]:
         return (-2,)
     if isinstance(layer, _LAST_AXIS) or getattr(layer, "rounds_each_column", False):
         return (-1,)
+    if isinstance(layer, keras.layers.EinsumDense):
+        given, letters, result = einsum_letters(layer)
+        batched = any(letter in given and letter in result for letter in letters)
+        kept = [axis - len(letters) for axis, letter in enumerate(letters) if letter in result]
+        return () if batched else tuple(kept)  # of a batch of products there is one scale
     return ()
+
+
+def einsum_letters(layer: keras.layers.EinsumDense) -> tuple[str, str, str]:
+    """Returns the letters of the axes of input, kernel and output of an EinsumDense layer."""
+    given, rest = layer.equation.replace(" ", "").replace("...", "").split(",")
+    letters, result = rest.split("->")
+    return given, letters, result
 
 
 def input_axis(layer: Any, weight: Any) -> int | None:
@@ -86,7 +98,7 @@ def input_axis(layer: Any, weight: Any) -> int | None:
         return -1
     for part in layer._flatten_layers():
         if isinstance(part, keras.layers.EinsumDense) and weight is part.kernel:
-            letters, result = part.equation.replace(" ", "").split(",")[1].split("->")
+            _, letters, result = einsum_letters(part)
             summed = [axis for axis, letter in enumerate(letters) if letter not in result]
             return summed[-1] - len(letters) if summed else None
     return -2

@@ -1,0 +1,119 @@
+"""Grids of 8 and of 16 bits in one file."""
+
+from __future__ import annotations
+
+import collections
+import copy
+from typing import Any
+
+import numpy as np
+
+from tfcompress.errors import ExportError
+from tfcompress.tflite.edit import (
+    TRANSPOSE_CONV,
+    add_buffer,
+    drop_unread,
+    drop_unused_codes,
+    drop_unused_tensors,
+)
+
+
+def join_grids(content: bytes) -> bytes:
+    """Returns the file with activations of 8 and of 16 bits as the runtime wants them.
+
+    Between the two stand `DEQUANTIZE, CAST, CAST, QUANTIZE`, where one `QUANTIZE` does; what only
+    moves values about and got in between comes after it. Biases of layers on 16 bits are int64,
+    which the converter forgets, and no scale of these is taken to be a power of two.
+
+    Args:
+        content: A `.tflite` file of integers.
+
+    Raises:
+        ExportError: If a bias is too large for the steps of its layer.
+    """
+    from tensorflow.lite.python import schema_py_generated as schema
+    from tensorflow.lite.tools import flatbuffer_utils
+
+    view = schema.Model.GetRootAsModel(content, 0)
+    graphs = [view.Subgraphs(i) for i in range(view.SubgraphsLength())]
+    types = {graph.Tensors(i).Type() for graph in graphs for i in range(graph.TensorsLength())}
+    if schema.TensorType.INT16 not in types:
+        return content
+    kinds = schema.BuiltinOperator
+    biases = {kinds.CONV_2D: 2, kinds.DEPTHWISE_CONV_2D: 2, kinds.FULLY_CONNECTED: 2}
+    biases[TRANSPOSE_CONV] = 3
+    model = flatbuffer_utils.convert_bytearray_to_object(bytearray(content))
+    for graph in model.subgraphs:
+        makers = {int(t): op for op in graph.operators for t in op.outputs}
+        readers = collections.Counter(int(t) for op in graph.operators for t in op.inputs)
+        for operator in list(graph.operators):
+            code = model.operatorCodes[operator.opcodeIndex]
+            kind = code.builtinCode
+            wide = graph.tensors[int(operator.outputs[0])].type == schema.TensorType.INT16
+            if kind == kinds.QUANTIZE:
+                _join(model, graph, operator, makers, readers, kinds)
+                code.version = max(code.version, 2)
+            elif wide and kind in (kinds.ADD, kinds.SUB):
+                operator.builtinOptions.potScaleInt16 = False
+            elif wide and kind in biases and len(operator.inputs) > biases[kind]:
+                _widen(model, graph.tensors[int(operator.inputs[biases[kind]])], schema)
+        drop_unread(graph)
+    drop_unused_codes(model)
+    drop_unused_tensors(model)
+    return bytes(flatbuffer_utils.convert_object_to_bytearray(model))
+
+
+def _join(
+    model: Any,
+    graph: Any,
+    operator: Any,
+    makers: dict[int, Any],
+    readers: collections.Counter[int],
+    kinds: Any,
+) -> None:
+    """Has a QUANTIZE read the integers that were made floats for it."""
+
+    def made_by(tensor: int, *wanted: int) -> bool:
+        maker = makers.get(tensor)
+        return maker is not None and model.operatorCodes[maker.opcodeIndex].builtinCode in wanted
+
+    found, moves = int(operator.inputs[0]), list[Any]()
+    while made_by(found, kinds.RESHAPE, kinds.TRANSPOSE):
+        if readers[found] > 1:
+            return
+        moves.insert(0, makers[found])
+        found = int(makers[found].inputs[0])
+    while made_by(found, kinds.CAST):
+        found = int(makers[found].inputs[0])
+    if not made_by(found, kinds.DEQUANTIZE):
+        return
+    source, final = int(makers[found].inputs[0]), int(operator.outputs[0])
+    operator.inputs = [source]
+    if not moves:
+        return
+    graph.operators.remove(operator)
+    graph.operators.insert(graph.operators.index(moves[0]), operator)
+    steps = [operator, *moves]
+    shapes = [source, *(int(move.outputs[0]) for move in moves[:-1])]
+    for step, following, like in zip(steps[:-1], moves, shapes, strict=True):
+        tensor = copy.copy(graph.tensors[final])
+        tensor.shape = graph.tensors[like].shape
+        tensor.shapeSignature = graph.tensors[like].shapeSignature
+        graph.tensors.append(tensor)
+        step.outputs = [len(graph.tensors) - 1]
+        following.inputs = [len(graph.tensors) - 1, *following.inputs[1:]]
+    moves[-1].outputs = [final]
+
+
+def _widen(model: Any, tensor: Any, schema: Any) -> None:
+    """Stores a bias of 32 bits in 64."""
+    if tensor.type != schema.TensorType.INT32:
+        return
+    values = np.frombuffer(bytes(model.buffers[tensor.buffer].data), np.int32)
+    if np.abs(values.astype(np.int64)).max(initial=0) >= np.iinfo(np.int32).max:
+        raise ExportError(
+            f"The bias {tensor.name!r} is larger than 2**31 steps of its layer with 16-bit "
+            "activations: its weights are tiny. Give this layer 'int8'."
+        )
+    tensor.type = schema.TensorType.INT64
+    tensor.buffer = add_buffer(model, np.frombuffer(values.astype(np.int64).tobytes(), np.uint8))

@@ -1,0 +1,189 @@
+"""What each operation is to the runtime: the table that decides where activations are rounded.
+
+The runtime computes one operation on integers if its inputs and outputs have ranges, except that
+
+- it fuses BatchNormalization and ReLU into the convolution or dense layer before them, and ReLU
+  into an addition, so that nothing stands in between to be rounded; a BatchNormalization that
+  follows something else is written as a depthwise convolution (see `forms.py`), which fuses ReLU;
+- operations that only move values about share the range of their input;
+- what is concatenated shares the range of the result, so it is not rounded before;
+- averaging shares it too, and rounds its result onto it;
+- what is looked up in a table of weights is on the grid of the weights already;
+- softmax, sigmoid and tanh have ranges that the runtime prescribes.
+
+`ROLES` says which operation is which; whatever it does not name is quantized at its output.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+
+from tfcompress.graph.cost import plain
+from tfcompress.graph.expand import MaskScores
+from tfcompress.graph.read import Graph
+from tfcompress.transforms import FakeQuant
+from tfcompress.wrap.canonicalize import activation_name
+from tfcompress.wrap.custom import description
+from tfcompress.wrap.forms import is_affine
+from tfcompress.wrap.runtime import SIGMOID_RANGE, ChannelScale, FoldSteps, UnfoldSteps
+from tfcompress.wrap.wrapper import channel_axes
+
+LINEAR = "linear"  # a weighted sum: what follows may be fused into it
+NORMALIZATION = "normalization"  # each channel scaled and moved: fused into what is before it
+RELU = "relu"  # fused into whatever computed its input
+CLIP = "clip"  # likewise: what is outside is outside of the grid
+SUM = "sum"  # an addition: a ReLU that follows is fused into it
+MOVE = "move"  # values pass unchanged: the output has the grid of the input
+JOIN = "join"  # a concatenation or selection: its inputs are on the grid of its output
+TABLE = "table"  # rows of a weight: on the grid of the weight
+AVERAGE = "average"  # the grid of the input, but values must be rounded onto it again
+PRECISE = "precise"  # its input must not be rounded to zero, unless it was before
+OUTPUT = "output"  # anything else: quantized at its output
+
+ROLES: dict[str, str] = {
+    **dict.fromkeys(
+        (
+            "Dense EinsumDense Conv1D Conv2D Conv3D DepthwiseConv1D DepthwiseConv2D "
+            "Conv1DTranspose Conv2DTranspose Conv3DTranspose"
+        ).split(),
+        LINEAR,
+    ),
+    **dict.fromkeys("BatchNormalization Rescaling Normalization".split(), NORMALIZATION),
+    **dict.fromkeys("ReLU Relu Relu6".split(), RELU),
+    "Add": SUM,
+    **dict.fromkeys(
+        (
+            "MaxPooling1D MaxPooling2D MaxPooling3D GlobalMaxPooling1D GlobalMaxPooling2D "
+            "GlobalMaxPooling3D MaxPool ZeroPadding1D ZeroPadding2D ZeroPadding3D Cropping1D "
+            "Cropping2D Cropping3D Reshape Flatten Permute RepeatVector Identity Dropout "
+            "SpatialDropout1D SpatialDropout2D SpatialDropout3D AlphaDropout GaussianDropout "
+            "GaussianNoise ActivityRegularization Transpose Squeeze ExpandDims GetItem "
+            "UpSampling1D UpSampling3D Split Max Amax Min Amin Repeat Tile Flip Roll BroadcastTo"
+        ).split(),
+        MOVE,
+    ),
+    "Clip": CLIP,
+    **dict.fromkeys("Rsqrt Reciprocal Log Log1p Log2 Log10".split(), PRECISE),
+    **dict.fromkeys("Concatenate Stack Maximum Minimum Where".split(), JOIN),
+    "Embedding": TABLE,
+    **dict.fromkeys(
+        # A global average that no rule could turn into one of these is a MEAN, with its own grid.
+        "AveragePooling1D AveragePooling2D AveragePooling3D AveragePool".split(),
+        AVERAGE,
+    ),
+}
+
+FIXED_RANGES: dict[str, tuple[float, float]] = {
+    **dict.fromkeys(("log_softmax", "logsoftmax"), (-255 / 16, 0.0)),
+    "softmax": SIGMOID_RANGE,
+    "sigmoid": SIGMOID_RANGE,
+    "tanh": (-1.0, 127 / 128),
+}
+
+FUSES = {
+    LINEAR: {NORMALIZATION, RELU, CLIP},
+    NORMALIZATION: {NORMALIZATION, RELU, CLIP},
+    SUM: {RELU, CLIP},
+}
+
+
+WIDE = frozenset(
+    (
+        "Dense EinsumDense Conv1D Conv2D DepthwiseConv1D DepthwiseConv2D Conv1DTranspose "
+        "Conv2DTranspose BatchNormalization Rescaling Normalization ReLU Relu Relu6 Clip Add "
+        "Multiply Subtract LeakyReLU MaxPooling1D MaxPooling2D GlobalMaxPooling1D "
+        "GlobalMaxPooling2D AveragePooling1D AveragePooling2D MaxPool AveragePool ZeroPadding1D "
+        "ZeroPadding2D Cropping1D Cropping2D Reshape Flatten Permute Identity Dropout "
+        "SpatialDropout1D SpatialDropout2D AlphaDropout GaussianDropout GaussianNoise "
+        "ActivityRegularization Transpose Squeeze ExpandDims GetItem Matmul Mean"
+    ).split()
+)
+"""Operations for which converter and runtime have kernels with activations of 16 bits."""
+
+BINARY = ("Add", "Multiply", "Subtract", "Matmul")
+
+
+def is_wide(operation: Any) -> bool:
+    """Returns whether an operation can compute on activations of 16 bits."""
+    layer = plain(operation)
+    if isinstance(layer, ChannelScale):
+        return True
+    if isinstance(layer, keras.layers.EinsumDense):
+        return bool(channel_axes(layer, layer.kernel))
+    if isinstance(layer, keras.layers.Activation):
+        return activation_name(layer) in ("linear", "relu", "relu6", "leaky_relu")
+    return _keras_name(layer) in WIDE
+
+
+def role(operation: Any) -> str:
+    """Returns the role of a layer (wrapped or not) or `keras.ops` node in the table."""
+    layer = plain(operation)
+    told = description(layer)
+    if told is not None:
+        return told.role
+    if isinstance(layer, MaskScores):
+        return JOIN
+    if isinstance(layer, ChannelScale):
+        return NORMALIZATION
+    if isinstance(layer, (FoldSteps, UnfoldSteps)):
+        return MOVE
+    name = _keras_name(layer)
+    if name == "Activation":
+        activation = activation_name(layer)
+        return {"linear": MOVE, "relu": RELU, "relu6": RELU, "hard_tanh": CLIP}.get(
+            activation or "", OUTPUT
+        )
+    if name == "ReLU" and (layer.negative_slope or layer.threshold):
+        return OUTPUT  # the runtime has no such fused activation
+    if name in ("UpSampling2D", "Resizing"):
+        return {"nearest": MOVE, "bilinear": AVERAGE}.get(layer.interpolation, OUTPUT)
+    if name == "Clip" and not _clips_around_zero(layer):
+        return OUTPUT
+    found = ROLES.get(name, OUTPUT)
+    if found == NORMALIZATION and not is_affine(layer):
+        return OUTPUT
+    if found == LINEAR and activation_name(layer) != "linear":
+        return OUTPUT  # an activation that canonicalization does not know
+    return found
+
+
+def fixed_range(operation: Any) -> tuple[float, float] | None:
+    """Returns the range that the runtime prescribes for an operation's output, if it does."""
+    layer = plain(operation)
+    name = _keras_name(layer)
+    return FIXED_RANGES.get(
+        (activation_name(layer) or "") if name == "Activation" else name.lower()
+    )
+
+
+def is_joined(graph: Graph, tensor: Any) -> bool:
+    """Returns whether a tensor goes into a concatenation and nowhere else, moved about or not."""
+    readers = graph.consumers.get(id(tensor), [])
+    if len(readers) != 1 or id(tensor) in graph.outputs:
+        return False
+    kind = role(readers[0].operation)
+    return kind == JOIN or (
+        kind == MOVE and all(is_joined(graph, output) for output in readers[0].outputs)
+    )
+
+
+def rounds_weights(layer: Any) -> bool:
+    """Returns whether a layer is wrapped to train with rounded weights."""
+    return any(isinstance(t, FakeQuant) for t in getattr(layer, "transforms", ()))
+
+
+def _clips_around_zero(clip: Any) -> bool:
+    ends = (clip.x_min, clip.x_max)
+    return all(isinstance(end, (int, float)) for end in ends) and ends[0] <= 0 <= ends[1]
+
+
+def _keras_name(layer: Any) -> str:
+    """Returns the Keras class that `layer` behaves as; "" if its class has a call of its own."""
+    for cls in type(layer).__mro__:
+        if cls.__module__.split(".")[0] == "keras":
+            return cls.__name__
+        if "call" in vars(cls):
+            break
+    return ""
