@@ -6,11 +6,12 @@ Transformer and a network of 1-D convolutions that read the images row by row, s
 curves of electricity (the data are in aeon: pip install --no-deps aeon). By hand, an hour for
 either part, and three with --full, on one core:
 
-    python -m benchmarks.quantization [--seeds 3] [--part resnet|sequences] [--full]
+    python -m benchmarks.quantization [--seeds 0 1 2] [--part resnet|rows|vowels|power] [--full]
 """
 
 import argparse
 import dataclasses
+import fnmatch
 import importlib.util
 import math
 import pathlib
@@ -64,9 +65,9 @@ def resnet(data, seeds, full):
     x, y = data.x_train, data.y_train
     batch, epochs, more = (128, 8, 2) if full else (64, 12, 3)
     steps = math.ceil(len(x) / batch)
-    for seed in range(seeds):
+    for seed in seeds:
         keras.utils.set_random_seed(seed)
-        model = compiled(resnet_model(), decay(3e-3, epochs * steps), jit_compile=True)
+        model = compiled(resnet_model(), decay(3e-3, epochs * steps))
         model.fit(x, y, batch_size=batch, epochs=epochs, verbose=0)
         with tempfile.TemporaryDirectory() as folder:
             path = f"{folder}/m.tflite"
@@ -79,7 +80,7 @@ def resnet(data, seeds, full):
                     ramp = tfc.PolynomialDecay(0.0, sparsity, 0, more * steps, frequency=25)
                     start = tfc.prune(model, ramp)
                 rate = decay(1e-3 if sparsity else 5e-4, length * steps)
-                aware = compiled(tfc.quantize(start, scheme), rate, jit_compile=True)
+                aware = compiled(tfc.quantize(start, scheme), rate)
                 aware.fit(x, y, batch_size=batch, epochs=length, verbose=0)
                 tfc.export_tflite(aware, path)
                 yield seed, name, accuracy(path, data), *sizes(path)
@@ -162,7 +163,7 @@ def sequences(data, seeds, epochs, more, batch):
     x, y = data.x_train, data.y_train
     steps = math.ceil(len(x) / batch)
     for make in (lstm, transformer, convolutions):
-        for seed in range(seeds):
+        for seed in seeds:
             keras.utils.set_random_seed(seed)
             model = compiled(make(x.shape[1:], len(set(y))), decay(3e-3, epochs * steps))
             model.fit(x, y, batch_size=batch, epochs=epochs, verbose=0)
@@ -186,19 +187,19 @@ def main():
     """Prints both tables."""
     warnings.simplefilter("ignore", tfc.CompressionWarning)
     parser = argparse.ArgumentParser()
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--part", default="")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--part", default="*", help="a glob on 'resnet' and the sequences' names")
     parser.add_argument("--full", action="store_true")
     options = parser.parse_args()
     data, console = load(options.full), Console(width=120)
-    if options.part in ("", "sequences"):
-        sets = [
-            (image_rows(load()), 8, 2, 64),
-            (series("JapaneseVowels"), 150, 40, 32),
-            (series("ItalyPowerDemand"), 300, 100, 32),
-        ]
-        for given, *training in sets:
-            found = {}
+    sets = {
+        "rows": (lambda: image_rows(load()), 8, 2, 64),
+        "vowels": (lambda: series("JapaneseVowels"), 150, 40, 32),
+        "power": (lambda: series("ItalyPowerDemand"), 300, 100, 32),
+    }
+    for part, (read, *training) in sets.items():
+        if fnmatch.fnmatch(part, options.part):
+            given, found = read(), {}
             for name, scheme, share, tensors in sequences(given, options.seeds, *training):
                 print(given.source, name, scheme, f"{share:.4f}", tensors, flush=True)
                 found.setdefault((name, scheme), []).append((share, tensors))
@@ -208,7 +209,7 @@ def main():
             ]
             columns = ("network", "scheme", "accuracy", "float tensors")
             console.print(table(given.source, columns, rows))
-    if options.part in ("", "resnet"):
+    if fnmatch.fnmatch("resnet", options.part):
         found = {}
         for seed, name, share, count, zipped in resnet(data, options.seeds, options.full):
             print(seed, name, f"{share:.4f}", count, zipped, flush=True)
