@@ -214,6 +214,11 @@ def export_tflite(
             f"scheme={scheme!r} would drop the ranges that this model was trained with. Export it "
             "as int8, or export strip(model)."
         )
+    if io_dtype != "float32" and (uses_sixteen_bits(model) or (options and options.uses_sixteen_bits)):
+        raise ValueError(
+            f"io_dtype={io_dtype!r} is not possible where some layers have 16-bit activations. "
+            "Use io_dtype='float32'."
+        )
     probes, source = agreement.probes(model, specs, given) if verify else (None, "")
     warn_unfinished(model, "export_tflite")
     if backend_problem := _backend_problem():
@@ -223,11 +228,6 @@ def export_tflite(
     final = model
     if integer and not use_ranges and not by_converter:
         final = post_training(model, options or as_scheme(scheme), given or {}, say)
-    if io_dtype != "float32" and not by_converter and uses_sixteen_bits(final):
-        raise ValueError(
-            f"io_dtype={io_dtype!r} is not possible where some layers have 16-bit activations. "
-            "Use io_dtype='float32'."
-        )
     _check_finite(final)
     say("converting")
     content = convert(

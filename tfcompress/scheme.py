@@ -118,6 +118,12 @@ class QuantizationScheme:
                 check_choice(scheme, f"overrides[{glob!r}]", ("float32", *INTEGER_SCHEMES))
 
     @property
+    def uses_sixteen_bits(self) -> bool:
+        """Whether any activations have 16 bits."""
+        others = (as_scheme(o) for o in self.overrides.values() if o != "float32")
+        return 16 in (self.activation_bits, *(other.activation_bits for other in others))
+
+    @property
     def name(self) -> str:
         """The name of the nearest named scheme."""
         if self.activation_bits == 16:
