@@ -214,7 +214,8 @@ def export_tflite(
             f"scheme={scheme!r} would drop the ranges that this model was trained with. Export it "
             "as int8, or export strip(model)."
         )
-    if io_dtype != "float32" and (uses_sixteen_bits(model) or (options and options.uses_sixteen_bits)):
+    sixteen = uses_sixteen_bits(model) or (options is not None and options.uses_sixteen_bits)
+    if io_dtype != "float32" and sixteen:
         raise ValueError(
             f"io_dtype={io_dtype!r} is not possible where some layers have 16-bit activations. "
             "Use io_dtype='float32'."
