@@ -167,14 +167,18 @@ def _save(tf: Any, model: keras.Model, folder: str, names: list[str], batch_size
     structure = getattr(model, "_inputs_struct", None)
     single = len(specs) == 1 and not isinstance(structure, (dict, list, tuple))
     module = tf.Module()
-    values = [v.value if _is_large(v) else v.numpy() for v in model.variables]
+    products = _large_products(model)
+    module.rows = [_by_rows(tf, layer) for layer in products]
+    replaced = {id(layer.kernel) for layer in products}
+    variables = [v for v in model.variables if id(v) not in replaced]
+    values = [v.value if _is_large(v) else v.numpy() for v in variables]
     module.large = [value for value in values if isinstance(value, tf.Variable)]
 
     @tf.function(autograph=False)
     def serve(*given: Any) -> dict[str, Any]:
         # The model is never called on variables: looking rows up in one is another operation.
         tensors = map(tf.convert_to_tensor, values)
-        with keras.StatelessScope(list(zip(model.variables, tensors, strict=True))):
+        with keras.StatelessScope(list(zip(variables, tensors, strict=True))):
             packed = given[0] if single else tree.pack_sequence_as(structure, list(given))
             outputs = tree.flatten(model(packed, training=False))
         return dict(zip(names, outputs, strict=True))
@@ -190,6 +194,41 @@ def _save(tf: Any, model: keras.Model, folder: str, names: list[str], batch_size
     graphs = [concrete.graph.as_graph_def(), *concrete.graph.as_graph_def().library.function]
     nodes = [node for graph in graphs for node in getattr(graph, "node_def", None) or graph.node]
     return [node.name for node in nodes if node.op in ("While", "StatelessWhile")]
+
+
+def _large_products(model: keras.Model) -> list[Any]:
+    """Returns the dense layers whose kernel should not be transposed while it is converted."""
+    return [
+        layer
+        for layer in model._flatten_layers()
+        if type(layer) is keras.layers.Dense and math.prod(layer.kernel.shape) > _HUGE // 16
+    ]
+
+
+def _by_rows(tf: Any, layer: keras.layers.Dense) -> Any:
+    """Has a dense layer multiply by its kernel as the file holds it, a row for each output.
+
+    The converter would transpose the kernel, and keep both in memory.
+
+    Returns:
+        The transposed kernel. The layer's own is given up.
+    """
+    kernel = layer._kernel
+    rows = tf.Variable(tf.transpose(kernel.value))
+    kernel._value = tf.Variable(tf.zeros((0,)))
+
+    def call(inputs: Any, training: bool | None = None) -> Any:
+        flat = tf.reshape(inputs, (-1, rows.shape[1])) if len(inputs.shape) > 2 else inputs
+        outputs = tf.matmul(flat, tf.convert_to_tensor(rows), transpose_b=True)
+        if len(inputs.shape) > 2:
+            ends = [-1 if size is None else size for size in (*inputs.shape[:-1], rows.shape[0])]
+            outputs = tf.reshape(outputs, ends)
+        if layer.use_bias:
+            outputs = outputs + tf.convert_to_tensor(layer.bias)
+        return outputs if layer.activation is None else layer.activation(outputs)
+
+    layer.call = call
+    return rows
 
 
 _LARGE, _HUGE = 1 << 14, 1 << 24  # numbers
