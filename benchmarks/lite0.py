@@ -52,7 +52,8 @@ RECIPES = [
     (4, "channel", "min-max", PLAIN),
     (4, "channel", "min-max, biases", {}),
     (4, "channel", "weights by mse, biases", {"weight_range": "mse"}),
-    (4, "channel", "AdaRound, biases", {"weight_range": "mse", **ADAROUND}),
+    (4, "channel", "AdaRound, biases", ADAROUND),
+    (4, "channel", "AdaRound, by mse, biases", {"weight_range": "mse", **ADAROUND}),
 ]
 SEEN, HELD_OUT = ("flower", "astronaut", "rocket"), ("china", "coffee", "chelsea", "motorcycle")
 

@@ -6,7 +6,8 @@ Transformer and a network of 1-D convolutions that read the images row by row, s
 curves of electricity (the data are in aeon: pip install --no-deps aeon). By hand, an hour for
 either part, and three with --full, on one core:
 
-    python -m benchmarks.quantization [--seeds 0 1 2] [--part resnet|rows|vowels|power] [--full]
+    python -m benchmarks.quantization [--seeds 0 1 2] [--part resnet|rows|vowels|power] \\
+        [--full] [--recipes GLOB] [--folder FOLDER]
 """
 
 import argparse
@@ -60,20 +61,26 @@ def decay(rate, steps):
     return keras.optimizers.schedules.CosineDecay(rate, steps)
 
 
-def resnet(data, seeds, full):
+def resnet(data, options):
     """Yields (seed, row, accuracy, bytes of the file, bytes after gzip) of every recipe."""
     x, y = data.x_train, data.y_train
-    batch, epochs, more = (128, 8, 2) if full else (64, 12, 3)
+    batch, epochs, more = (128, 8, 2) if options.full else (64, 12, 3)
     steps = math.ceil(len(x) / batch)
-    for seed in seeds:
+    for seed in options.seeds:
         keras.utils.set_random_seed(seed)
-        model = compiled(resnet_model(), decay(3e-3, epochs * steps))
-        model.fit(x, y, batch_size=batch, epochs=epochs, verbose=0)
+        kept = options.folder / f"float-{seed}.keras"
+        if kept.exists():
+            model = keras.models.load_model(kept)
+        else:
+            model = compiled(resnet_model(), decay(3e-3, epochs * steps))
+            model.fit(x, y, batch_size=batch, epochs=epochs, verbose=0)
+            model.save(kept)
         with tempfile.TemporaryDirectory() as folder:
             path = f"{folder}/m.tflite"
             tfc.export_tflite(model, path)
             yield seed, "float", accuracy(path, data), *sizes(path)
-            for name, (scheme, sparsity) in QAT.items():
+            for name in fnmatch.filter(QAT, options.recipes):
+                scheme, sparsity = QAT[name]
                 start, length = model, more
                 if sparsity:
                     length = 2 * more
@@ -84,8 +91,8 @@ def resnet(data, seeds, full):
                 aware.fit(x, y, batch_size=batch, epochs=length, verbose=0)
                 tfc.export_tflite(aware, path)
                 yield seed, name, accuracy(path, data), *sizes(path)
-            for name, scheme in PTQ.items():
-                tfc.export_tflite(model, path, scheme=scheme, representative_dataset=x[:512])
+            for name in fnmatch.filter(PTQ, options.recipes):
+                tfc.export_tflite(model, path, scheme=PTQ[name], representative_dataset=x[:512])
                 yield seed, name, accuracy(path, data), *sizes(path)
 
 
@@ -190,6 +197,8 @@ def main():
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--part", default="*", help="a glob on 'resnet' and the sequences' names")
     parser.add_argument("--full", action="store_true")
+    parser.add_argument("--recipes", default="*", help="a glob on the rows of the ResNet")
+    parser.add_argument("--folder", type=pathlib.Path, default=".", help="keeps its float nets")
     options = parser.parse_args()
     data, console = load(options.full), Console(width=120)
     sets = {
@@ -211,7 +220,7 @@ def main():
             console.print(table(given.source, columns, rows))
     if fnmatch.fnmatch("resnet", options.part):
         found = {}
-        for seed, name, share, count, zipped in resnet(data, options.seeds, options.full):
+        for seed, name, share, count, zipped in resnet(data, options):
             print(seed, name, f"{share:.4f}", count, zipped, flush=True)
             found.setdefault(name, []).append((share, count, zipped))
         rows = [

@@ -38,7 +38,7 @@ class QuantizationScheme:
     """How a model is quantized: the same object for `quantize` and for `export_tflite`.
 
     The names "int8", "w4a8" and "int16x8" stand for `QuantizationScheme()`,
-    `QuantizationScheme(4, "mse", rounding="adaround")` and
+    `QuantizationScheme(4, rounding="adaround")` and
     `QuantizationScheme(activation_bits=16)`. What applies to only one of training (QAT) and export
     without training (PTQ) is ignored by the other, as said below.
 
@@ -143,5 +143,5 @@ def as_scheme(scheme: Any, argument: str = "scheme") -> QuantizationScheme:
         )
     name = check_choice(scheme, argument, INTEGER_SCHEMES)
     if name == "w4a8":
-        return QuantizationScheme(4, "mse", rounding="adaround")
+        return QuantizationScheme(4, rounding="adaround")
     return QuantizationScheme(activation_bits=16 if name == "int16x8" else 8)

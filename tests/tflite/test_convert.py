@@ -126,3 +126,29 @@ def test_ends_of_other_widths_are_refused(tmp_path):
 def test_three_d_pooling_of_a_sequential_model_in_float(tmp_path):
     model = INTEGER["AveragePooling3D"]()
     assert tfc.export_tflite(model, tmp_path / "m.tflite").agreement.rmse < 1e-4
+
+
+@pytest.mark.parametrize("scheme", ["float32", "int8"])
+@pytest.mark.parametrize("batch_size", [1, None])
+def test_large_dense_kernels(scheme, batch_size, tmp_path):
+    """They are turned before they are converted, whatever is behind them."""
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((3, 1024))
+    x = L.Dense(1100, activation="relu", name="steps")(inputs)
+    x = L.Dense(1024, use_bias=False, name="plain")(L.GlobalAveragePooling1D()(x))
+    outputs = L.Dense(10)(L.ReLU()(L.BatchNormalization()(x)))
+    model = keras.Model(inputs, outputs)
+    x = np.random.default_rng(0).normal(size=(32, 3, 1024)).astype("float32")
+    before = [np.array(weight) for weight in model.weights]
+    result = tfc.export_tflite(
+        model,
+        tmp_path / "m.tflite",
+        scheme=scheme,
+        batch_size=batch_size,
+        representative_dataset=x if scheme == "int8" else None,
+        verbose=False,
+    )
+    assert result.ops["FULLY_CONNECTED"] == 3 and "TRANSPOSE" not in result.ops
+    assert result.agreement.rmse < (1e-4 if scheme == "float32" else 0.05)
+    for weight, value in zip(model.weights, before, strict=True):
+        np.testing.assert_array_equal(weight, value)
