@@ -6,8 +6,7 @@ Transformer and a network of 1-D convolutions that read the images row by row, s
 curves of electricity (the data are in aeon: pip install --no-deps aeon). By hand, an hour for
 either part, and three with --full, on one core:
 
-    python -m benchmarks.quantization [--seeds 0 1 2] [--part resnet|rows|vowels|power] \\
-        [--full] [--recipes GLOB] [--folder FOLDER]
+    python -m benchmarks.quantization [--seeds 0 1 2] [--part resnet|rows|vowels|power] [--full]
 """
 
 import argparse
