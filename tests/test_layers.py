@@ -233,6 +233,8 @@ EQUATIONS = {
     "abc,cd->adb": ((12, 6), (5, 12), "d"),
     "abc,bd->adc": ((12, 6), (5, 6), "d"),
     "abc,bcd->ad": ((12, 6), (5,), "d"),
+    "abc,cde->adbe": ((12, 6), (5, 12, 3), "e"),
+    "abc,cde->aebd": ((12, 6), (3, 12, 5), "ed"),
     "...x,xy->...y": ((12, 6), (5,), "y"),
 }
 
@@ -253,6 +255,24 @@ def test_products_agree_to_the_bit(equation, tmp_path):
     aware(x, training=True)
     result = tfc.export_tflite(aware, tmp_path / "m.tflite")
     assert result.float_tensors == [] and result.agreement.rmse < 0.002
+
+
+def test_products_in_any_order_in_float(tmp_path):
+    """With a bias on some of their channels, an activation, or an axis that both sides share."""
+    for equation, shape, output_shape, bias, activation in (
+        ("abc,cd->adb", (5, 8), (6, 5), "d", "softmax"),
+        ("abc,bcd->abd", (5, 8), (5, 6), "d", "relu"),
+        ("abc,cde->abde", (5, 8), (5, 4, 3), "e", None),
+    ):
+        layer = L.EinsumDense(
+            equation,
+            output_shape=output_shape,
+            bias_axes=bias,
+            activation=activation,
+            bias_initializer="normal",
+        )
+        model = keras.Sequential([keras.Input(shape), layer])
+        assert tfc.export_tflite(model, tmp_path / "m.tflite").agreement.rmse < 1e-5
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 from keras import layers as L
+from keras import ops
 
 import tfcompress as tfc
 from tests import nets
@@ -152,3 +153,23 @@ def test_large_dense_kernels(scheme, batch_size, tmp_path):
     assert result.agreement.rmse < (1e-4 if scheme == "float32" else 0.05)
     for weight, value in zip(model.weights, before, strict=True):
         np.testing.assert_array_equal(weight, value)
+
+
+def test_custom_layers_with_dense_layers_inside(tmp_path):
+    """One of them is never built, of one only the kernel is read."""
+
+    @keras.saving.register_keras_serializable("test_convert")
+    class Tied(L.Layer):
+        def __init__(self, **kwargs):
+            super().__init__(**kwargs)
+            self.used, self.unused = L.Dense(1100), L.Dense(4)
+
+        def build(self, shape):
+            self.used.build(shape)
+
+        def call(self, x):
+            return ops.matmul(ops.matmul(x, self.used.kernel), ops.transpose(self.used.kernel))
+
+    inputs = keras.Input((1024,))
+    model = keras.Model(inputs, Tied()(inputs))
+    assert tfc.export_tflite(model, tmp_path / "m.tflite", verbose=False).agreement.rmse < 1e-4

@@ -4,11 +4,13 @@ import keras
 import numpy as np
 import pytest
 from keras import layers as L
+from keras import ops
 
 import tfcompress as tfc
 from tests import nets
 from tests.test_layers import INTEGER, samples
 from tfcompress.agreement import measure
+from tfcompress.wrap.strip import quantizers
 
 
 def network():
@@ -121,6 +123,50 @@ def test_kinds_of_layers(name, tmp_path):
     result = tfc.export_tflite(aware, tmp_path / "m.tflite")
     assert result.float_tensors == [], result.ops
     assert measure(aware, result.path, x).rmse < 0.01
+
+
+def vectors(function):
+    inputs = keras.Input((8,))
+    return keras.Model(inputs, function(inputs))
+
+
+ODD = {
+    "matrices added": lambda x: L.Add()([L.Dense(8)(x), L.Dense(8)(x)]),
+    "and a ReLU": lambda x: L.Dense(3)(L.ReLU()(L.Add()([L.Dense(6)(x), L.Dense(6)(x)]))),
+    "clipped unevenly": lambda x: L.Dense(4)(ops.clip(L.Dense(16)(x), -0.1, 3.0)),
+    "clipped at zero": lambda x: L.Dense(4)(ops.clip(L.Dense(16)(x), 0.0, 3.0)),
+    "clipped evenly": lambda x: L.Dense(4)(ops.clip(L.Dense(16)(x), -2.0, 2.0)),
+    "moved first": lambda x: L.Dense(4)(L.Flatten()(L.Reshape((2, 4))(x))),
+    "nested": lambda x: L.Dense(4)(keras.Sequential([keras.Input((8,)), L.Dense(8)])(x)),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_odd_graphs(name, tmp_path):
+    keras.utils.set_random_seed(0)
+    model = vectors(ODD[name])
+    x = 2 * np.random.default_rng(0).normal(size=(64, 8)).astype("float32")
+    aware = tfc.quantize(model, "int16x8")
+    aware(x, training=True)
+    assert all(quantizer.bits == 16 for quantizer in quantizers(aware))
+    result = tfc.export_tflite(aware, tmp_path / "m.tflite")
+    assert result.float_tensors == [] and result.agreement.rmse < 0.001
+
+
+@pytest.mark.filterwarnings("ignore:.*poor copy")
+def test_casts_of_the_user_stay(tmp_path):
+    for function in (
+        lambda x: L.Dense(4)(ops.cast(ops.cast(L.Dense(16)(x), "int32"), "float32")),
+        lambda x: ops.cast(L.Dense(16, use_bias=False)(x), "int32"),
+    ):
+        keras.utils.set_random_seed(0)
+        model = vectors(function)
+        x = 4 * np.random.default_rng(0).normal(size=(64, 8)).astype("float32")
+        scheme = tfc.QuantizationScheme(activation_bits=16)
+        result = tfc.export_tflite(
+            model, tmp_path / "m.tflite", scheme=scheme, representative_dataset=x
+        )
+        assert result.ops["CAST"] and result.agreement.rmse < 0.2
 
 
 def test_strip_takes_all_of_it_out():

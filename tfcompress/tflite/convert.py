@@ -15,7 +15,7 @@ import numpy as np
 from keras import tree
 
 from tfcompress.errors import ExportError
-from tfcompress.graph.read import input_specs
+from tfcompress.graph.read import input_specs, walk_layers
 from tfcompress.scheme import INTEGER_SCHEMES
 from tfcompress.stderr import captured_stderr
 from tfcompress.tflite.edit import (
@@ -200,8 +200,10 @@ def _large_products(model: keras.Model) -> list[Any]:
     """Returns the dense layers whose kernel should not be transposed while it is converted."""
     return [
         layer
-        for layer in model._flatten_layers()
-        if type(layer) is keras.layers.Dense and math.prod(layer.kernel.shape) > _HUGE // 16
+        for _, layer in walk_layers(model)
+        if type(layer) is keras.layers.Dense
+        and math.prod(layer.kernel.shape) > _HUGE // 16
+        and all([*node.input_tensors[0].shape].count(None) < 2 for node in layer._inbound_nodes)
     ]
 
 

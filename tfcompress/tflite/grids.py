@@ -51,12 +51,14 @@ def join_grids(content: bytes) -> bytes:
             kind = code.builtinCode
             wide = graph.tensors[int(operator.outputs[0])].type == schema.TensorType.INT16
             if kind == kinds.QUANTIZE:
-                _join(model, graph, operator, makers, readers, kinds)
+                _join(model, graph, operator, makers, readers, schema)
                 code.version = max(code.version, 2)
             elif wide and kind in (kinds.ADD, kinds.SUB):
                 operator.builtinOptions.potScaleInt16 = False
             elif wide and kind in biases and len(operator.inputs) > biases[kind]:
-                _widen(model, graph.tensors[int(operator.inputs[biases[kind]])], schema)
+                bias = int(operator.inputs[biases[kind]])
+                if bias >= 0:
+                    _widen(model, graph.tensors[bias], schema)
         drop_unread(graph)
     drop_unused_codes(model)
     drop_unused_tensors(model)
@@ -69,9 +71,10 @@ def _join(
     operator: Any,
     makers: dict[int, Any],
     readers: collections.Counter[int],
-    kinds: Any,
+    schema: Any,
 ) -> None:
     """Has a QUANTIZE read the integers that were made floats for it."""
+    kinds = schema.BuiltinOperator
 
     def made_by(tensor: int, *wanted: int) -> bool:
         maker = makers.get(tensor)
@@ -83,8 +86,13 @@ def _join(
             return
         moves.insert(0, makers[found])
         found = int(makers[found].inputs[0])
-    while made_by(found, kinds.CAST):
-        found = int(makers[found].inputs[0])
+    if made_by(found, kinds.CAST):
+        double = int(makers[found].inputs[0])
+        if graph.tensors[double].type != schema.TensorType.FLOAT64 or not made_by(
+            double, kinds.CAST
+        ):
+            return  # what the user casts
+        found = int(makers[double].inputs[0])
     if not made_by(found, kinds.DEQUANTIZE):
         return
     source, final = int(makers[found].inputs[0]), int(operator.outputs[0])

@@ -20,6 +20,7 @@ from tfcompress.wrap.forms import (
     Flat,
     SummingLayerNormalization,
     affine_of,
+    apart,
     fits_affine,
     in_order,
     in_two_axes,
@@ -35,6 +36,7 @@ from tfcompress.wrap.roles import (
     MOVE,
     NORMALIZATION,
     RELU,
+    SUM,
     TABLE,
     is_joined,
     role,
@@ -124,8 +126,8 @@ class _Bake(Rewriter):
                 return made
         deferred = bool(args) and isinstance(args[0], (Flat, Affine))
         if role(layer) in (RELU, CLIP) and self._clipped_by_grid(graph, call):
-            # The grid ends where the clipping does, or before.
-            if role(layer) == CLIP:
+            # The grid ends where the clipping does, or before; one of 16 bits at both ends alike.
+            if role(layer) == CLIP and not (self._is_wide(graph, call) and _ends_of(layer)[0] == 0):
                 return args[0]
             relu = self.once(layer, lambda: layers.ReLU(name=layer.name, dtype="float32"))
             return _flat(args[0]).then(relu) if deferred else relu(args[0])
@@ -151,7 +153,11 @@ class _Bake(Rewriter):
             if made is not None:
                 return made
         if ordered := in_order(layer):
-            return ops.transpose(self.clone(layer, **ordered[0])(*args, **kwargs), ordered[1])
+            changed, axes, self._values[id(layer.bias)] = ordered
+            made = ops.transpose(self.clone(layer, **changed)(*args, **kwargs), axes)
+            return layer.activation(made) if layer.activation else made
+        if self._sums_matrices(call):
+            return apart(*tree.flatten(args))
         pooled = pooled_in_turns(layer, args[0]) if args else None
         written = WRITTEN.get(type(layer).__name__) if self._rounds or self._wide else None
         if pooled is not None:
@@ -192,6 +198,11 @@ class _Bake(Rewriter):
         name = f"{layer.name}_{count}" if count else layer.name
         return Affine(value, *affine_of(layer), name=name)
 
+    def _is_wide(self, graph: Graph, call: Call) -> bool:
+        """Returns whether the grid behind a call has 16 bits."""
+        readers = graph.consumers.get(id(call.outputs[0]), [])
+        return any(getattr(reader.operation, "bits", 8) == 16 for reader in readers)
+
     def _clipped_by_grid(self, graph: Graph, call: Call) -> bool:
         """Returns whether the runtime has no such fused clipping, and the grid behind it clips."""
         layer = plain(call.operation)
@@ -199,6 +210,10 @@ class _Bake(Rewriter):
             return False
         readers = graph.consumers.get(id(call.outputs[0]), [])
         quantized = [isinstance(reader.operation, ActivationQuantizer) for reader in readers]
+        low, high = _ends_of(layer) if role(layer) == CLIP else (0, None)
+        uneven_ends = low not in (0, None if high is None else -high)
+        if uneven_ends and self._is_wide(graph, call):
+            return False
         return self._rounds and bool(quantized) and all(quantized)
 
     def _called(self, layer: Any, args: Any, kwargs: Any) -> Any:
@@ -216,6 +231,13 @@ class _Bake(Rewriter):
         if isinstance(old, RuntimeLayer):
             return zip(old.original_variables(), new.original_variables(), strict=True)
         return super().match(old, new)
+
+    def _sums_matrices(self, call: Call) -> bool:
+        """Returns whether a call adds matrices of 16 bits."""
+        made = [self._producers.get(id(tensor)) for tensor in call.inputs]
+        wide = any(p is not None and getattr(p.operation, "bits", 8) == 16 for p in made)
+        ranks = [len(tensor.shape) for tensor in call.inputs]
+        return wide and role(call.operation) == SUM and ranks == [2, 2]
 
     def _comes_across(self, tensor: Any) -> bool:
         """Returns whether a tensor comes from a grid of other bits, moved about or not."""
@@ -260,6 +282,11 @@ class _Bake(Rewriter):
 
 
 _FUSED = (None, 6, 6.0)  # ReLU and ReLU6
+
+
+def _ends_of(clip: Any) -> tuple[float, float]:
+    """Returns where an operation clips; without ends of its own it is a hard tanh."""
+    return getattr(clip, "x_min", -1), getattr(clip, "x_max", 1)
 
 
 def _flat(value: Flat | Affine) -> Flat:

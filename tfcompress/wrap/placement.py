@@ -129,7 +129,8 @@ class PlaceQuantizers(Rewriter):
         """Calls a nested model on quantized inputs; its open outputs are closed here."""
         if self._selected is None or any(p.startswith(call.path + "/") for p in self._selected):
             given = [t for t in keras.tree.flatten((args, kwargs)) if _is_tensor(t)]
-            given = [self._quantize(tensor, None) for tensor in given]
+            wide = any(path.startswith(call.path + "/") for path in self._wide)
+            given = [self._as_it_is(tensor, wide) for tensor in given]
             # Wherever it is called, the model is entered on the grids of its first call.
             entered = [self._state(tensor).bits for tensor in given]
             entered = self._entered.setdefault(id(call.operation), entered)
@@ -164,7 +165,7 @@ class PlaceQuantizers(Rewriter):
                 return operation(*args, **kwargs)
         bits = self._bits(call, kind)
         args, kwargs = keras.tree.map_structure(
-            lambda t: self._handed(t, kind, bits), (args, kwargs)
+            lambda t: self._handed(t, call, kind, bits), (args, kwargs)
         )
         given = [t for t in keras.tree.flatten((args, kwargs)) if _is_float(t)]
         if kind == AVERAGE and self._state(given[0]).quantizer is None:
@@ -199,7 +200,12 @@ class PlaceQuantizers(Rewriter):
             return None
         return 16 if call.path in self._wide else 8
 
-    def _handed(self, tensor: Any, kind: str, bits: int | None) -> Any:
+    def _as_it_is(self, tensor: Any, wide: bool) -> Any:
+        """Returns a tensor on the grid that it is on; one that is on none is rounded."""
+        state = self._state(tensor)
+        return self._quantize(tensor, state.bits if state.quantized else 16 if wide else 8)
+
+    def _handed(self, tensor: Any, call: Call, kind: str, bits: int | None) -> Any:
         """Returns a tensor as an operation reads it."""
         state = self._state(tensor)
         if state.pending or (kind == PRECISE and not state.quantized):
@@ -207,6 +213,8 @@ class PlaceQuantizers(Rewriter):
         if kind == JOIN and state.quantized and state.bits != bits:
             # On the grid of the result, like all that is joined.
             return self._note(self._cross(tensor), _State(JOIN))
+        if bits is None:
+            return self._as_it_is(tensor, call.path in self._wide)
         return self._quantize(tensor, bits)
 
     def _emit(
@@ -263,12 +271,12 @@ class PlaceQuantizers(Rewriter):
     def _fuses(self, pending: str, reader: Call) -> bool:
         return role(reader.operation) in FUSES.get(pending, ())
 
-    def _quantize(self, tensor: Any, bits: int | None, name: str | None = None) -> Any:
-        """Returns the tensor on a grid of so many bits, rounded if need be; None is any grid."""
+    def _quantize(self, tensor: Any, bits: int, name: str | None = None) -> Any:
+        """Returns the tensor on a grid of so many bits, rounded onto it if need be."""
         state = self._state(tensor)
-        if not _is_float(tensor) or (state.quantized and bits in (None, state.bits)):
+        if not _is_float(tensor) or (state.quantized and bits == state.bits):
             return tensor
-        key = id(tensor), bits or 8
+        key = id(tensor), bits
         if key not in self._on_grid:
             if state.quantized:
                 name = name or _maker(tensor)
@@ -331,6 +339,6 @@ def _is_tensor(value: Any) -> bool:
 def _maker(tensor: Any) -> str:
     """Returns the name of the layer that a tensor comes from, quantizers not counted."""
     name = tensor._keras_history.operation.name
-    for helper in ("_samples", "_quantizer"):
+    for helper in ("_samples", "_quantizer", "_crossing"):
         name = name.removesuffix(helper)
     return name
