@@ -118,11 +118,17 @@ def _positions(layer: Any, shape: tuple[int, ...]) -> int:
     return math.prod(spatial)
 
 
+def einsum_letters(layer: keras.layers.EinsumDense) -> tuple[str, str, str]:
+    """Returns the letters of the axes of input, kernel and output of an EinsumDense layer."""
+    given, rest = layer.equation.replace(" ", "").replace("...", "").split(",")
+    letters, result = rest.split("->")
+    return given, letters, result
+
+
 def _einsum_macs(layer: Any, given: tuple[int, ...], made: tuple[int, ...]) -> int | None:
-    operands, result = layer.equation.split("->")
-    first, second = operands.split(",")
     if "." in layer.equation:
         return None
+    first, second, result = einsum_letters(layer)
     size = dict(zip(second, layer.kernel.shape, strict=True))
     size.update(zip(result, made, strict=True))
     size.update(zip(first, given, strict=True))

@@ -14,7 +14,7 @@ from keras import layers
 
 from tfcompress.errors import CompressionWarning
 from tfcompress.graph.clone import Rewriter, clone_layer, free_of_sizes
-from tfcompress.graph.cost import macs
+from tfcompress.graph.cost import einsum_letters, macs
 from tfcompress.graph.read import Call, Graph, is_graph, read_graph
 from tfcompress.graph.select import LayerSelection, select
 from tfcompress.rewrite.kernels import array
@@ -122,8 +122,7 @@ def _is_plain(layer: Any) -> bool:
     if getattr(layer, "kernel_constraint", None) or getattr(layer, "embeddings_constraint", None):
         return False
     if isinstance(layer, layers.EinsumDense):
-        operands, result = layer.equation.replace("...", "").split("->")
-        first, second = operands.split(",")
+        first, second, result = einsum_letters(layer)
         dense = len(second) == 2 and first[-1] == second[0] and result == first[:-1] + second[1]
         return dense and (layer.bias is None or len(layer.bias.shape) == 1)
     return getattr(layer, "groups", 1) == 1

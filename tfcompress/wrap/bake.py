@@ -38,6 +38,7 @@ from tfcompress.wrap.roles import (
     RELU,
     SUM,
     TABLE,
+    is_float,
     is_joined,
     role,
     rounds_weights,
@@ -145,7 +146,7 @@ class _Bake(Rewriter):
         if across and (joined := _grid_behind(graph, call)):
             # The converter does not put these on the grid of the result by itself.
             args, kwargs = tree.map_structure(
-                lambda t: self._fixed(joined)(t) if _is_float(t) else t, (args, kwargs)
+                lambda t: self._fixed(joined)(t) if is_float(t) else t, (args, kwargs)
             )
         if self._rounds and role(layer) == LINEAR:
             kernel, bias = getattr(layer, "kernel", None), getattr(layer, "bias", None)
@@ -210,10 +211,10 @@ class _Bake(Rewriter):
             return False
         readers = graph.consumers.get(id(call.outputs[0]), [])
         quantized = [isinstance(reader.operation, ActivationQuantizer) for reader in readers]
-        low, high = _ends_of(layer) if role(layer) == CLIP else (0, None)
-        uneven_ends = low not in (0, None if high is None else -high)
-        if uneven_ends and self._is_wide(graph, call):
-            return False
+        if role(layer) == CLIP and self._is_wide(graph, call):
+            low, high = _ends_of(layer)
+            if low not in (0, -high):
+                return False
         return self._rounds and bool(quantized) and all(quantized)
 
     def _called(self, layer: Any, args: Any, kwargs: Any) -> Any:
@@ -309,10 +310,6 @@ def _grid_behind(graph: Graph, call: Call) -> ActivationQuantizer | None:
         if role(reader.operation) in (JOIN, MOVE):
             return _grid_behind(graph, reader)
     return None
-
-
-def _is_float(value: Any) -> bool:
-    return isinstance(value, keras.KerasTensor) and keras.backend.is_float_dtype(value.dtype)
 
 
 def _unrolled(config: dict[str, Any]) -> dict[str, Any]:

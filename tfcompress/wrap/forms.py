@@ -26,8 +26,8 @@ import keras
 import numpy as np
 from keras import layers, ops
 
+from tfcompress.graph.cost import einsum_letters
 from tfcompress.wrap.runtime import ChannelScale
-from tfcompress.wrap.wrapper import einsum_letters
 
 
 @dataclasses.dataclass

@@ -24,6 +24,7 @@ from tfcompress.wrap.roles import (
     RELU,
     TABLE,
     fixed_range,
+    is_float,
     is_joined,
     is_wide,
     role,
@@ -150,7 +151,7 @@ class PlaceQuantizers(Rewriter):
     def visit(self, graph: Graph, call: Call, args: Any, kwargs: Any) -> Any:
         """Calls an operation and quantizes what the rules say."""
         operation = self.clone(call.operation)
-        given = [t for t in keras.tree.flatten((args, kwargs)) if _is_float(t)]
+        given = [t for t in keras.tree.flatten((args, kwargs)) if is_float(t)]
         fused = any(self._state(t).pending for t in given)
         kind = MOVE if _does_nothing(call) else role(call.operation)
         if call.path in self._left_out or self._in_float(kind, given):
@@ -167,20 +168,20 @@ class PlaceQuantizers(Rewriter):
         args, kwargs = keras.tree.map_structure(
             lambda t: self._handed(t, call, kind, bits), (args, kwargs)
         )
-        given = [t for t in keras.tree.flatten((args, kwargs)) if _is_float(t)]
+        given = [t for t in keras.tree.flatten((args, kwargs)) if is_float(t)]
         if kind == AVERAGE and self._state(given[0]).quantizer is None:
             # Its grid belongs to an outer model, whose layers cannot be called in this one.
             args, kwargs = keras.tree.map_structure(
-                lambda t: self._new_quantizer(t, self._state(t).bits) if _is_float(t) else t,
+                lambda t: self._new_quantizer(t, self._state(t).bits) if is_float(t) else t,
                 (args, kwargs),
             )
-            given = [t for t in keras.tree.flatten((args, kwargs)) if _is_float(t)]
+            given = [t for t in keras.tree.flatten((args, kwargs)) if is_float(t)]
         states = [self._state(t) for t in given]
         emitted = []
         for old, new in zip(
             call.outputs, keras.tree.flatten(operation(*args, **kwargs)), strict=True
         ):
-            if _is_float(new):
+            if is_float(new):
                 new = self._emit(graph, call, kind, bits or 8, states, old, new)
             emitted.append(new)
         return emitted
@@ -253,7 +254,7 @@ class PlaceQuantizers(Rewriter):
     def _close(self, graph: Graph, call: Call, old: Any, new: Any) -> Any:
         """Quantizes a new tensor unless the one operation that reads it will be fused with it."""
         state = self._state(new)
-        if state.quantized or not _is_float(new):
+        if state.quantized or not is_float(new):
             return new
         readers = graph.consumers.get(id(old), [])
         leaves = id(old) in graph.outputs
@@ -274,7 +275,7 @@ class PlaceQuantizers(Rewriter):
     def _quantize(self, tensor: Any, bits: int, name: str | None = None) -> Any:
         """Returns the tensor on a grid of so many bits, rounded onto it if need be."""
         state = self._state(tensor)
-        if not _is_float(tensor) or (state.quantized and bits == state.bits):
+        if not is_float(tensor) or (state.quantized and bits == state.bits):
             return tensor
         key = id(tensor), bits
         if key not in self._on_grid:
@@ -283,7 +284,7 @@ class PlaceQuantizers(Rewriter):
                 tensor = self._note(
                     self._cross(tensor), dataclasses.replace(state, quantized=False)
                 )
-            self._on_grid[key] = self._new_quantizer(tensor, key[1], name)
+            self._on_grid[key] = self._new_quantizer(tensor, bits, name)
         return self._on_grid[key]
 
     def _cross(self, tensor: Any) -> Any:
@@ -326,10 +327,6 @@ class PlaceQuantizers(Rewriter):
         count = self._names.get(wanted, 0)
         self._names[wanted] = count + 1
         return f"{wanted}_{count}" if count else wanted
-
-
-def _is_float(value: Any) -> bool:
-    return isinstance(value, keras.KerasTensor) and keras.backend.is_float_dtype(value.dtype)
 
 
 def _is_tensor(value: Any) -> bool:

@@ -158,6 +158,11 @@ def fixed_range(operation: Any) -> tuple[float, float] | None:
     )
 
 
+def is_float(value: Any) -> bool:
+    """Returns whether a value is a symbolic tensor of floats."""
+    return isinstance(value, keras.KerasTensor) and keras.backend.is_float_dtype(value.dtype)
+
+
 def is_joined(graph: Graph, tensor: Any) -> bool:
     """Returns whether a tensor goes into a concatenation and nowhere else, moved about or not."""
     readers = graph.consumers.get(id(tensor), [])

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 from keras import ops, tree
 
-from tfcompress.graph.cost import DEPTHWISE, TRANSPOSED
+from tfcompress.graph.cost import DEPTHWISE, TRANSPOSED, einsum_letters
 from tfcompress.transforms import WeightTransform
 from tfcompress.wrap.custom import description
 
@@ -75,13 +75,6 @@ def channel_axes(layer: Any, weight: Any) -> tuple[int, ...]:
         kept = [axis - len(letters) for axis, letter in enumerate(letters) if letter in result]
         return () if batched else tuple(kept)  # of a batch of products there is one scale
     return ()
-
-
-def einsum_letters(layer: keras.layers.EinsumDense) -> tuple[str, str, str]:
-    """Returns the letters of the axes of input, kernel and output of an EinsumDense layer."""
-    given, rest = layer.equation.replace(" ", "").replace("...", "").split(",")
-    letters, result = rest.split("->")
-    return given, letters, result
 
 
 def input_axis(layer: Any, weight: Any) -> int | None:

@@ -13,6 +13,7 @@ import keras
 import numpy as np
 from keras import layers
 
+from tfcompress.graph.cost import einsum_letters
 from tfcompress.graph.read import Call
 from tfcompress.rewrite.channels.coupling import (
     Coupling,
@@ -112,8 +113,7 @@ def _dense(coupling: Coupling, call: Call, given: list[Numbers]) -> Numbers:
 @channel_rule("EinsumDense")
 def _einsum_dense(coupling: Coupling, call: Call, given: list[Numbers]) -> Numbers:
     layer, numbers = call.operation, given[0]
-    operands, result = layer.equation.replace("...", "").split("->")
-    first, second = operands.split(",")
+    first, second, result = einsum_letters(layer)
     summed = [letter for letter in second if letter in first and letter not in result]
     free = [letter for letter in second if letter not in first]
     if "." in layer.equation or first[-1:] != "".join(summed) or result[-1:] != "".join(free):
