@@ -88,7 +88,7 @@ class FakeQuant(WeightTransform):
         if self.range == "mse":
             rounded = self._rounded(weight, largest * clip)
             return weight + ops.stop_gradient(rounded - weight)
-        count = weight.shape[0] * self._steps  # LSQ's scale of the gradient
+        count = weight.shape[0] * self.steps  # LSQ's scale of the gradient
         factor = (float(count) if count else 1.0) ** -0.5
         clip = ops.stop_gradient(clip * (1 - factor)) + clip * factor
         return self._rounded(weight, ops.stop_gradient(largest) * clip, learned=True)
@@ -98,7 +98,8 @@ class FakeQuant(WeightTransform):
         _, end = self._largest(weight)
         if self.range != "min_max":
             end = end * ops.clip(ops.convert_to_tensor(self.clip), 0.05, 1.0)
-        return ops.where(end > 0, end / self._steps, 1.0)
+        # No division by a constant: compilers make products of these, which round otherwise.
+        return ops.where(end > 0, end * (1 / self.steps), 1.0)
 
     def settle(self) -> None:
         """Ends the grid at the largest weight, where the stored weights lie on it already."""
@@ -106,7 +107,8 @@ class FakeQuant(WeightTransform):
             self.clip.assign(ops.ones_like(self.clip))
 
     @property
-    def _steps(self) -> int:
+    def steps(self) -> int:
+        """The largest integer of the grid."""
         return 2 ** (self.bits - 1) - 1
 
     def _largest(self, weight: Any) -> tuple[list[int], Any]:
@@ -115,10 +117,10 @@ class FakeQuant(WeightTransform):
         return axes, ops.max(ops.abs(weight), axis=axes, keepdims=True)
 
     def _rounded(self, weight: Any, end: Any, learned: bool = False) -> Any:
-        scale = end / self._steps
+        scale = end * (1 / self.steps)
         # An all-zero channel has no scale of its own; any positive one keeps it at zero.
         scale = ops.where(scale > 0, scale, ops.ones_like(scale))
-        places = ops.clip(weight / scale, -self._steps, self._steps)
+        places = ops.clip(weight / scale, -self.steps, self.steps)
         rounded = ops.round(places)
         if learned:
             rounded = places + ops.stop_gradient(rounded - places)

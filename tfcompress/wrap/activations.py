@@ -8,6 +8,8 @@ from typing import Any
 import keras
 from keras import ops
 
+from tfcompress.wrap import integers
+from tfcompress.wrap.integers import straight_through
 from tfcompress.wrap.wrapper import first_call_in_pass
 
 _NARROWEST = 1e-4  # a tensor that was always zero still needs a grid of some width
@@ -93,6 +95,7 @@ class ActivationQuantizer(keras.layers.Layer):
         observer: While a model is calibrated, a function that is given what comes in, which is
             then handed on as it is; else None.
         frozen: Whether the range stays as it is in training.
+        source: What computes the input, if that is known (see `integers.py`).
 
     References:
         Jacob et al. 2018, arXiv:1712.05877; Esser et al. 2020, arXiv:1902.08153.
@@ -123,6 +126,7 @@ class ActivationQuantizer(keras.layers.Layer):
         self.momentum = momentum
         self.observer: Any = None
         self.frozen = False
+        self.source: Any = None
 
     def build(self, input_shape: Any) -> None:
         """Creates the range and the step counter."""
@@ -156,6 +160,8 @@ class ActivationQuantizer(keras.layers.Layer):
         if self.learned and training and not (averaged or self.frozen):
             rounding = fake_quant_learning
         if self.fixed_range is not None:
+            if not training:
+                return self._in_integers(inputs, averaged)
             return rounding(inputs, *self.fixed_range)
         if self.bits == 16:
             rounding = functools.partial(rounding, bits=16)
@@ -163,11 +169,37 @@ class ActivationQuantizer(keras.layers.Layer):
             self._observe(inputs)
 
         def rounded() -> Any:
+            if self.bits == 8 and not training:
+                return self._in_integers(inputs, averaged)
             return rounding(inputs, *self.current_range())
 
-        if training:
-            return rounded()
-        return ops.cond(ops.convert_to_tensor(self.step) > 0, rounded, lambda: inputs)
+        return rounded() if training else ops.cond(self.rounds(), rounded, lambda: inputs)
+
+    def _in_integers(self, inputs: Any, averaged: bool) -> Any:
+        """Returns the inputs as the runtime rounds them."""
+        scale, lowest = self.grid()
+        x = ops.cast(inputs, "float32")
+        if averaged:
+            # AVERAGE_POOL_2D rounds ties away from its integer 0, the middle of the grid.
+            places = x * (1 / scale) - (lowest + 128)
+            places = ops.sign(places) * ops.floor(ops.abs(places) + (0.5 + 1e-4))
+            steps = places + (lowest + 128)
+        else:
+            exact = keras.backend.standardize_dtype(inputs.dtype) == "float32"
+            steps = integers.rounded(x, self.source if exact else None, scale)
+        steps = ops.clip(steps, lowest, lowest + 255)
+        return straight_through(inputs, ops.cast(steps * scale, inputs.dtype))
+
+    def rounds(self) -> Any:
+        """Returns whether values are rounded: the range was trained."""
+        return True if self.fixed_range is not None else ops.convert_to_tensor(self.step) > 0
+
+    def grid(self) -> tuple[Any, Any]:
+        """Returns the step and the lowest integer, the real zero being the integer 0."""
+        ends = self.fixed_range or self.current_range()
+        low, high = (ops.convert_to_tensor(end, "float32") for end in ends)
+        scale = (high - low) * (1 / 255)
+        return scale, ops.round(low / scale)
 
     def current_range(self) -> tuple[Any, Any]:
         """Returns (minimum, maximum) as tensors."""
@@ -217,6 +249,9 @@ class ActivationQuantizer(keras.layers.Layer):
         """Returns (minimum, maximum) as they are now."""
         if self.fixed_range is not None:
             return self.fixed_range
+        if self.bits == 8:
+            scale, lowest = (float(ops.convert_to_numpy(value)) for value in self.grid())
+            return integers.ends_of_grid(scale, lowest)
         low, high = (float(ops.convert_to_numpy(v)) for v in (self.minimum, self.maximum))
         if self.learned:
             low, high = min(low, 0.0), max(high, _NARROWEST)
@@ -236,7 +271,12 @@ class ActivationQuantizer(keras.layers.Layer):
     def compute_output_spec(
         self, inputs: Any, training: bool | None = None, averaged: bool = False
     ) -> Any:
-        """Returns the shape and dtype of the input."""
+        """Returns the shape and dtype of the input, and finds out what computes it."""
+        if self.bits == 8 and not averaged:
+            # Here, because the roles of layers are those of layers that hold quantizers.
+            from tfcompress.wrap.sources import source_of
+
+            self.source = source_of(inputs, self)
         return keras.KerasTensor(inputs.shape, dtype=inputs.dtype)
 
     def get_config(self) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 from keras import layers, ops, tree
 
-from tfcompress.graph.clone import Rewriter
+from tfcompress.graph.clone import Rewriter, clone_layer
 from tfcompress.graph.cost import plain
 from tfcompress.graph.read import Call, Graph, is_graph, walk_layers
 from tfcompress.wrap.activations import ActivationQuantizer, FixedFakeQuant, GridCrossing
@@ -29,6 +29,7 @@ from tfcompress.wrap.forms import (
     pooled_in_turns,
     uneven,
 )
+from tfcompress.wrap.integers import Sum
 from tfcompress.wrap.roles import (
     CLIP,
     JOIN,
@@ -45,6 +46,7 @@ from tfcompress.wrap.roles import (
 )
 from tfcompress.wrap.runtime import RuntimeLayer
 from tfcompress.wrap.samples import InputSamples
+from tfcompress.wrap.sources import known_sums
 from tfcompress.wrap.strip import baked_values, quantizers
 from tfcompress.wrap.wrapper import CompressionWrapper, variable_name
 
@@ -61,22 +63,26 @@ def bake(model: keras.Model, *, wide: bool = False) -> keras.Model:
         A model of plain layers, with weights as they are used (pruned, on their grids).
     """
     rounds = any(rounds_weights(layer) for _, layer in walk_layers(model))
-    return _Bake(rounds or bool(quantizers(model)), wide).run(model)
+    return _Bake(rounds or bool(quantizers(model)), wide, known_sums(model)).run(model)
 
 
 class _Bake(Rewriter):
     sequential_class = keras.Model  # a layer may be written as operations, which are no layers
 
-    def __init__(self, rounds: bool, wide: bool) -> None:
+    def __init__(self, rounds: bool, wide: bool, sums: dict[int, Sum]) -> None:
         super().__init__()
         self._rounds = rounds
         self._wide = wide
         self._values: dict[int, Any] = {}
+        self._sums = sums
+        self._totals: dict[int, Sum] = {}  # of the layers made
         self._negative: dict[int, Any] = {}
         self._producers: dict[int, Call] = {}
         self._names: dict[str, int] = {}
 
     def value_of(self, variable: Any) -> Any:
+        if isinstance(variable, np.ndarray):
+            return variable
         values = self._negative if id(variable) in self._negative else self._values
         value = ops.convert_to_tensor(values.get(id(variable), variable))
         if self._rounds and variable_name(variable) in ("bias", "beta") and len(value.shape) == 1:
@@ -112,15 +118,20 @@ class _Bake(Rewriter):
         self._producers.update((id(output), call) for output in call.outputs)
         if isinstance(operation, InputSamples):
             return args[0]
+        layer = plain(operation)
+        total = self._sums.get(id(operation))
+        if total is not None and total.wrapper is not None:
+            return self.once(operation, lambda: self._summed(total))(*args, **kwargs)
         if isinstance(operation, CompressionWrapper):
             self._values.update(baked_values(operation))
-        layer = plain(operation)
         if self._wide and type(layer) in NORMALIZED:
             return normalized(layer, args[0])
         left_out = type(layer) in KERNELS and not rounds_weights(operation)
         if self._rounds and left_out and self._reads_integers(call):
             args, kwargs = tree.map_structure(_settled, (args, kwargs))
             return layer.activation(ops.negative(self._in_float(layer)(*args, **kwargs)))
+        if role(layer) == NORMALIZATION and self._is_folded(call):
+            return args[0]
         if self._rounds and role(layer) == NORMALIZATION and is_affine(layer):
             made = self._affine(graph, call, layer, args[0])
             if made is not None:
@@ -178,7 +189,7 @@ class _Bake(Rewriter):
         Behind a weighted sum it should not: the converter puts it into the weights.
         """
         if isinstance(value, Affine):
-            return value.then(*affine_of(layer))
+            return value.then(*self._affine_of(layer))
         if isinstance(value, Flat):
             if isinstance(layer, layers.BatchNormalization):
                 return value.then(self.clone(layer, axis=-1))
@@ -197,7 +208,27 @@ class _Bake(Rewriter):
         count = self._names.get(layer.name, 0)
         self._names[layer.name] = count + 1
         name = f"{layer.name}_{count}" if count else layer.name
-        return Affine(value, *affine_of(layer), name=name)
+        return Affine(value, *self._affine_of(layer), name=name)
+
+    def _affine_of(self, layer: Any) -> tuple[np.ndarray, np.ndarray]:
+        total = self._sums.get(id(layer))
+        return affine_of(layer) if total is None else (total.scale(), total.whole_offset())
+
+    def _is_folded(self, call: Call) -> bool:
+        """Returns whether a normalization is in the weights of the sum before it."""
+        producer = self._producers.get(id(call.inputs[0]))
+        while producer is not None and role(producer.operation) == NORMALIZATION:
+            producer = self._producers.get(id(producer.inputs[0]))
+        total = None if producer is None else self._sums.get(id(producer.operation))
+        return total is not None and call.operation in total.scalings
+
+    def _summed(self, total: Sum) -> Any:
+        """Returns the layer of a sum with what scales its channels in its weights."""
+        layer = total.wrapper.layer
+        folded = clone_layer(layer, use_bias=layer.use_bias or bool(total.scalings))
+        self.carry(total.wrapper, folded)
+        self._totals[id(folded)] = total
+        return folded
 
     def _is_wide(self, graph: Graph, call: Call) -> bool:
         """Returns whether the grid behind a call has 16 bits."""
@@ -229,6 +260,10 @@ class _Bake(Rewriter):
         return self.once(layer, frozen)(*args, **kwargs)
 
     def match(self, old: Any, new: Any) -> Any:
+        total = self._totals.get(id(new))
+        if total is not None:
+            bias = [(uneven(total.whole_offset()), new.bias)] if new.use_bias else []
+            return [(total.kernel(), new.variables[0]), *bias]
         if isinstance(old, RuntimeLayer):
             return zip(old.original_variables(), new.original_variables(), strict=True)
         return super().match(old, new)

@@ -187,14 +187,14 @@ class SplitHardSigmoid(Rule):
 
 
 class MergePairwise(Rule):
-    """A merge of several tensors, two at a time."""
+    """A merge of several tensors, two at a time; a sum as the runtime rounds it."""
 
     def matches(self, layer: Any) -> bool:
-        """Returns whether there is something to round between."""
+        """Returns whether the runtime takes several steps, or rounds as no float would."""
         counts = {len(node.input_tensors) for node in layer._inbound_nodes}
         if type(layer) not in _MERGES or len(counts) != 1:
             return False
-        return min(counts) > (1 if type(layer) is layers.Average else 2)
+        return min(counts) > (2 if type(layer) is layers.Multiply else 1)
 
     def parts(self, layer: Any) -> list[Any]:
         """Returns the merge of the runtime."""

@@ -27,6 +27,7 @@ import numpy as np
 from keras import layers, ops
 
 from tfcompress.graph.cost import einsum_letters
+from tfcompress.wrap.integers import scale_and_offset
 from tfcompress.wrap.runtime import ChannelScale
 
 
@@ -130,11 +131,8 @@ def affine_of(layer: Any) -> tuple[np.ndarray, np.ndarray]:
     if isinstance(layer, ChannelScale):
         scale = 1.0 if layer.gamma is None else _vector(layer.gamma)
         return np.asarray(scale), np.asarray(0.0 if layer.beta is None else _vector(layer.beta))
-    mean, variance = _vector(layer.moving_mean), _vector(layer.moving_variance)
-    scale = (1.0 if layer.gamma is None else _vector(layer.gamma)) / np.sqrt(
-        variance + layer.epsilon
-    )
-    return scale, (0.0 if layer.beta is None else _vector(layer.beta)) - mean * scale
+    scale, offset = map(_vector, scale_and_offset(layer))
+    return scale, offset
 
 
 def _vector(variable: Any) -> np.ndarray:

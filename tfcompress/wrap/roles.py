@@ -27,7 +27,13 @@ from tfcompress.transforms import FakeQuant
 from tfcompress.wrap.canonicalize import activation_name
 from tfcompress.wrap.custom import description
 from tfcompress.wrap.forms import is_affine
-from tfcompress.wrap.runtime import SIGMOID_RANGE, ChannelScale, FoldSteps, UnfoldSteps
+from tfcompress.wrap.runtime import (
+    SIGMOID_RANGE,
+    ChannelScale,
+    FoldSteps,
+    RuntimeMerge,
+    UnfoldSteps,
+)
 from tfcompress.wrap.wrapper import channel_axes
 
 LINEAR = "linear"  # a weighted sum: what follows may be fused into it
@@ -110,6 +116,8 @@ def is_wide(operation: Any) -> bool:
     layer = plain(operation)
     if isinstance(layer, ChannelScale):
         return True
+    if isinstance(layer, RuntimeMerge):
+        return layer.count == 2  # of more, the steps between are of 8 bits
     if isinstance(layer, keras.layers.EinsumDense):
         return bool(channel_axes(layer, layer.kernel))
     if isinstance(layer, keras.layers.Activation):
@@ -129,6 +137,8 @@ def role(operation: Any) -> str:
         return NORMALIZATION
     if isinstance(layer, (FoldSteps, UnfoldSteps)):
         return MOVE
+    if isinstance(layer, RuntimeMerge) and layer.how == "add":
+        return SUM
     name = _keras_name(layer)
     if name == "Activation":
         activation = activation_name(layer)

@@ -8,6 +8,7 @@ in `canonicalize.py`), with quantizers inside, and `strip` puts the original bac
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -15,6 +16,7 @@ from keras import layers, ops
 
 from tfcompress.graph.clone import clone_layer
 from tfcompress.wrap.activations import ActivationQuantizer, FixedFakeQuant, fake_quant
+from tfcompress.wrap.integers import Addition, straight_through
 
 SIGMOID_RANGE = (0.0, 255 / 256)
 """What the runtime prescribes for the result of a sigmoid."""
@@ -92,13 +94,29 @@ class RuntimeMerge(RuntimeLayer):
         rounded = count - 1 if how == "average" else count - 2
         self.steps = tuple(f"first_{number + 2}" for number in range(rounded))
         super().__init__(**kwargs)
+        self._additions: list[Addition] = []
+
+    def link(self, read: Sequence[Any], result: Any) -> None:
+        """Tells a sum which quantizers its inputs come from, and which one rounds it.
+
+        Args:
+            read: A quantizer for each input; None where it is not known.
+            result: The quantizer.
+        """
+        between = [self.rounding[step] for step in self.steps]
+        grids = zip([read[0], *between], read[1:], [*between, result], strict=True)
+        ours = [] if None in read else [Addition((a, b), to) for a, b, to in grids]
+        # Called on other grids elsewhere, it knows of none.
+        self._additions = [] if self._additions not in ([], ours) else ours
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         """Returns the merged tensor."""
         merge = ops.multiply if self.how == "multiply" else ops.add
         merged, *rest = inputs
         for number, other in enumerate(rest):
-            merged = merge(merged, other)
+            before, merged = merged, merge(merged, other)
+            if self._additions and not (training or self._additions[number].watched()):
+                merged = _in_integers(self._additions[number], before, other, merged)
             if number < len(self.steps):
                 merged = self._rounded(self.steps[number], merged, training)
         return merged * (1 / self.count) if self.how == "average" else merged
@@ -110,6 +128,11 @@ class RuntimeMerge(RuntimeLayer):
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor arguments."""
         return {**super().get_config(), "how": self.how, "count": self.count}
+
+
+def _in_integers(addition: Addition, a: Any, b: Any, total: Any) -> Any:
+    exact = ops.cond(addition.rounds(), lambda: addition(a, b), lambda: total)
+    return straight_through(total, exact)
 
 
 @keras.saving.register_keras_serializable("tfcompress")

@@ -1,0 +1,281 @@
+"""The arithmetic of the runtime's kernels at inference, to the bit.
+
+A quantization-aware model computes in floats. A value that lies near the middle between two steps
+may then fall to one side here and to the other in the file; each such step goes on through the
+layers behind it, and in a deep network no value stays the same. So at inference
+
+- layers add up products of integers, which floats hold exactly, and scale the sum (`on_grid`);
+- a quantizer takes what it is given for what it is, an integer times the step of the sum, and
+  rounds that integer as the kernel does. Each `Source` knows one kind of operation; `sources.py`
+  says which one a tensor comes from. Of what it does not know, values are rounded as floats.
+
+The kernels are those of XNNPACK, the default on x86 and on phones (integers of 32 bits, scaled by a
+float32 and rounded to the nearest, ties to even). Products and sums are ordered so that a compiler
+has nothing to simplify: there is no division by a constant.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Protocol
+
+import numpy as np
+from keras import layers, ops
+
+from tfcompress.transforms import FakeQuant
+
+
+class Grid(Protocol):
+    """A quantizer of activations of 8 bits."""
+
+    observer: Any
+
+    def grid(self) -> tuple[Any, Any]:
+        """Returns the step and the lowest integer, the real zero being the integer 0."""
+
+    def rounds(self) -> Any:
+        """Returns whether values are rounded: the range was trained."""
+
+
+class Source(Protocol):
+    """What computed a tensor: it knows the integers behind the floats."""
+
+    def steps(self, x: Any, scale: Any) -> Any:
+        """Returns `x` as the integers that the runtime makes of it, not clipped.
+
+        Args:
+            x: Values of the tensor, float32.
+            scale: The step of the grid of the result.
+        """
+
+
+@dataclasses.dataclass(frozen=True)
+class Sum:
+    """Products of integers, added up (a convolution, a dense layer), and scaled by channel.
+
+    Args:
+        wrapper: The layer with rounded weights; None for a scaling of each channel alone.
+        scalings: The BatchNormalizations behind it.
+        read: The quantizer of its input.
+    """
+
+    wrapper: Any
+    scalings: tuple[Any, ...]
+    read: Grid
+
+    def steps(self, x: Any, scale: Any) -> Any:
+        """Returns the sums as integers of the result."""
+        unit = self.unit()
+        offset = self.offset()
+        # The offset apart: it is rounded by itself, and may lie in the middle of two integers.
+        total = ops.round((x - offset) / unit) + ops.round(offset / unit)
+        return ops.round(total * (unit / scale))
+
+    def unit(self) -> Any:
+        """Returns the step of the sum of products, for each channel."""
+        return self.read.grid()[0] * self.weight_steps()
+
+    def weight_steps(self) -> Any:
+        """Returns the step of the weights, behind all scalings, for each channel."""
+        return ops.abs(self._scaled())
+
+    def offset(self) -> Any:
+        """Returns what is added to the sum of products, for each channel."""
+        bias = None if self.wrapper is None else self.wrapper.layer.bias
+        total = ops.zeros(()) if bias is None else ops.convert_to_tensor(bias)
+        for layer in self.scalings:
+            scale, offset = scale_and_offset(layer)
+            total = total * scale + offset
+        return total
+
+    def kernel(self) -> np.ndarray:
+        """Returns the kernel with all scalings in it, from which the converter finds the steps."""
+        step = weight_step(self.wrapper)
+        ((weight, transforms),) = self.wrapper.pipelines()
+        largest = rounding_of(transforms).steps
+        places = ops.convert_to_numpy(self.wrapper.effective_value(weight, transforms) / step)
+        scaled = ops.convert_to_numpy(self._scaled()).reshape(step.shape)
+        places = np.rint(places) * np.sign(scaled)
+        kernel = (places * np.abs(scaled)).astype(np.float32)
+        ends = ends_for(np.abs(scaled), largest)
+        return np.where(np.abs(places) == largest, np.sign(places) * ends, kernel)
+
+    def scale(self) -> np.ndarray:
+        """Returns what each channel is multiplied by, from which the converter finds the steps."""
+        scaled = ops.convert_to_numpy(self._scaled())
+        return np.sign(scaled) * ends_for(np.abs(scaled), 127)
+
+    def whole_offset(self) -> np.ndarray:
+        """Returns the offset of each channel as the file will round it."""
+        unit = ops.convert_to_numpy(self.unit())
+        return (np.round(ops.convert_to_numpy(self.offset()) / unit) * unit).astype(np.float32)
+
+    def _scaled(self) -> Any:
+        scaled = 1 / 127 if self.wrapper is None else ops.reshape(weight_step(self.wrapper), (-1,))
+        for layer in self.scalings:
+            scaled = scaled * scale_and_offset(layer)[0]
+        return scaled
+
+
+@dataclasses.dataclass(frozen=True)
+class Product:
+    """A product of two tensors of integers.
+
+    Args:
+        factors: Their quantizers, or the step of the grid where that is fixed.
+    """
+
+    factors: tuple[Any, Any]
+
+    def steps(self, x: Any, scale: Any) -> Any:
+        """Returns the products as integers of the result."""
+        a, b = (f if isinstance(f, float) else f.grid()[0] for f in self.factors)
+        unit = a * b
+        return ops.round(ops.round(x / unit) * (unit / scale))
+
+
+@dataclasses.dataclass(frozen=True)
+class Moved:
+    """Integers of one grid that are put on another."""
+
+    read: Grid
+
+    def steps(self, x: Any, scale: Any) -> Any:
+        """Returns the values as integers of the result, by a ratio of 8 binary digits."""
+        unit = self.read.grid()[0]
+        ratio = ops.round(unit / scale * 256)
+        return ops.floor((ops.round(x / unit) * ratio + 128) * 2**-8)
+
+
+@dataclasses.dataclass(frozen=True)
+class Joined:
+    """A concatenation: each part of the result comes from elsewhere.
+
+    Args:
+        parts: Source and size of each part.
+        axis: Where they are joined.
+    """
+
+    parts: tuple[tuple[Source | None, int], ...]
+    axis: int
+
+    def steps(self, x: Any, scale: Any) -> Any:
+        """Returns each part as integers of the result."""
+        ends = np.cumsum([size for _, size in self.parts])[:-1]
+        parts = ops.split(x, [int(end) for end in ends], axis=self.axis)
+        made = [rounded(p, s, scale) for p, (s, _) in zip(parts, self.parts, strict=True)]
+        return ops.concatenate(made, axis=self.axis)
+
+
+@dataclasses.dataclass(frozen=True)
+class Addition:
+    """A sum of two tensors of integers of different grids.
+
+    Args:
+        read: The quantizers of both.
+        result: The quantizer of the sum.
+    """
+
+    read: tuple[Grid, Grid]
+    result: Grid
+
+    def __call__(self, a: Any, b: Any) -> Any:
+        """Returns the sum, rounded to steps of the result, not clipped.
+
+        The kernel multiplies by ratios of the steps, of 21 binary digits. Here these are taken in
+        two halves, so that no float has to hold more than 24.
+        """
+        scale = self.result.grid()[0]
+        units = [grid.grid()[0] for grid in self.read]
+        ratios = [unit / scale for unit in units]
+        powers = 2.0 ** np.arange(-10, 9, dtype=np.float32)
+        power = ops.max(ops.where(powers <= ops.maximum(*ratios), powers, powers[0]))
+        upper, lower = [], []
+        for values, unit, ratio in zip((a, b), units, ratios, strict=True):
+            multiplier = ops.round(ratio * (2.0**20 / power))
+            half = ops.floor(multiplier * 2**-10)
+            steps = ops.round(values / unit)
+            upper.append(steps * half)
+            lower.append(steps * (multiplier - half * 2**10))
+        total = ops.floor((lower[0] + lower[1]) * 2**-10) + (upper[0] + upper[1])
+        return ops.floor(total * (power * 2**-10) + 0.5) * scale
+
+    def watched(self) -> bool:
+        """Returns whether one of the quantizers hands on what it is given."""
+        return any(grid.observer is not None for grid in (*self.read, self.result))
+
+    def rounds(self) -> Any:
+        """Returns whether all of the quantizers round."""
+        return ops.all([grid.rounds() for grid in (*self.read, self.result)])
+
+
+def straight_through(x: Any, replaced: Any) -> Any:
+    """Returns `replaced`, with the gradient of `x`."""
+
+    @ops.custom_gradient
+    def passed(x: Any, replaced: Any) -> Any:
+        def gradient(*args: Any, upstream: Any = None) -> Any:
+            upstream = args[0] if upstream is None else upstream
+            return upstream, ops.zeros_like(replaced)
+
+        return replaced, gradient
+
+    return passed(x, replaced)
+
+
+def rounded(x: Any, source: Source | None, scale: Any) -> Any:
+    """Returns values as integers on a grid, not clipped, rounded as their source says."""
+    return ops.round(x * (1 / scale)) if source is None else source.steps(x, scale)
+
+
+def ends_for(steps: np.ndarray, largest: int) -> np.ndarray:
+    """Returns the largest weights for which a file will have these steps.
+
+    The converter divides the largest weight by 127, and the result is rounded to float32.
+    """
+    found = (steps * np.float32(largest)).astype(np.float32)
+    candidate = found
+    for direction in (0.0, np.inf, np.inf, -np.inf, -np.inf, -np.inf):
+        candidate = np.nextafter(candidate, np.float32(direction)) if direction else candidate
+        written = (candidate.astype(np.float64) / 127).astype(np.float32)
+        if largest != 127:
+            written = (written * (127 / largest)).astype(np.float32)
+        found = np.where(written == steps, candidate, found)
+    return found
+
+
+def ends_of_grid(scale: float, lowest: float) -> tuple[float, float]:
+    """Returns ends of a range from which the converter finds a step again, to the last digit."""
+    low, high = np.float32(lowest * scale), np.float32((lowest + 255) * scale)
+    for moved in (0, 1, -1, 2, -2, 3, -3):
+        end = high
+        for _ in range(abs(moved)):
+            end = np.nextafter(end, np.float32(np.sign(moved) * np.inf))
+        if np.float32((float(end) - float(low)) / 255) == np.float32(scale):
+            return float(low), float(end)
+    return float(low), float(high)
+
+
+def rounding_of(transforms: Any) -> FakeQuant | None:
+    """Returns that one of a weight's transforms that rounds it, if there is one."""
+    return next((t for t in transforms if isinstance(t, FakeQuant)), None)
+
+
+def weight_step(wrapper: Any) -> Any:
+    """Returns the step of a layer's weight, for each channel, to be broadcast over it."""
+    ((weight, transforms),) = wrapper.pipelines()
+    rounding = rounding_of(transforms)
+    assert rounding is not None
+    before = transforms[: transforms.index(rounding)]
+    return rounding.scale(wrapper.effective_value(weight, before))
+
+
+def scale_and_offset(normalization: layers.BatchNormalization) -> tuple[Any, Any]:
+    """Returns what a BatchNormalization does to each channel, for one rounding of all compilers."""
+    mean, variance = normalization.moving_mean, normalization.moving_variance
+    gamma, beta = normalization.gamma, normalization.beta
+    # Inverse square roots are approximated, here in one way and there in another.
+    root = ops.maximum(ops.sqrt(ops.convert_to_tensor(variance) + normalization.epsilon), 1e-30)
+    scale = (1.0 if gamma is None else ops.convert_to_tensor(gamma)) / root
+    offset = -ops.convert_to_tensor(mean) * scale
+    return scale, offset if beta is None else ops.convert_to_tensor(beta) + offset

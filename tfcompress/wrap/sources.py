@@ -1,0 +1,157 @@
+"""What computed a tensor, read from the graph: the integers that a quantizer will round."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+from keras import layers
+
+from tfcompress.graph.cost import plain
+from tfcompress.graph.read import called_once, is_graph, walk_layers
+from tfcompress.wrap.canonicalize import activation_name
+from tfcompress.wrap.forms import is_affine
+from tfcompress.wrap.integers import Grid, Joined, Moved, Product, Source, Sum, rounding_of
+from tfcompress.wrap.roles import CLIP, LINEAR, MOVE, NORMALIZATION, RELU, role
+from tfcompress.wrap.runtime import SIGMOID_RANGE, RuntimeMerge, RuntimeSwish
+
+_SCALARS = (Product, Moved)
+
+
+def source_of(tensor: Any, result: Grid) -> Source | None:
+    """Returns what computed a symbolic tensor in integers, if that is known.
+
+    Args:
+        tensor: What a quantizer is called on.
+        result: That quantizer; a layer that rounds for itself is told of it.
+    """
+    history = getattr(tensor, "_keras_history", None)
+    if history is None:
+        return None
+    operation = history.operation
+    inputs = operation._inbound_nodes[history.node_index].input_tensors
+    layer, kind = plain(operation), role(operation)
+    if _bits(operation) == 8:
+        return Moved(operation)
+    if kind in (RELU, CLIP):
+        return source_of(inputs[0], result)
+    if kind == MOVE and inputs:
+        source = source_of(inputs[0], result)
+        return source if isinstance(source, _SCALARS) or isinstance(layer, _BY_CHANNEL) else None
+    if kind in (LINEAR, NORMALIZATION):
+        return _sum(operation, inputs[0], ())
+    if type(layer) is layers.Multiply and len(inputs) == 2:
+        factors = tuple(map(grid_of, inputs))
+        return None if None in factors else Product(factors)
+    if type(layer) is layers.Concatenate:
+        sizes = [t.shape[layer.axis] for t in inputs]
+        if None not in sizes:
+            sources = [source_of(t, result) for t in inputs]
+            return Joined(tuple(zip(sources, sizes, strict=True)), layer.axis)
+    if isinstance(layer, RuntimeSwish) and (read := grid_of(inputs[0])):
+        return Product((read, SIGMOID_RANGE[1] / 255))
+    if isinstance(layer, RuntimeMerge):
+        layer.link([grid_of(t) for t in inputs], result)
+    return None
+
+
+_BY_CHANNEL = (
+    layers.MaxPooling1D,
+    layers.MaxPooling2D,
+    layers.ZeroPadding1D,
+    layers.ZeroPadding2D,
+    layers.Cropping1D,
+    layers.Cropping2D,
+    layers.UpSampling1D,
+    layers.UpSampling2D,
+    layers.Dropout,
+)
+"""What moves values about and keeps each in its channel, the last axis."""
+
+
+def _sum(operation: Any, given: Any, scalings: tuple[Any, ...]) -> Source | None:
+    layer, kind = plain(operation), role(operation)
+    if kind == NORMALIZATION:
+        if type(layer) is not layers.BatchNormalization or not is_affine(layer):
+            return None
+        scalings = (layer, *scalings)
+        history = getattr(given, "_keras_history", None)
+        before = None if history is None else history.operation
+        if before is not None and role(before) in (LINEAR, NORMALIZATION):
+            inputs = before._inbound_nodes[history.node_index].input_tensors
+            return _sum(before, inputs[0], scalings)
+        read = grid_of(given)
+        return None if read is None else Sum(None, scalings, read)
+    read = grid_of(given) if adds_integers(operation) else None
+    return None if read is None else Sum(operation, scalings, read)
+
+
+def sum_of(wrapper: Any, args: tuple[Any, ...]) -> Sum | None:
+    """Returns what a wrapped layer adds up, called on symbolic tensors; None if not on integers.
+
+    None as well if another call of the layer reads another grid.
+    """
+    read = grid_of(args[0]) if args and adds_integers(wrapper) else None
+    others = {id(grid_of(node.input_tensors[0])) for node in wrapper._inbound_nodes}
+    return None if read is None or others - {id(read)} else Sum(wrapper, (), read)
+
+
+def adds_integers(operation: Any) -> bool:
+    """Returns whether an operation adds up products with rounded weights, in float32 here."""
+    layer = plain(operation)
+    return (
+        type(layer) in _SUMS
+        and rounding_of(getattr(operation, "transforms", ())) is not None
+        and getattr(layer, "data_format", "") != "channels_first"
+        and layer.compute_dtype == "float32"
+        and activation_name(layer) == "linear"
+    )
+
+
+_SUMS = (
+    layers.Dense,
+    layers.Conv1D,
+    layers.Conv2D,
+    layers.DepthwiseConv1D,
+    layers.DepthwiseConv2D,
+    layers.Conv1DTranspose,
+    layers.Conv2DTranspose,
+)
+
+
+def known_sums(model: keras.Model) -> dict[int, Sum]:
+    """Returns what a trained model adds up in integers and scales, each in one place only.
+
+    Returns:
+        By `id` of the wrapped layer; of the normalization where there is none before it.
+    """
+    parts = [part for _, layer in walk_layers(model) for part in layer._flatten_layers()]
+    sources = [part.source for part in parts if _bits(part) == 8 and part.is_trained]
+    for source in sources:
+        sources += [part for part, _ in getattr(source, "parts", ())]
+    once = called_once(model)
+    found: dict[int, Sum] = {}
+    for source in sources:
+        if isinstance(source, Sum):
+            owner = source.wrapper or source.scalings[0]
+            if id(owner) in once and (source.wrapper or len(source.scalings) == 1):
+                found[id(owner)] = source
+    return found
+
+
+def grid_of(tensor: Any) -> Grid | None:
+    """Returns the quantizer of 8 bits that a symbolic tensor comes from, moved about or not."""
+    history = getattr(tensor, "_keras_history", None)
+    if history is None:
+        return None
+    operation = history.operation
+    if _bits(operation):
+        return operation if _bits(operation) == 8 else None
+    if is_graph(operation):
+        return grid_of(operation.outputs[history.tensor_index])
+    inputs = operation._inbound_nodes[history.node_index].input_tensors
+    return grid_of(inputs[0]) if role(operation) == MOVE and inputs else None
+
+
+def _bits(operation: Any) -> int:
+    return operation.bits if hasattr(operation, "grid") else 0
