@@ -37,7 +37,7 @@ def join_grids(content: bytes) -> bytes:
     view = schema.Model.GetRootAsModel(content, 0)
     graphs = [view.Subgraphs(i) for i in range(view.SubgraphsLength())]
     types = {graph.Tensors(i).Type() for graph in graphs for i in range(graph.TensorsLength())}
-    if schema.TensorType.INT16 not in types:
+    if not types & {schema.TensorType.INT16, schema.TensorType.FLOAT64}:
         return content
     kinds = schema.BuiltinOperator
     biases = {kinds.CONV_2D: 2, kinds.DEPTHWISE_CONV_2D: 2, kinds.FULLY_CONNECTED: 2}

@@ -98,7 +98,6 @@ class FakeQuant(WeightTransform):
         _, end = self._largest(weight)
         if self.range != "min_max":
             end = end * ops.clip(ops.convert_to_tensor(self.clip), 0.05, 1.0)
-        # No division by a constant: compilers make products of these, which round otherwise.
         return ops.where(end > 0, end * (1 / self.steps), 1.0)
 
     def settle(self) -> None:

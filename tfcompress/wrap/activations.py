@@ -198,7 +198,7 @@ class ActivationQuantizer(keras.layers.Layer):
         """Returns the step and the lowest integer, the real zero being the integer 0."""
         ends = self.fixed_range or self.current_range()
         low, high = (ops.convert_to_tensor(end, "float32") for end in ends)
-        scale = (high - low) * (1 / 255)
+        scale = integers.divided(high - low, 255.0)
         return scale, ops.round(low / scale)
 
     def current_range(self) -> tuple[Any, Any]:

@@ -154,11 +154,20 @@ class _Bake(Rewriter):
         if quantizer:
             return self._fixed(operation)(*args, **kwargs)
         across = role(layer) == JOIN and any(self._comes_across(t) for t in call.inputs)
-        if across and (joined := _grid_behind(graph, call)):
-            # The converter does not put these on the grid of the result by itself.
-            args, kwargs = tree.map_structure(
-                lambda t: self._fixed(joined)(t) if is_float(t) else t, (args, kwargs)
-            )
+        moved = role(layer) == JOIN and any(self._is_moved(t) for t in call.inputs)
+        if (across or moved) and (joined := _grid_behind(graph, call)):
+            # Of another grid, the converter does not put these on the grid of the result by itself,
+            # or does so before what moves them about, for all that read them.
+            old = {id(new): t for t, new in zip(call.inputs, _floats((args, kwargs)), strict=True)}
+
+            def put(t: Any) -> Any:
+                if not is_float(t):
+                    return t
+                return self._fixed(joined)(
+                    GridCrossing.written(t) if self._is_moved(old[id(t)]) else t
+                )
+
+            args, kwargs = tree.map_structure(put, (args, kwargs))
         if self._rounds and role(layer) == LINEAR:
             kernel, bias = getattr(layer, "kernel", None), getattr(layer, "bias", None)
             made = in_two_axes(layer, args[0], self._values.get(id(kernel), kernel), bias)
@@ -275,6 +284,15 @@ class _Bake(Rewriter):
         ranks = [len(tensor.shape) for tensor in call.inputs]
         return wide and role(call.operation) == SUM and ranks == [2, 2]
 
+    def _is_moved(self, tensor: Any) -> bool:
+        """Returns whether a tensor comes from a grid of its own, moved about."""
+        producer = self._producers.get(id(tensor))
+        if producer is None or role(producer.operation) != MOVE:
+            return False
+        while producer is not None and role(producer.operation) == MOVE:
+            producer = self._producers.get(id(producer.inputs[0]))
+        return producer is not None and isinstance(producer.operation, ActivationQuantizer)
+
     def _comes_across(self, tensor: Any) -> bool:
         """Returns whether a tensor comes from a grid of other bits, moved about or not."""
         producer = self._producers.get(id(tensor))
@@ -335,6 +353,10 @@ def _settled(value: Any) -> Any:
         return value
     made = _flat(value)
     return made.restore(made.image)
+
+
+def _floats(given: Any) -> list[Any]:
+    return [value for value in tree.flatten(given) if isinstance(value, keras.KerasTensor)]
 
 
 def _grid_behind(graph: Graph, call: Call) -> ActivationQuantizer | None:

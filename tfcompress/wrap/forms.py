@@ -54,13 +54,16 @@ class Affine:
     scale: np.ndarray
     offset: np.ndarray
     name: str
+    made: Flat | None = None
 
     def then(self, scale: np.ndarray, offset: np.ndarray) -> Affine:
         """Returns this, scaled and moved once more."""
         return Affine(self.tensor, self.scale * scale, self.offset * scale + offset, self.name)
 
     def written(self) -> Flat:
-        """Returns the result of the 1x1 depthwise convolution that does it."""
+        """Returns the result of the 1x1 depthwise convolution that does it, one for all readers."""
+        if self.made is not None:
+            return self.made
         channels = self.tensor.shape[-1]
         layer = layers.DepthwiseConv2D(1, name=self.name, dtype="float32")
         image, restore = as_image(self.tensor)
@@ -71,7 +74,8 @@ class Affine:
                 uneven(np.broadcast_to(self.offset, channels).astype(np.float32)),
             ]
         )
-        return Flat(outputs, restore)
+        self.made = Flat(outputs, restore)
+        return self.made
 
 
 def uneven(offsets: np.ndarray) -> np.ndarray:

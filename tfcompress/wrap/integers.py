@@ -10,8 +10,8 @@ layers behind it, and in a deep network no value stays the same. So at inference
   says which one a tensor comes from. Of what it does not know, values are rounded as floats.
 
 The kernels are those of XNNPACK, the default on x86 and on phones (integers of 32 bits, scaled by a
-float32 and rounded to the nearest, ties to even). Products and sums are ordered so that a compiler
-has nothing to simplify: there is no division by a constant.
+float32 and rounded to the nearest, ties to even). Steps must be those of the file to the last digit,
+whatever compiles the model: see `divided`.
 """
 
 from __future__ import annotations
@@ -77,7 +77,8 @@ class Sum:
 
     def weight_steps(self) -> Any:
         """Returns the step of the weights, behind all scalings, for each channel."""
-        return ops.abs(self._scaled())
+        scaled, largest = self._ends()
+        return divided(ops.abs(scaled), largest)
 
     def offset(self) -> Any:
         """Returns what is added to the sum of products, for each channel."""
@@ -90,31 +91,35 @@ class Sum:
 
     def kernel(self) -> np.ndarray:
         """Returns the kernel with all scalings in it, from which the converter finds the steps."""
-        step = weight_step(self.wrapper)
         ((weight, transforms),) = self.wrapper.pipelines()
-        largest = rounding_of(transforms).steps
-        places = ops.convert_to_numpy(self.wrapper.effective_value(weight, transforms) / step)
-        scaled = ops.convert_to_numpy(self._scaled()).reshape(step.shape)
-        places = np.rint(places) * np.sign(scaled)
-        kernel = (places * np.abs(scaled)).astype(np.float32)
-        ends = ends_for(np.abs(scaled), largest)
-        return np.where(np.abs(places) == largest, np.sign(places) * ends, kernel)
+        step = weight_step(self.wrapper)
+        ends, largest = self._ends()
+        steps = ops.convert_to_numpy(ops.reshape(divided(ends, largest), step.shape))
+        ends = ops.convert_to_numpy(ops.reshape(ends, step.shape))
+        value = self.wrapper.effective_value(weight, transforms)
+        places = np.rint(ops.convert_to_numpy(value / step))
+        # From the largest weight the converter finds the step.
+        return np.where(np.abs(places) == largest, np.sign(places) * ends, places * steps)
 
     def scale(self) -> np.ndarray:
-        """Returns what each channel is multiplied by, from which the converter finds the steps."""
-        scaled = ops.convert_to_numpy(self._scaled())
-        return np.sign(scaled) * ends_for(np.abs(scaled), 127)
+        """Returns what each channel is multiplied by: from it the converter finds the steps."""
+        return ops.convert_to_numpy(self._ends()[0])
 
     def whole_offset(self) -> np.ndarray:
         """Returns the offset of each channel as the file will round it."""
         unit = ops.convert_to_numpy(self.unit())
         return (np.round(ops.convert_to_numpy(self.offset()) / unit) * unit).astype(np.float32)
 
-    def _scaled(self) -> Any:
-        scaled = 1 / 127 if self.wrapper is None else ops.reshape(weight_step(self.wrapper), (-1,))
+    def _ends(self) -> tuple[Any, int]:
+        """Returns the largest weight of each channel behind all scalings, and its integer."""
+        ends, largest = ops.ones(()), 127
+        if self.wrapper is not None:
+            ((_, transforms),) = self.wrapper.pipelines()
+            largest = rounding_of(transforms).steps
+            ends = ops.reshape(weight_step(self.wrapper) * largest, (-1,))
         for layer in self.scalings:
-            scaled = scaled * scale_and_offset(layer)[0]
-        return scaled
+            ends = ends * scale_and_offset(layer)[0]
+        return ends, largest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -228,32 +233,28 @@ def rounded(x: Any, source: Source | None, scale: Any) -> Any:
     return ops.round(x * (1 / scale)) if source is None else source.steps(x, scale)
 
 
-def ends_for(steps: np.ndarray, largest: int) -> np.ndarray:
-    """Returns the largest weights for which a file will have these steps.
+def divided(x: Any, count: float) -> Any:
+    """Returns `x / count` rounded once, as the converter does.
 
-    The converter divides the largest weight by 127, and the result is rounded to float32.
+    A compiler would make of a division by a constant a product with its inverse, so it is not told
+    that there is one.
     """
-    found = (steps * np.float32(largest)).astype(np.float32)
-    candidate = found
-    for direction in (0.0, np.inf, np.inf, -np.inf, -np.inf, -np.inf):
-        candidate = np.nextafter(candidate, np.float32(direction)) if direction else candidate
-        written = (candidate.astype(np.float64) / 127).astype(np.float32)
-        if largest != 127:
-            written = (written * (127 / largest)).astype(np.float32)
-        found = np.where(written == steps, candidate, found)
-    return found
+    return x / ops.where(x == x, count, 1.0)
 
 
 def ends_of_grid(scale: float, lowest: float) -> tuple[float, float]:
     """Returns ends of a range from which the converter finds a step again, to the last digit."""
     low, high = np.float32(lowest * scale), np.float32((lowest + 255) * scale)
-    for moved in (0, 1, -1, 2, -2, 3, -3):
-        end = high
-        for _ in range(abs(moved)):
-            end = np.nextafter(end, np.float32(np.sign(moved) * np.inf))
-        if np.float32((float(end) - float(low)) / 255) == np.float32(scale):
-            return float(low), float(end)
-    return float(low), float(high)
+    up, down = np.float32(np.inf), np.float32(-np.inf)
+    lows = [low] if lowest == 0 else [low, np.nextafter(low, up), np.nextafter(low, down)]
+    highs = [high, np.nextafter(high, up), np.nextafter(high, down)]
+    found = [
+        (float(a), float(b))
+        for a in lows
+        for b in highs
+        if np.float32((float(b) - float(a)) / 255) == np.float32(scale)
+    ]
+    return found[0] if found else (float(low), float(high))
 
 
 def rounding_of(transforms: Any) -> FakeQuant | None:

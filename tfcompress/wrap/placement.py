@@ -13,6 +13,7 @@ from tfcompress.graph.clone import Rewriter
 from tfcompress.graph.cost import plain
 from tfcompress.graph.read import Call, Graph, walk_layers
 from tfcompress.wrap.activations import ActivationQuantizer, GridCrossing
+from tfcompress.wrap.canonicalize import activation_name
 from tfcompress.wrap.recurrent import RuntimeRecurrent
 from tfcompress.wrap.roles import (
     AVERAGE,
@@ -104,6 +105,7 @@ class PlaceQuantizers(Rewriter):
         self._on_grid: dict[tuple[int, int], Any] = {}
         self._entered: dict[int, list[int]] = {}
         self._model_states: dict[int, list[_State]] = {}
+        self._relus: dict[int, ActivationQuantizer] = {}
         self._names: dict[str, int] = {}
         self._alive: list[Any] = []
 
@@ -261,13 +263,27 @@ class PlaceQuantizers(Rewriter):
         if state.pending:
             if leaves and not readers and graph.path:
                 return new  # decided where the nested model is called
-            if not leaves and len(readers) == 1 and self._fuses(state.pending, readers[0]):
+            fused = readers and all(self._fuses(state.pending, reader) for reader in readers)
+            if not leaves and fused and (len(readers) == 1 or _are_one(graph, readers)):
                 return new
         if readers and not leaves and all(role(r.operation) == PRECISE for r in readers):
             return new
         if role(call.operation) != JOIN and state.bits == 8 and is_joined(graph, old):
             return self._note(new, dataclasses.replace(state, pending=JOIN))
+        if role(call.operation) == RELU and _are_one(graph, graph.consumers[id(call.inputs[0])]):
+            return self._quantize_alike(new, id(call.inputs[0]), plain(call.operation).name)
         return self._quantize(new, state.bits, plain(call.operation).name)
+
+    def _quantize_alike(self, new: Any, key: int, name: str) -> Any:
+        """Returns the result of one of several ReLUs of one tensor on the grid of them all."""
+        state = self._state(new)
+        if key in self._relus:
+            return self._apply(self._relus[key], new, state)
+        new = self._quantize(new, state.bits, name)
+        quantizer = self._state(new).quantizer
+        assert quantizer is not None
+        self._relus[key] = quantizer
+        return new
 
     def _fuses(self, pending: str, reader: Call) -> bool:
         return role(reader.operation) in FUSES.get(pending, ())
@@ -327,6 +343,18 @@ class PlaceQuantizers(Rewriter):
         count = self._names.get(wanted, 0)
         self._names[wanted] = count + 1
         return f"{wanted}_{count}" if count else wanted
+
+
+def _are_one(graph: Graph, readers: list[Call]) -> bool:
+    """Returns whether several readers of a tensor are the same ReLU, which the file does once."""
+    kinds = {activation_name(plain(r.operation)) or _kind(r.operation) for r in readers}
+    joined = any(is_joined(graph, output) for r in readers for output in r.outputs)
+    alike = len(kinds) == 1 and all(role(reader.operation) == RELU for reader in readers)
+    return len(readers) > 1 and alike and not joined
+
+
+def _kind(relu: Any) -> Any:
+    return type(relu).__name__, getattr(relu, "max_value", None)
 
 
 def _is_tensor(value: Any) -> bool:

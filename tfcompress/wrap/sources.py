@@ -34,7 +34,8 @@ def source_of(tensor: Any, result: Grid) -> Source | None:
     if _bits(operation) == 8:
         return Moved(operation)
     if kind in (RELU, CLIP):
-        return source_of(inputs[0], result)
+        source = source_of(inputs[0], result)
+        return None if isinstance(source, Moved) else source  # by 31 binary digits: as floats do
     if kind == MOVE and inputs:
         source = source_of(inputs[0], result)
         return source if isinstance(source, _SCALARS) or isinstance(layer, _BY_CHANNEL) else None
