@@ -95,10 +95,15 @@ class FakeQuant(WeightTransform):
 
     def scale(self, weight: Any) -> Any:
         """Returns the step of each channel's grid, shaped to be broadcast over the weight."""
+        end = self.end(weight)
+        return ops.where(end > 0, end * (1 / self.steps), 1.0)
+
+    def end(self, weight: Any) -> Any:
+        """Returns where each channel's grid ends, shaped likewise; 0 where all weights are."""
         _, end = self._largest(weight)
         if self.range != "min_max":
             end = end * ops.clip(ops.convert_to_tensor(self.clip), 0.05, 1.0)
-        return ops.where(end > 0, end * (1 / self.steps), 1.0)
+        return end
 
     def settle(self) -> None:
         """Ends the grid at the largest weight, where the stored weights lie on it already."""

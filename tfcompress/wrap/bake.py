@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import keras
@@ -198,7 +199,7 @@ class _Bake(Rewriter):
         Behind a weighted sum it should not: the converter puts it into the weights.
         """
         if isinstance(value, Affine):
-            return value.then(*self._affine_of(layer))
+            return dataclasses.replace(value.then(*affine_of(layer)), **self._exactly(layer))
         if isinstance(value, Flat):
             if isinstance(layer, layers.BatchNormalization):
                 return value.then(self.clone(layer, axis=-1))
@@ -217,11 +218,13 @@ class _Bake(Rewriter):
         count = self._names.get(layer.name, 0)
         self._names[layer.name] = count + 1
         name = f"{layer.name}_{count}" if count else layer.name
-        return Affine(value, *self._affine_of(layer), name=name)
+        affine = Affine(value, *affine_of(layer), name=name)
+        return dataclasses.replace(affine, **self._exactly(layer))
 
-    def _affine_of(self, layer: Any) -> tuple[np.ndarray, np.ndarray]:
+    def _exactly(self, layer: Any) -> dict[str, np.ndarray]:
+        """Returns the scale and offset of all scalings up to a layer, if it is the last one."""
         total = self._sums.get(id(layer))
-        return affine_of(layer) if total is None else (total.scale(), total.whole_offset())
+        return {} if total is None else {"scale": total.scale(), "offset": total.whole_offset()}
 
     def _is_folded(self, call: Call) -> bool:
         """Returns whether a normalization is in the weights of the sum before it."""

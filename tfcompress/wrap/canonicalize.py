@@ -21,6 +21,7 @@ from tfcompress.wrap.recurrent import BYTES_PER_STEP, LONGEST, RuntimeRecurrent,
 from tfcompress.wrap.runtime import (
     ChannelScale,
     FoldSteps,
+    RuntimeHardSwish,
     RuntimeLayer,
     RuntimeMerge,
     RuntimeNormalization,
@@ -155,15 +156,15 @@ class SplitSeparable(Rule):
 
 
 class RoundSwish(Rule):
-    """`x * sigmoid(x)` as the runtime rounds it."""
+    """`x * sigmoid(x)`, and hard swish, as the runtime rounds them."""
 
     def matches(self, layer: Any) -> bool:
         """Returns whether `layer` is nothing but this activation."""
-        return type(layer) is layers.Activation and activation_name(layer) == "silu"
+        return type(layer) is layers.Activation and activation_name(layer) in _SWISHES
 
     def parts(self, layer: Any) -> list[Any]:
         """Returns the activation of the runtime."""
-        return [_runtime(RuntimeSwish, layer)]
+        return [_runtime(_SWISHES[activation_name(layer) or ""], layer)]
 
 
 class SplitHardSigmoid(Rule):
@@ -294,6 +295,7 @@ class WriteOutLoop(Rule):
         return [_runtime(RuntimeRecurrent, layer, inner=clone_layer(layer))]
 
 
+_SWISHES: dict[str, type[RuntimeLayer]] = {"silu": RuntimeSwish, "hard_silu": RuntimeHardSwish}
 _MERGES = {layers.Add: "add", layers.Average: "average", layers.Multiply: "multiply"}
 _NORMALIZATIONS = (
     layers.LayerNormalization,

@@ -27,7 +27,7 @@ import numpy as np
 from keras import layers, ops
 
 from tfcompress.graph.cost import einsum_letters
-from tfcompress.wrap.integers import scale_and_offset
+from tfcompress.wrap.integers import constant_operand, scale_and_offset
 from tfcompress.wrap.runtime import ChannelScale
 
 
@@ -110,8 +110,8 @@ def fits_affine(tensor: Any) -> bool:
 
 
 def is_affine(layer: Any) -> bool:
-    """Returns whether a layer only scales and moves each channel of its last axis."""
-    if isinstance(layer, ChannelScale):
+    """Returns whether an operation only scales and moves each channel of its last axis."""
+    if isinstance(layer, ChannelScale) or constant_operand(layer) is not None:
         return True
     if type(layer) is layers.Rescaling:
         return max(np.ndim(layer.scale), np.ndim(layer.offset)) <= 1
@@ -126,21 +126,8 @@ def _last_axis(layer: Any) -> int:
 
 def affine_of(layer: Any) -> tuple[np.ndarray, np.ndarray]:
     """Returns scale and offset, per channel or one for all, of a built layer that `is_affine`."""
-    if isinstance(layer, layers.Rescaling):
-        return np.asarray(layer.scale, np.float64), np.asarray(layer.offset, np.float64)
-    if isinstance(layer, layers.Normalization):
-        mean, variance = (_vector(v).ravel() for v in (layer.mean, layer.variance))
-        scale = 1 / np.maximum(np.sqrt(variance), keras.backend.epsilon())
-        return scale, -mean * scale
-    if isinstance(layer, ChannelScale):
-        scale = 1.0 if layer.gamma is None else _vector(layer.gamma)
-        return np.asarray(scale), np.asarray(0.0 if layer.beta is None else _vector(layer.beta))
-    scale, offset = map(_vector, scale_and_offset(layer))
-    return scale, offset
-
-
-def _vector(variable: Any) -> np.ndarray:
-    return np.asarray(ops.convert_to_numpy(variable), np.float64)
+    scale, offset = (ops.convert_to_numpy(value) for value in scale_and_offset(layer))
+    return scale.astype(np.float64), offset.astype(np.float64)
 
 
 def in_order(layer: Any) -> tuple[dict[str, Any], tuple[int, ...], np.ndarray] | None:

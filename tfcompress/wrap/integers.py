@@ -17,8 +17,10 @@ whatever compiles the model: see `divided`.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, Protocol
 
+import keras
 import numpy as np
 from keras import layers, ops
 
@@ -73,12 +75,10 @@ class Sum:
 
     def unit(self) -> Any:
         """Returns the step of the sum of products, for each channel."""
-        return self.read.grid()[0] * self.weight_steps()
-
-    def weight_steps(self) -> Any:
-        """Returns the step of the weights, behind all scalings, for each channel."""
-        scaled, largest = self._ends()
-        return divided(ops.abs(scaled), largest)
+        ends, largest = self._ends()
+        unit = self.read.grid()[0] * divided(ops.abs(ends), largest)
+        # A channel without weights is an offset alone, which the file stores in 30 bits.
+        return ops.where(unit > 0, unit, ops.maximum(ops.abs(self.offset()), 1e-30) * 2**-20)
 
     def offset(self) -> Any:
         """Returns what is added to the sum of products, for each channel."""
@@ -114,9 +114,10 @@ class Sum:
         """Returns the largest weight of each channel behind all scalings, and its integer."""
         ends, largest = ops.ones(()), 127
         if self.wrapper is not None:
-            ((_, transforms),) = self.wrapper.pipelines()
-            largest = rounding_of(transforms).steps
-            ends = ops.reshape(weight_step(self.wrapper) * largest, (-1,))
+            value, rounding = rounded_weight(self.wrapper)
+            largest = rounding.steps
+            used = rounding.end(value) > 0
+            ends = ops.reshape(ops.where(used, rounding.scale(value) * largest, 0.0), (-1,))
         for layer in self.scalings:
             ends = ends * scale_and_offset(layer)[0]
         return ends, largest
@@ -172,48 +173,6 @@ class Joined:
         return ops.concatenate(made, axis=self.axis)
 
 
-@dataclasses.dataclass(frozen=True)
-class Addition:
-    """A sum of two tensors of integers of different grids.
-
-    Args:
-        read: The quantizers of both.
-        result: The quantizer of the sum.
-    """
-
-    read: tuple[Grid, Grid]
-    result: Grid
-
-    def __call__(self, a: Any, b: Any) -> Any:
-        """Returns the sum, rounded to steps of the result, not clipped.
-
-        The kernel multiplies by ratios of the steps, of 21 binary digits. Here these are taken in
-        two halves, so that no float has to hold more than 24.
-        """
-        scale = self.result.grid()[0]
-        units = [grid.grid()[0] for grid in self.read]
-        ratios = [unit / scale for unit in units]
-        powers = 2.0 ** np.arange(-10, 9, dtype=np.float32)
-        power = ops.max(ops.where(powers <= ops.maximum(*ratios), powers, powers[0]))
-        upper, lower = [], []
-        for values, unit, ratio in zip((a, b), units, ratios, strict=True):
-            multiplier = ops.round(ratio * (2.0**20 / power))
-            half = ops.floor(multiplier * 2**-10)
-            steps = ops.round(values / unit)
-            upper.append(steps * half)
-            lower.append(steps * (multiplier - half * 2**10))
-        total = ops.floor((lower[0] + lower[1]) * 2**-10) + (upper[0] + upper[1])
-        return ops.floor(total * (power * 2**-10) + 0.5) * scale
-
-    def watched(self) -> bool:
-        """Returns whether one of the quantizers hands on what it is given."""
-        return any(grid.observer is not None for grid in (*self.read, self.result))
-
-    def rounds(self) -> Any:
-        """Returns whether all of the quantizers round."""
-        return ops.all([grid.rounds() for grid in (*self.read, self.result)])
-
-
 def straight_through(x: Any, replaced: Any) -> Any:
     """Returns `replaced`, with the gradient of `x`."""
 
@@ -262,21 +221,68 @@ def rounding_of(transforms: Any) -> FakeQuant | None:
     return next((t for t in transforms if isinstance(t, FakeQuant)), None)
 
 
-def weight_step(wrapper: Any) -> Any:
-    """Returns the step of a layer's weight, for each channel, to be broadcast over it."""
+def rounded_weight(wrapper: Any) -> tuple[Any, FakeQuant]:
+    """Returns the weight of a layer as the transforms before rounding leave it, and the rounding."""
     ((weight, transforms),) = wrapper.pipelines()
     rounding = rounding_of(transforms)
     assert rounding is not None
-    before = transforms[: transforms.index(rounding)]
-    return rounding.scale(wrapper.effective_value(weight, before))
+    return wrapper.effective_value(weight, transforms[: transforms.index(rounding)]), rounding
 
 
-def scale_and_offset(normalization: layers.BatchNormalization) -> tuple[Any, Any]:
-    """Returns what a BatchNormalization does to each channel, for one rounding of all compilers."""
-    mean, variance = normalization.moving_mean, normalization.moving_variance
-    gamma, beta = normalization.gamma, normalization.beta
+def weight_step(wrapper: Any) -> Any:
+    """Returns the step of a layer's weight, for each channel, to be broadcast over it."""
+    value, rounding = rounded_weight(wrapper)
+    return rounding.scale(value)
+
+
+def scale_and_offset(layer: Any) -> tuple[Any, Any]:
+    """Returns what a layer multiplies each channel by, and adds, in one rounding for all compilers.
+
+    Args:
+        layer: A BatchNormalization, Normalization, Rescaling, one with `gamma` and `beta`, or an
+            operation that has a constant for its other operand.
+    """
+    operand = constant_operand(layer)
+    if operand is not None:
+        return tuple(ops.convert_to_tensor(value, "float32") for value in operand)
+    if isinstance(layer, layers.Rescaling):
+        scale, offset = layer.scale, layer.offset
+        return ops.convert_to_tensor(scale, "float32"), ops.convert_to_tensor(offset, "float32")
+    if isinstance(layer, layers.Normalization):
+        mean, variance = (ops.reshape(v, (-1,)) for v in (layer.mean, layer.variance))
+        scale = 1 / ops.maximum(ops.sqrt(variance), keras.backend.epsilon())
+        return scale, -mean * scale
+    gamma = ops.ones(()) if layer.gamma is None else ops.convert_to_tensor(layer.gamma)
+    beta = ops.zeros(()) if layer.beta is None else ops.convert_to_tensor(layer.beta)
+    if not isinstance(layer, layers.BatchNormalization):
+        return gamma, beta
     # Inverse square roots are approximated, here in one way and there in another.
-    root = ops.maximum(ops.sqrt(ops.convert_to_tensor(variance) + normalization.epsilon), 1e-30)
-    scale = (1.0 if gamma is None else ops.convert_to_tensor(gamma)) / root
-    offset = -ops.convert_to_tensor(mean) * scale
-    return scale, offset if beta is None else ops.convert_to_tensor(beta) + offset
+    variance = ops.convert_to_tensor(layer.moving_variance) + layer.epsilon
+    scale = gamma / ops.maximum(ops.sqrt(variance), 1e-30)
+    return scale, beta - ops.convert_to_tensor(layer.moving_mean) * scale
+
+
+def constant_operand(operation: Any) -> tuple[float, float] | None:
+    """Returns scale and offset of an operation on floats with a number as its other operand.
+
+    None for any other operation.
+    """
+    name = type(operation).__name__
+    if isinstance(operation, keras.layers.Layer) or name not in _ARITHMETIC:
+        return None
+    first, second = (*operation._inbound_nodes[0].arguments.args, None, None)[:2]
+    tensor, number = (second, first) if isinstance(first, (int, float)) else (first, second)
+    if not isinstance(tensor, keras.KerasTensor) or not isinstance(number, (int, float)):
+        return None
+    if not keras.backend.is_float_dtype(tensor.dtype) or isinstance(number, bool):
+        return None
+    return _ARITHMETIC[name](float(number), tensor is second)
+
+
+_ARITHMETIC: dict[str, Callable[[float, bool], tuple[float, float] | None]] = {
+    "Add": lambda number, _: (1.0, number),
+    "Multiply": lambda number, _: (number, 0.0),
+    "Subtract": lambda number, reverse: (-1.0, number) if reverse else (1.0, -number),
+    "Divide": lambda number, reverse: None if reverse or not number else (1 / number, 0.0),
+    "TrueDivide": lambda number, reverse: None if reverse or not number else (1 / number, 0.0),
+}

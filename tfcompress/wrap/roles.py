@@ -27,6 +27,7 @@ from tfcompress.transforms import FakeQuant
 from tfcompress.wrap.canonicalize import activation_name
 from tfcompress.wrap.custom import description
 from tfcompress.wrap.forms import is_affine
+from tfcompress.wrap.integers import constant_operand
 from tfcompress.wrap.runtime import (
     SIGMOID_RANGE,
     ChannelScale,
@@ -139,6 +140,8 @@ def role(operation: Any) -> str:
         return MOVE
     if isinstance(layer, RuntimeMerge) and layer.how == "add":
         return SUM
+    if constant_operand(layer) is not None:
+        return NORMALIZATION
     name = _keras_name(layer)
     if name == "Activation":
         activation = activation_name(layer)

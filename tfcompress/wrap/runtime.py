@@ -16,7 +16,7 @@ from keras import layers, ops
 
 from tfcompress.graph.clone import clone_layer
 from tfcompress.wrap.activations import ActivationQuantizer, FixedFakeQuant, fake_quant
-from tfcompress.wrap.integers import Addition, straight_through
+from tfcompress.wrap.kernels import Addition, HardSwish, Kernel
 
 SIGMOID_RANGE = (0.0, 255 / 256)
 """What the runtime prescribes for the result of a sigmoid."""
@@ -39,6 +39,22 @@ class RuntimeLayer(layers.Layer):
             step: ActivationQuantizer(non_negative=step in self.non_negative, name=step)
             for step in self.steps
         }
+        self._kernels: list[Kernel] = []
+
+    def link(self, read: Sequence[Any], result: Any) -> None:
+        """Tells the layer which quantizers its inputs come from, and which one its output goes to.
+
+        Args:
+            read: A quantizer for each input; None where it is not known.
+            result: The quantizer.
+        """
+        ours = [] if None in read else self.kernels_for(read, result)
+        # Called on other grids elsewhere, it knows of none.
+        self._kernels = [] if self._kernels not in ([], ours) else ours
+
+    def kernels_for(self, read: Sequence[Any], result: Any) -> list[Kernel]:
+        """Returns the kernels that the layer has to follow at inference, by these quantizers."""
+        return []
 
     def build(self, input_shape: Any) -> None:
         """Creates the ranges."""
@@ -80,6 +96,22 @@ class RuntimeSwish(RuntimeLayer):
 
 
 @keras.saving.register_keras_serializable("tfcompress")
+class RuntimeHardSwish(RuntimeLayer):
+    """The hard swish of Keras; at inference in the steps of the runtime."""
+
+    def kernels_for(self, read: Sequence[Any], result: Any) -> list[Kernel]:
+        """Returns the one kernel."""
+        return [HardSwish(tuple(read), result)]
+
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
+        """Returns the activation."""
+        outputs = keras.activations.hard_swish(inputs)
+        for kernel in () if training else self._kernels:
+            outputs = kernel([inputs], outputs)
+        return outputs
+
+
+@keras.saving.register_keras_serializable("tfcompress")
 class RuntimeMerge(RuntimeLayer):
     """A sum, mean or product of several tensors: the runtime takes two at a time.
 
@@ -94,20 +126,12 @@ class RuntimeMerge(RuntimeLayer):
         rounded = count - 1 if how == "average" else count - 2
         self.steps = tuple(f"first_{number + 2}" for number in range(rounded))
         super().__init__(**kwargs)
-        self._additions: list[Addition] = []
 
-    def link(self, read: Sequence[Any], result: Any) -> None:
-        """Tells a sum which quantizers its inputs come from, and which one rounds it.
-
-        Args:
-            read: A quantizer for each input; None where it is not known.
-            result: The quantizer.
-        """
+    def kernels_for(self, read: Sequence[Any], result: Any) -> list[Kernel]:
+        """Returns the additions of a sum."""
         between = [self.rounding[step] for step in self.steps]
         grids = zip([read[0], *between], read[1:], [*between, result], strict=True)
-        ours = [] if None in read else [Addition((a, b), to) for a, b, to in grids]
-        # Called on other grids elsewhere, it knows of none.
-        self._additions = [] if self._additions not in ([], ours) else ours
+        return [Addition((a, b), to) for a, b, to in grids] if self.how == "add" else []
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         """Returns the merged tensor."""
@@ -115,8 +139,8 @@ class RuntimeMerge(RuntimeLayer):
         merged, *rest = inputs
         for number, other in enumerate(rest):
             before, merged = merged, merge(merged, other)
-            if self._additions and not (training or self._additions[number].watched()):
-                merged = _in_integers(self._additions[number], before, other, merged)
+            if self._kernels and not training:
+                merged = self._kernels[number]([before, other], merged)
             if number < len(self.steps):
                 merged = self._rounded(self.steps[number], merged, training)
         return merged * (1 / self.count) if self.how == "average" else merged
@@ -128,11 +152,6 @@ class RuntimeMerge(RuntimeLayer):
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor arguments."""
         return {**super().get_config(), "how": self.how, "count": self.count}
-
-
-def _in_integers(addition: Addition, a: Any, b: Any, total: Any) -> Any:
-    exact = ops.cond(addition.rounds(), lambda: addition(a, b), lambda: total)
-    return straight_through(total, exact)
 
 
 @keras.saving.register_keras_serializable("tfcompress")

@@ -13,7 +13,7 @@ from tfcompress.wrap.canonicalize import activation_name
 from tfcompress.wrap.forms import is_affine
 from tfcompress.wrap.integers import Grid, Joined, Moved, Product, Source, Sum, rounding_of
 from tfcompress.wrap.roles import CLIP, LINEAR, MOVE, NORMALIZATION, RELU, role
-from tfcompress.wrap.runtime import SIGMOID_RANGE, RuntimeMerge, RuntimeSwish
+from tfcompress.wrap.runtime import SIGMOID_RANGE, RuntimeLayer, RuntimeSwish
 
 _SCALARS = (Product, Moved)
 
@@ -51,7 +51,7 @@ def source_of(tensor: Any, result: Grid) -> Source | None:
             return Joined(tuple(zip(sources, sizes, strict=True)), layer.axis)
     if isinstance(layer, RuntimeSwish) and (read := grid_of(inputs[0])):
         return Product((read, SIGMOID_RANGE[1] / 255))
-    if isinstance(layer, RuntimeMerge):
+    if isinstance(layer, RuntimeLayer):
         layer.link([grid_of(t) for t in inputs], result)
     return None
 
@@ -73,7 +73,7 @@ _BY_CHANNEL = (
 def _sum(operation: Any, given: Any, scalings: tuple[Any, ...]) -> Source | None:
     layer, kind = plain(operation), role(operation)
     if kind == NORMALIZATION:
-        if type(layer) is not layers.BatchNormalization or not is_affine(layer):
+        if not is_affine(layer):
             return None
         scalings = (layer, *scalings)
         history = getattr(given, "_keras_history", None)
@@ -124,7 +124,7 @@ def known_sums(model: keras.Model) -> dict[int, Sum]:
     """Returns what a trained model adds up in integers and scales, each in one place only.
 
     Returns:
-        By `id` of the wrapped layer; of the normalization where there is none before it.
+        By `id` of the wrapped layer; of the last normalization where there is none before it.
     """
     parts = [part for _, layer in walk_layers(model) for part in layer._flatten_layers()]
     sources = [part.source for part in parts if _bits(part) == 8 and part.is_trained]
@@ -134,8 +134,8 @@ def known_sums(model: keras.Model) -> dict[int, Sum]:
     found: dict[int, Sum] = {}
     for source in sources:
         if isinstance(source, Sum):
-            owner = source.wrapper or source.scalings[0]
-            if id(owner) in once and (source.wrapper or len(source.scalings) == 1):
+            owner = source.wrapper or source.scalings[-1]
+            if id(owner) in once:
                 found[id(owner)] = source
     return found
 
