@@ -127,6 +127,7 @@ class ActivationQuantizer(keras.layers.Layer):
         self.observer: Any = None
         self.frozen = False
         self.source: Any = None
+        self._told = False
 
     def build(self, input_shape: Any) -> None:
         """Creates the range and the step counter."""
@@ -177,6 +178,11 @@ class ActivationQuantizer(keras.layers.Layer):
 
     def _in_integers(self, inputs: Any, averaged: bool) -> Any:
         """Returns the inputs as the runtime rounds them."""
+        if not self._told:
+            from tfcompress.wrap.sources import tell_nested_models
+
+            tell_nested_models(self)
+            self._told = True
         scale, lowest = self.grid()
         x = ops.cast(inputs, "float32")
         if averaged:

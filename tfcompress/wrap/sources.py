@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import keras
 from keras import layers
 
 from tfcompress.graph.cost import plain
-from tfcompress.graph.read import called_once, is_graph, walk_layers
+from tfcompress.graph.read import called_once, is_graph, read_graph, walk_layers
 from tfcompress.wrap.canonicalize import activation_name
 from tfcompress.wrap.forms import is_affine
 from tfcompress.wrap.integers import Grid, Joined, Moved, Product, Source, Sum, rounding_of
@@ -25,11 +26,11 @@ def source_of(tensor: Any, result: Grid) -> Source | None:
         tensor: What a quantizer is called on.
         result: That quantizer; a layer that rounds for itself is told of it.
     """
-    history = getattr(tensor, "_keras_history", None)
-    if history is None:
+    operation, inputs = _made_by(tensor)
+    if operation is None:
         return None
-    operation = history.operation
-    inputs = operation._inbound_nodes[history.node_index].input_tensors
+    if is_graph(operation):
+        return source_of(operation.outputs[tensor._keras_history.tensor_index], result)
     layer, kind = plain(operation), role(operation)
     if _bits(operation) == 8:
         return Moved(operation)
@@ -76,10 +77,8 @@ def _sum(operation: Any, given: Any, scalings: tuple[Any, ...]) -> Source | None
         if not is_affine(layer):
             return None
         scalings = (layer, *scalings)
-        history = getattr(given, "_keras_history", None)
-        before = None if history is None else history.operation
+        before, inputs = _made_by(given)
         if before is not None and role(before) in (LINEAR, NORMALIZATION):
-            inputs = before._inbound_nodes[history.node_index].input_tensors
             return _sum(before, inputs[0], scalings)
         read = grid_of(given)
         return None if read is None else Sum(None, scalings, read)
@@ -127,7 +126,10 @@ def known_sums(model: keras.Model) -> dict[int, Sum]:
         By `id` of the wrapped layer; of the last normalization where there is none before it.
     """
     parts = [part for _, layer in walk_layers(model) for part in layer._flatten_layers()]
-    sources = [part.source for part in parts if _bits(part) == 8 and part.is_trained]
+    rounding = [part for part in parts if _bits(part) == 8 and part.is_trained]
+    for quantizer in rounding:
+        tell_nested_models(quantizer)
+    sources = [quantizer.source for quantizer in rounding]
     for source in sources:
         sources += [part for part, _ in getattr(source, "parts", ())]
     once = called_once(model)
@@ -142,16 +144,64 @@ def known_sums(model: keras.Model) -> dict[int, Sum]:
 
 def grid_of(tensor: Any) -> Grid | None:
     """Returns the quantizer of 8 bits that a symbolic tensor comes from, moved about or not."""
-    history = getattr(tensor, "_keras_history", None)
-    if history is None:
+    operation, inputs = _made_by(tensor)
+    if operation is None:
         return None
-    operation = history.operation
     if _bits(operation):
         return operation if _bits(operation) == 8 else None
     if is_graph(operation):
-        return grid_of(operation.outputs[history.tensor_index])
-    inputs = operation._inbound_nodes[history.node_index].input_tensors
+        return grid_of(operation.outputs[tensor._keras_history.tensor_index])
+    if isinstance(operation, layers.InputLayer):
+        return getattr(operation, _ENTERED, _Entered()).grid
     return grid_of(inputs[0]) if role(operation) == MOVE and inputs else None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Entered:
+    """The grid of an input of a nested model; in a class of its own, so that Keras lets it be."""
+
+    grid: Any = None
+
+
+_ENTERED = "_tfcompress_grid"
+
+
+def tell_nested_models(quantizer: Any) -> None:
+    """Tells nested models that are called on what a quantizer rounds which grid they read."""
+    for node in quantizer._outbound_nodes:
+        _tell(node)
+
+
+def _tell(node: Any) -> None:
+    operation = node.operation
+    if is_graph(operation):
+        entered = zip(operation.inputs, map(grid_of, node.arguments.keras_tensors), strict=True)
+        for tensor, grid in entered:
+            entry = tensor._keras_history.operation
+            known = getattr(entry, _ENTERED, _Entered(grid)).grid
+            # Called on several grids, it knows of none.
+            setattr(entry, _ENTERED, _Entered(grid if known is grid else None))
+        for call in read_graph(operation).calls:
+            layer = call.operation
+            if getattr(layer, "is_compression_wrapper", False):
+                layer.sum = sum_of(layer, tuple(call.inputs))
+            elif _bits(layer) == 8 and not call.kwargs.get("averaged"):
+                layer.source = source_of(call.inputs[0], layer)
+        for inner in (c.operation for c in read_graph(operation).calls if is_graph(c.operation)):
+            for inner_node in inner._inbound_nodes:
+                _tell(inner_node)
+    elif role(operation) == MOVE:
+        for following in operation._outbound_nodes:
+            _tell(following)
+
+
+def _made_by(tensor: Any) -> tuple[Any, Any]:
+    """Returns the operation that made a symbolic tensor and the tensors that it was called on."""
+    history = getattr(tensor, "_keras_history", None)
+    if history is None:
+        return None, ()
+    node = history.operation._inbound_nodes[history.node_index]
+    return history.operation, node.input_tensors
 
 
 def _bits(operation: Any) -> int:
