@@ -31,6 +31,7 @@ from tfcompress.wrap.roles import (
     role,
     rounds_weights,
 )
+from tfcompress.wrap.runtime import RuntimeMerge
 from tfcompress.wrap.samples import InputSamples, samples_to_keep
 
 
@@ -153,6 +154,9 @@ class PlaceQuantizers(Rewriter):
     def visit(self, graph: Graph, call: Call, args: Any, kwargs: Any) -> Any:
         """Calls an operation and quantizes what the rules say."""
         operation = self.clone(call.operation)
+        if _adds_tensors(call):
+            operation = self.once(call, lambda: self._addition(call.operation))
+            args, kwargs = ([*args, *kwargs.values()],), {}
         given = [t for t in keras.tree.flatten((args, kwargs)) if is_float(t)]
         fused = any(self._state(t).pending for t in given)
         kind = MOVE if _does_nothing(call) else role(call.operation)
@@ -187,6 +191,10 @@ class PlaceQuantizers(Rewriter):
                 new = self._emit(graph, call, kind, bits or 8, states, old, new)
             emitted.append(new)
         return emitted
+
+    def _addition(self, operation: Any) -> RuntimeMerge:
+        """Returns the layer that stands for a `keras.ops.add`, to add as the runtime does."""
+        return RuntimeMerge("add", 2, operation=operation.name, name=self._name(operation.name))
 
     def _in_float(self, kind: str, given: list[Any]) -> bool:
         """Returns whether an operation is fused into one that was left out."""
@@ -355,6 +363,15 @@ def _are_one(graph: Graph, readers: list[Call]) -> bool:
 
 def _kind(relu: Any) -> Any:
     return type(relu).__name__, getattr(relu, "max_value", None)
+
+
+def _adds_tensors(call: Call) -> bool:
+    """Returns whether a call is `keras.ops.add` of two tensors of the same shape, floats."""
+    layer = isinstance(call.operation, keras.layers.Layer)
+    if layer or type(call.operation).__name__ != "Add" or len(call.inputs) != 2:
+        return False
+    a, b = call.inputs
+    return is_float(a) and is_float(b) and a.shape == b.shape and len(a.shape) > 1
 
 
 def _is_tensor(value: Any) -> bool:

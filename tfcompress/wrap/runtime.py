@@ -118,11 +118,14 @@ class RuntimeMerge(RuntimeLayer):
     Args:
         how: "add", "average" or "multiply".
         count: How many tensors.
+        operation: The name of the operation of `keras.ops` that this stands for; None for a layer.
         **kwargs: Arguments of `keras.layers.Layer`.
     """
 
-    def __init__(self, how: str, count: int, **kwargs: Any) -> None:
-        self.how, self.count = how, count
+    def __init__(
+        self, how: str, count: int, *, operation: str | None = None, **kwargs: Any
+    ) -> None:
+        self.how, self.count, self.operation = how, count, operation
         rounded = count - 1 if how == "average" else count - 2
         self.steps = tuple(f"first_{number + 2}" for number in range(rounded))
         super().__init__(**kwargs)
@@ -151,7 +154,8 @@ class RuntimeMerge(RuntimeLayer):
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor arguments."""
-        return {**super().get_config(), "how": self.how, "count": self.count}
+        own = {"how": self.how, "count": self.count, "operation": self.operation}
+        return {**super().get_config(), **own}
 
 
 @keras.saving.register_keras_serializable("tfcompress")

@@ -13,7 +13,7 @@ from tfcompress.graph.read import called_once, is_graph, read_graph, walk_layers
 from tfcompress.wrap.canonicalize import activation_name
 from tfcompress.wrap.forms import is_affine
 from tfcompress.wrap.integers import Grid, Joined, Moved, Product, Source, Sum, rounding_of
-from tfcompress.wrap.roles import CLIP, LINEAR, MOVE, NORMALIZATION, RELU, role
+from tfcompress.wrap.roles import CLIP, LINEAR, MOVE, NORMALIZATION, OUTPUT, RELU, role
 from tfcompress.wrap.runtime import SIGMOID_RANGE, RuntimeLayer, RuntimeSwish
 
 _SCALARS = (Product, Moved)
@@ -181,18 +181,32 @@ def _tell(node: Any) -> None:
             known = getattr(entry, _ENTERED, _Entered(grid)).grid
             # Called on several grids, it knows of none.
             setattr(entry, _ENTERED, _Entered(grid if known is grid else None))
-        for call in read_graph(operation).calls:
-            layer = call.operation
-            if getattr(layer, "is_compression_wrapper", False):
-                layer.sum = sum_of(layer, tuple(call.inputs))
-            elif _bits(layer) == 8 and not call.kwargs.get("averaged"):
-                layer.source = source_of(call.inputs[0], layer)
-        for inner in (c.operation for c in read_graph(operation).calls if is_graph(c.operation)):
-            for inner_node in inner._inbound_nodes:
-                _tell(inner_node)
+        calls = read_graph(operation).calls
+        for call in calls:
+            _find_again(call.operation, call.inputs, call.kwargs)
+        for call in calls:
+            for inner in call.operation._inbound_nodes if is_graph(call.operation) else ():
+                _tell(inner)
+        _find_again_behind(operation)
     elif role(operation) == MOVE:
         for following in operation._outbound_nodes:
             _tell(following)
+
+
+def _find_again(layer: Any, inputs: Any, kwargs: Any) -> None:
+    """Finds out again what a layer adds up, or what a quantizer rounds."""
+    if getattr(layer, "is_compression_wrapper", False):
+        layer.sum = sum_of(layer, tuple(inputs))
+    elif _bits(layer) == 8 and not kwargs.get("averaged"):
+        layer.source = source_of(inputs[0], layer)
+
+
+def _find_again_behind(operation: Any) -> None:
+    for node in operation._outbound_nodes:
+        following = node.operation
+        _find_again(following, node.input_tensors, node.arguments.kwargs)
+        if not (_bits(following) or is_graph(following)) and role(following) != OUTPUT:
+            _find_again_behind(following)
 
 
 def _made_by(tensor: Any) -> tuple[Any, Any]:

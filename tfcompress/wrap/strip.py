@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import keras
+from keras import ops
 
 from tfcompress.errors import CompressionWarning
 from tfcompress.graph.clone import Rewriter, clone_layer
@@ -18,6 +19,7 @@ from tfcompress.transforms import FakeQuant
 from tfcompress.wrap.activations import ActivationQuantizer, GridCrossing
 from tfcompress.wrap.canonicalize import original_variables
 from tfcompress.wrap.placement import ChainedModel
+from tfcompress.wrap.runtime import RuntimeMerge
 from tfcompress.wrap.samples import InputSamples
 from tfcompress.wrap.wrapper import CompressionWrapper
 
@@ -183,6 +185,10 @@ class _Strip(Rewriter):
     def visit(self, graph: Graph, call: Call, args: Any, kwargs: Any) -> Any:
         if isinstance(call.operation, (ActivationQuantizer, GridCrossing, InputSamples)):
             return args[0]
+        if isinstance(call.operation, RuntimeMerge) and call.operation.operation:
+            total = ops.add(*args[0])
+            total._keras_history.operation.name = call.operation.operation
+            return total
         if not isinstance(call.operation, CompressionWrapper):
             return super().visit(graph, call, args, kwargs)
         wrapper = call.operation
