@@ -140,6 +140,56 @@ class Product:
         return ops.round(ops.round(x / unit) * (unit / scale))
 
 
+class MatrixProduct(Product):
+    """A product of two matrices of integers, for which the runtime has kernels of its own.
+
+    They scale in two roundings: by the binary digits of the ratio, then by its power of two.
+    """
+
+    def steps(self, x: Any, scale: Any) -> Any:
+        """Returns the sums of products as integers of the result."""
+        a, b = (factor.grid()[0] for factor in self.factors)
+        ratio = a * b / scale
+        power = power_below(ratio) * 2
+        total = ops.floor(ops.round(x / (a * b)) * (ratio / power) + 0.5)
+        return ops.sign(total) * ops.floor(ops.abs(total) * power + 0.5)
+
+
+@dataclasses.dataclass(frozen=True)
+class Mean:
+    """A mean of integers, as a product with a column of equal weights.
+
+    Args:
+        read: The quantizer of its input.
+        count: How many.
+        offset: What is added.
+    """
+
+    read: Grid
+    count: int
+    offset: float = 0.0
+
+    def steps(self, x: Any, scale: Any) -> Any:
+        """Returns the means as integers of the result."""
+        weight = np.float32(np.float64(np.float32(1 / self.count)) / 127)
+        unit = self.read.grid()[0] * weight
+        total = ops.round((x - self.offset) / unit) + ops.round(self.offset / unit)
+        return ops.round(total * (unit / scale))
+
+
+@dataclasses.dataclass(frozen=True)
+class InverseRoot:
+    """The inverse square root of integers, of which the runtime keeps 20 binary digits."""
+
+    read: Grid
+
+    def steps(self, x: Any, scale: Any) -> Any:
+        """Returns the inverse roots as integers of the result."""
+        unit = self.read.grid()[0]
+        root = ops.round(2.0**20 / ops.sqrt(ops.round(1 / (x * x * unit))))
+        return ops.round(root * (2**-20 / (ops.sqrt(unit) * scale)))
+
+
 @dataclasses.dataclass(frozen=True)
 class Moved:
     """Integers of one grid that are put on another."""
@@ -190,6 +240,12 @@ def straight_through(x: Any, replaced: Any) -> Any:
 def rounded(x: Any, source: Source | None, scale: Any) -> Any:
     """Returns values as integers on a grid, not clipped, rounded as their source says."""
     return ops.round(x * (1 / scale)) if source is None else source.steps(x, scale)
+
+
+def power_below(x: Any) -> Any:
+    """Returns the largest power of two that is not above `x`, a scalar from 2**-30 to 2**30."""
+    powers = 2.0 ** np.arange(-30, 31, dtype=np.float32)
+    return ops.max(ops.where(powers <= x, powers, powers[0]))
 
 
 def divided(x: Any, count: float) -> Any:

@@ -6,10 +6,9 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from keras import ops
 
-from tfcompress.wrap.integers import Grid, straight_through
+from tfcompress.wrap.integers import Grid, power_below, straight_through
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +64,7 @@ class Addition(Kernel):
     def steps(self, inputs: list[Any], units: list[Any], scale: Any) -> Any:
         """Returns the integers of the sum."""
         ratios = [unit / scale for unit in units]
-        power = _power_below(ops.maximum(*ratios))
+        power = power_below(ops.maximum(*ratios))
         upper, lower = [], []
         for x, ratio in zip(inputs, ratios, strict=True):
             multiplier = ops.round(ratio * (2.0**20 / power))
@@ -74,6 +73,14 @@ class Addition(Kernel):
             lower.append(x * (multiplier - half * 2**10))
         total = ops.floor((lower[0] + lower[1]) * 2**-10) + (upper[0] + upper[1])
         return ops.floor(total * (power * 2**-10) + 0.5)
+
+
+class Subtraction(Addition):
+    """A difference of two tensors on different grids, added up like a sum."""
+
+    def steps(self, inputs: list[Any], units: list[Any], scale: Any) -> Any:
+        """Returns the integers of the difference."""
+        return super().steps([inputs[0], -inputs[1]], units, scale)
 
 
 class HardSwish(Kernel):
@@ -103,13 +110,7 @@ class HardSwish(Kernel):
         return ops.sign(value) * ops.floor(product * power + 0.5)
 
 
-def _power_below(x: Any) -> Any:
-    """Returns the largest power of two that is not above `x`, a scalar from 2**-30 to 2**30."""
-    powers = 2.0 ** np.arange(-30, 31, dtype=np.float32)
-    return ops.max(ops.where(powers <= x, powers, powers[0]))
-
-
 def _multiplier(x: Any) -> tuple[Any, Any]:
     """Returns a positive scalar as an integer of 15 bits, over 2**15, times a power of two."""
-    power = _power_below(x) * 2
+    power = power_below(x) * 2
     return ops.minimum(ops.floor(x / power * 2**15 + 0.5), 2.0**15 - 1), power

@@ -123,7 +123,7 @@ def is_wide(operation: Any) -> bool:
         return bool(channel_axes(layer, layer.kernel))
     if isinstance(layer, keras.layers.Activation):
         return activation_name(layer) in ("linear", "relu", "relu6", "leaky_relu")
-    return _keras_name(layer) in WIDE
+    return keras_name(layer) in WIDE
 
 
 def role(operation: Any) -> str:
@@ -142,7 +142,7 @@ def role(operation: Any) -> str:
         return SUM
     if constant_operand(layer) is not None:
         return NORMALIZATION
-    name = _keras_name(layer)
+    name = keras_name(layer)
     if name == "Activation":
         activation = activation_name(layer)
         return {"linear": MOVE, "relu": RELU, "relu6": RELU, "hard_tanh": CLIP}.get(
@@ -165,7 +165,7 @@ def role(operation: Any) -> str:
 def fixed_range(operation: Any) -> tuple[float, float] | None:
     """Returns the range that the runtime prescribes for an operation's output, if it does."""
     layer = plain(operation)
-    name = _keras_name(layer)
+    name = keras_name(layer)
     return FIXED_RANGES.get(
         (activation_name(layer) or "") if name == "Activation" else name.lower()
     )
@@ -197,7 +197,7 @@ def _clips_around_zero(clip: Any) -> bool:
     return all(isinstance(end, (int, float)) for end in ends) and ends[0] <= 0 <= ends[1]
 
 
-def _keras_name(layer: Any) -> str:
+def keras_name(layer: Any) -> str:
     """Returns the Keras class that `layer` behaves as; "" if its class has a call of its own."""
     for cls in type(layer).__mro__:
         if cls.__module__.split(".")[0] == "keras":

@@ -7,6 +7,7 @@ in `canonicalize.py`), with quantizers inside, and `strip` puts the original bac
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -16,10 +17,18 @@ from keras import layers, ops
 
 from tfcompress.graph.clone import clone_layer
 from tfcompress.wrap.activations import ActivationQuantizer, FixedFakeQuant, fake_quant
-from tfcompress.wrap.kernels import Addition, HardSwish, Kernel
+from tfcompress.wrap.integers import InverseRoot, Mean, Product
+from tfcompress.wrap.kernels import Addition, HardSwish, Kernel, Subtraction
 
 SIGMOID_RANGE = (0.0, 255 / 256)
 """What the runtime prescribes for the result of a sigmoid."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Link:
+    """Quantizers around a layer; in a class of its own, so that Keras does not count them to it."""
+
+    grids: tuple[Any, ...] | None
 
 
 class RuntimeLayer(layers.Layer):
@@ -39,22 +48,33 @@ class RuntimeLayer(layers.Layer):
             step: ActivationQuantizer(non_negative=step in self.non_negative, name=step)
             for step in self.steps
         }
+        self._link: _Link | None = None
         self._kernels: list[Kernel] = []
 
-    def link(self, read: Sequence[Any], result: Any) -> None:
+    def link(self, read: Sequence[Any], result: Any) -> Any:
         """Tells the layer which quantizers its inputs come from, and which one its output goes to.
 
         Args:
             read: A quantizer for each input; None where it is not known.
             result: The quantizer.
+
+        Returns:
+            The source of the output, if what the layer returns says all about its integers.
         """
-        ours = [] if None in read else self.kernels_for(read, result)
+        linked = _Link(None if None in read else (*read, result))
         # Called on other grids elsewhere, it knows of none.
-        self._kernels = [] if self._kernels not in ([], ours) else ours
+        self._link = linked if self._link in (None, linked) else _Link(None)
+        known = self._link.grids is not None
+        self._kernels = self.kernels_for(read, result) if known else []
+        return self.source_for(read) if known else None
 
     def kernels_for(self, read: Sequence[Any], result: Any) -> list[Kernel]:
         """Returns the kernels that the layer has to follow at inference, by these quantizers."""
         return []
+
+    def source_for(self, read: Sequence[Any]) -> Any:
+        """Returns the source of the output, if there is one, and sets those of the steps."""
+        return None
 
     def build(self, input_shape: Any) -> None:
         """Creates the ranges."""
@@ -89,6 +109,10 @@ class RuntimeLayer(layers.Layer):
 @keras.saving.register_keras_serializable("tfcompress")
 class RuntimeSwish(RuntimeLayer):
     """`x * sigmoid(x)`: the runtime rounds the sigmoid, then the product."""
+
+    def source_for(self, read: Sequence[Any]) -> Product:
+        """Returns the product."""
+        return Product((read[0], SIGMOID_RANGE[1] / 255))
 
     def call(self, inputs: Any) -> Any:
         """Returns the product."""
@@ -187,6 +211,23 @@ class RuntimeNormalization(RuntimeLayer):
         self.steps = (*centering, "squares", "variance", "inverse")
         super().__init__(**kwargs)
 
+    def kernels_for(self, read: Sequence[Any], result: Any) -> list[Kernel]:
+        """Returns the subtraction of the mean."""
+        if not self.subtract_mean:
+            return []
+        return [Subtraction((read[0], self.rounding["mean"]), self.rounding["centered"])]
+
+    def source_for(self, read: Sequence[Any]) -> Product:
+        """Returns the product of the centered values and the inverse of the deviation."""
+        steps = self.rounding
+        centered = steps["centered"] if self.subtract_mean else read[0]
+        if self.subtract_mean:
+            steps["mean"].source = Mean(read[0], self._size)
+        steps["squares"].source = Product((centered, centered))
+        steps["variance"].source = Mean(steps["squares"], self._size, self.epsilon)
+        steps["inverse"].source = InverseRoot(steps["variance"])
+        return Product((centered, steps["inverse"]))
+
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         """Returns the normalized inputs."""
         x = ops.cast(inputs, "float32")  # squares leave the range of float16
@@ -198,7 +239,10 @@ class RuntimeNormalization(RuntimeLayer):
             x = ops.reshape(ops.transpose(x, (0, 2, 1, 3)), (-1, self.groups, places * part))
         if self.subtract_mean:
             mean = self._rounded("mean", self._mean(x), training)
-            x = self._rounded("centered", x - mean, training)
+            centered = x - mean
+            for kernel in () if training else self._kernels:
+                centered = kernel([x, mean], centered)
+            x = self._rounded("centered", centered, training)
         squares = self._rounded("squares", x * x, training)
         variance = self._rounded("variance", self._mean(squares, self.epsilon), training)
         # A variance below half a step is rounded to zero, which has no inverse.
@@ -209,6 +253,12 @@ class RuntimeNormalization(RuntimeLayer):
             x = ops.reshape(x, (-1, self.groups, places, part))
             x = ops.reshape(ops.transpose(x, (0, 2, 1, 3)), (-1, *shape[1:]))
         return ops.cast(x, inputs.dtype)
+
+    def build(self, input_shape: Any) -> None:
+        """Creates the ranges."""
+        super().build(input_shape)
+        places = math.prod(input_shape[1:-1]) if self.groups else 1
+        self._size = places * (input_shape[-1] // max(self.groups, 1))
 
     def _mean(self, x: Any, offset: float = 0.0) -> Any:
         count = x.shape[-1]

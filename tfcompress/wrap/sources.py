@@ -12,11 +12,21 @@ from tfcompress.graph.cost import plain
 from tfcompress.graph.read import called_once, is_graph, read_graph, walk_layers
 from tfcompress.wrap.canonicalize import activation_name
 from tfcompress.wrap.forms import is_affine
-from tfcompress.wrap.integers import Grid, Joined, Moved, Product, Source, Sum, rounding_of
-from tfcompress.wrap.roles import CLIP, LINEAR, MOVE, NORMALIZATION, OUTPUT, RELU, role
-from tfcompress.wrap.runtime import SIGMOID_RANGE, RuntimeLayer, RuntimeSwish
+from tfcompress.wrap.integers import (
+    Grid,
+    Joined,
+    MatrixProduct,
+    Moved,
+    Product,
+    Source,
+    Sum,
+    rounding_of,
+)
+from tfcompress.wrap.roles import CLIP, LINEAR, MOVE, NORMALIZATION, OUTPUT, RELU, keras_name, role
+from tfcompress.wrap.runtime import RuntimeLayer
 
 _SCALARS = (Product, Moved)
+_PRODUCTS = {"Multiply": Product, "Matmul": MatrixProduct}
 
 
 def source_of(tensor: Any, result: Grid) -> Source | None:
@@ -42,18 +52,16 @@ def source_of(tensor: Any, result: Grid) -> Source | None:
         return source if isinstance(source, _SCALARS) or isinstance(layer, _BY_CHANNEL) else None
     if kind in (LINEAR, NORMALIZATION):
         return _sum(operation, inputs[0], ())
-    if type(layer) is layers.Multiply and len(inputs) == 2:
+    if keras_name(layer) in _PRODUCTS and len(inputs) == 2:
         factors = tuple(map(grid_of, inputs))
-        return None if None in factors else Product(factors)
+        return None if None in factors else _PRODUCTS[keras_name(layer)](factors)
     if type(layer) is layers.Concatenate:
         sizes = [t.shape[layer.axis] for t in inputs]
         if None not in sizes:
             sources = [source_of(t, result) for t in inputs]
             return Joined(tuple(zip(sources, sizes, strict=True)), layer.axis)
-    if isinstance(layer, RuntimeSwish) and (read := grid_of(inputs[0])):
-        return Product((read, SIGMOID_RANGE[1] / 255))
     if isinstance(layer, RuntimeLayer):
-        layer.link([grid_of(t) for t in inputs], result)
+        return layer.link([grid_of(t) for t in inputs], result)
     return None
 
 
