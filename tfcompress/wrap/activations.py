@@ -81,7 +81,7 @@ class ActivationQuantizer(keras.layers.Layer):
     over the first batches, so it is right from the first step on; zero always lies inside, so that
     padding is exact. Before any training the layer hands activations through unchanged. Called
     with `averaged=True`, it rounds an average back onto the grid of the values averaged and learns
-    nothing.
+    nothing; "up" says that ties are rounded up, as resizing does, and not away from the middle.
 
     Args:
         fixed_range: (minimum, maximum) of operations whose range is known; nothing is learned.
@@ -151,7 +151,9 @@ class ActivationQuantizer(keras.layers.Layer):
             aggregation="only_first_replica",
         )
 
-    def call(self, inputs: Any, training: bool | None = None, averaged: bool = False) -> Any:
+    def call(
+        self, inputs: Any, training: bool | None = None, averaged: bool | str = False
+    ) -> Any:
         """Returns the inputs, rounded onto the grid."""
         if self.observer is not None:
             if not averaged:
@@ -176,7 +178,7 @@ class ActivationQuantizer(keras.layers.Layer):
 
         return rounded() if training else ops.cond(self.rounds(), rounded, lambda: inputs)
 
-    def _in_integers(self, inputs: Any, averaged: bool) -> Any:
+    def _in_integers(self, inputs: Any, averaged: bool | str) -> Any:
         """Returns the inputs as the runtime rounds them."""
         if not self._told:
             from tfcompress.wrap.sources import tell_nested_models
@@ -186,10 +188,7 @@ class ActivationQuantizer(keras.layers.Layer):
         scale, lowest = self.grid()
         x = ops.cast(inputs, "float32")
         if averaged:
-            # AVERAGE_POOL_2D rounds ties away from its integer 0, the middle of the grid.
-            places = x * (1 / scale) - (lowest + 128)
-            places = ops.sign(places) * ops.floor(ops.abs(places) + (0.5 + 1e-4))
-            steps = places + (lowest + 128)
+            steps = integers.averages(x / scale, 0.0 if averaged == "up" else lowest + 128)
         else:
             exact = keras.backend.standardize_dtype(inputs.dtype) == "float32"
             steps = integers.rounded(x, self.source if exact else None, scale)
@@ -275,7 +274,7 @@ class ActivationQuantizer(keras.layers.Layer):
         return input_shape
 
     def compute_output_spec(
-        self, inputs: Any, training: bool | None = None, averaged: bool = False
+        self, inputs: Any, training: bool | None = None, averaged: bool | str = False
     ) -> Any:
         """Returns the shape and dtype of the input, and finds out what computes it."""
         if self.bits == 8 and not averaged:
@@ -318,7 +317,7 @@ class FixedFakeQuant(keras.layers.Layer):
         self.maximum = maximum
         self.bits = bits
 
-    def call(self, inputs: Any, averaged: bool = False) -> Any:
+    def call(self, inputs: Any, averaged: bool | str = False) -> Any:
         """Returns the inputs, rounded onto the grid."""
         # The file averages on integers by itself: only the grid has to be told to the converter.
         return round_onto(inputs, self.minimum, self.maximum, self.bits)

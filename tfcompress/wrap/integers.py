@@ -204,6 +204,27 @@ class Moved:
 
 
 @dataclasses.dataclass(frozen=True)
+class Leaky:
+    """Integers of one grid put on another, by a ratio for each sign (leaky ReLU).
+
+    Args:
+        read: The quantizer of the input.
+        slope: What negative values are multiplied by.
+    """
+
+    read: Grid
+    slope: float
+
+    def steps(self, x: Any, scale: Any) -> Any:
+        """Returns the activations as integers of the result, by ratios of 8 binary digits."""
+        unit = self.read.grid()[0]
+        ratio = unit / scale
+        above = ops.round(x / unit) * ops.round(ratio * 256)
+        below = ops.round(x / (unit * self.slope)) * ops.round(ratio * self.slope * 256)
+        return ops.floor((ops.where(x < 0, below, above) + 128) * 2**-8)
+
+
+@dataclasses.dataclass(frozen=True)
 class Joined:
     """A concatenation: each part of the result comes from elsewhere.
 
@@ -221,6 +242,22 @@ class Joined:
         parts = ops.split(x, [int(end) for end in ends], axis=self.axis)
         made = [rounded(p, s, scale) for p, (s, _) in zip(parts, self.parts, strict=True)]
         return ops.concatenate(made, axis=self.axis)
+
+
+def averages(places: Any, middle: Any) -> Any:
+    """Returns averages of integers, rounded as the runtime does.
+
+    Averages of four integers end in 1/2 every fourth time. AVERAGE_POOL_2D rounds these away from
+    its integer 0, which stands for the middle of the range, RESIZE_BILINEAR up.
+
+    Args:
+        places: Averages in steps of the grid, the real zero being 0.
+        middle: The integer away from which ties are rounded; 0.0 to round them up.
+    """
+    if isinstance(middle, float):
+        return ops.floor(places + (0.5 + 1e-4))
+    places = places - middle
+    return ops.sign(places) * ops.floor(ops.abs(places) + (0.5 + 1e-4)) + middle
 
 
 def straight_through(x: Any, replaced: Any) -> Any:

@@ -243,10 +243,12 @@ class PlaceQuantizers(Rewriter):
         if kind == MOVE and states:
             # Dropout scales what it keeps while training; at inference it only passes values on.
             return self._note(new, states[0])
+        layer = plain(call.operation)
         if kind == AVERAGE and states and states[0].quantizer is not None:
             self._note(new, states[0])
-            return self._apply(states[0].quantizer, new, states[0], averaged=True)
-        layer = plain(call.operation)
+            resized = isinstance(layer, (keras.layers.UpSampling2D, keras.layers.Resizing))
+            ties = "up" if resized else True
+            return self._apply(states[0].quantizer, new, states[0], averaged=ties)
         prescribed = fixed_range(layer)
         if prescribed is not None:
             name = self._name(f"{layer.name}_quantizer")

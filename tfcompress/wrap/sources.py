@@ -9,12 +9,14 @@ import keras
 from keras import layers
 
 from tfcompress.graph.cost import plain
+from tfcompress.graph.expand import MaskScores
 from tfcompress.graph.read import called_once, is_graph, read_graph, walk_layers
 from tfcompress.wrap.canonicalize import activation_name
 from tfcompress.wrap.forms import is_affine
 from tfcompress.wrap.integers import (
     Grid,
     Joined,
+    Leaky,
     MatrixProduct,
     Moved,
     Product,
@@ -44,6 +46,8 @@ def source_of(tensor: Any, result: Grid) -> Source | None:
     layer, kind = plain(operation), role(operation)
     if _bits(operation) == 8:
         return Moved(operation)
+    if isinstance(layer, MaskScores):  # what is masked is off the grid by any rule
+        return source_of(inputs[0], result)
     if kind in (RELU, CLIP):
         source = source_of(inputs[0], result)
         return None if isinstance(source, Moved) else source  # by 31 binary digits: as floats do
@@ -60,6 +64,9 @@ def source_of(tensor: Any, result: Grid) -> Source | None:
         if None not in sizes:
             sources = [source_of(t, result) for t in inputs]
             return Joined(tuple(zip(sources, sizes, strict=True)), layer.axis)
+    if keras_name(layer) == "LeakyReLU" and layer.negative_slope > 0:
+        read = grid_of(inputs[0])
+        return None if read is None else Leaky(read, layer.negative_slope)
     if isinstance(layer, RuntimeLayer):
         return layer.link([grid_of(t) for t in inputs], result)
     return None
