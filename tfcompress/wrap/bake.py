@@ -132,9 +132,9 @@ class _Bake(Rewriter):
             args, kwargs = tree.map_structure(_settled, (args, kwargs))
             return layer.activation(ops.negative(self._in_float(layer)(*args, **kwargs)))
         if role(layer) == NORMALIZATION and self._is_folded(call):
-            return args[0]
+            return _operand(args, kwargs)
         if self._rounds and role(layer) == NORMALIZATION and is_affine(layer):
-            made = self._affine(graph, call, layer, args[0])
+            made = self._affine(graph, call, layer, _operand(args, kwargs))
             if made is not None:
                 return made
         deferred = bool(args) and isinstance(args[0], (Flat, Affine))
@@ -199,7 +199,7 @@ class _Bake(Rewriter):
         Behind a weighted sum it should not: the converter puts it into the weights.
         """
         if isinstance(value, Affine):
-            return dataclasses.replace(value.then(*affine_of(layer)), **self._exactly(layer))
+            return dataclasses.replace(value.then(*affine_of(layer)), **self._exactly(call.operation))
         if isinstance(value, Flat):
             if isinstance(layer, layers.BatchNormalization):
                 return value.then(self.clone(layer, axis=-1))
@@ -219,11 +219,11 @@ class _Bake(Rewriter):
         self._names[layer.name] = count + 1
         name = f"{layer.name}_{count}" if count else layer.name
         affine = Affine(value, *affine_of(layer), name=name)
-        return dataclasses.replace(affine, **self._exactly(layer))
+        return dataclasses.replace(affine, **self._exactly(call.operation))
 
-    def _exactly(self, layer: Any) -> dict[str, np.ndarray]:
-        """Returns the scale and offset of all scalings up to a layer, if it is the last one."""
-        total = self._sums.get(id(layer))
+    def _exactly(self, operation: Any) -> dict[str, np.ndarray]:
+        """Returns the scale and offset of all scalings up to one, if it is the last."""
+        total = self._sums.get(id(operation))
         return {} if total is None else {"scale": total.scale(), "offset": total.whole_offset()}
 
     def _is_folded(self, call: Call) -> bool:
@@ -356,6 +356,11 @@ def _settled(value: Any) -> Any:
         return value
     made = _flat(value)
     return made.restore(made.image)
+
+
+def _operand(args: Any, kwargs: Any) -> Any:
+    """Returns what an operation is called on beside numbers."""
+    return next(v for v in (*args, *kwargs.values()) if not isinstance(v, (int, float)))
 
 
 def _floats(given: Any) -> list[Any]:

@@ -24,6 +24,7 @@ import keras
 import numpy as np
 from keras import layers, ops
 
+from tfcompress.graph.cost import plain
 from tfcompress.transforms import FakeQuant
 
 
@@ -57,7 +58,7 @@ class Sum:
 
     Args:
         wrapper: The layer with rounded weights; None for a scaling of each channel alone.
-        scalings: The BatchNormalizations behind it.
+        scalings: The normalizations behind it, wrapped or not.
         read: The quantizer of its input.
     """
 
@@ -85,7 +86,7 @@ class Sum:
         bias = None if self.wrapper is None else self.wrapper.layer.bias
         total = ops.zeros(()) if bias is None else ops.convert_to_tensor(bias)
         for layer in self.scalings:
-            scale, offset = scale_and_offset(layer)
+            scale, offset = scale_and_offset(plain(layer))
             total = total * scale + offset
         return total
 
@@ -119,7 +120,7 @@ class Sum:
             used = rounding.end(value) > 0
             ends = ops.reshape(ops.where(used, rounding.scale(value) * largest, 0.0), (-1,))
         for layer in self.scalings:
-            ends = ends * scale_and_offset(layer)[0]
+            ends = ends * scale_and_offset(plain(layer))[0]
         return ends, largest
 
 
@@ -358,7 +359,7 @@ def scale_and_offset(layer: Any) -> tuple[Any, Any]:
 def constant_operand(operation: Any) -> tuple[float, float] | None:
     """Returns scale and offset of an operation on floats with a number as its other operand.
 
-    None for any other operation.
+    None for any other operation, and for one that changes nothing.
     """
     name = type(operation).__name__
     if isinstance(operation, keras.layers.Layer) or name not in _ARITHMETIC:
@@ -369,7 +370,8 @@ def constant_operand(operation: Any) -> tuple[float, float] | None:
         return None
     if not keras.backend.is_float_dtype(tensor.dtype) or isinstance(number, bool):
         return None
-    return _ARITHMETIC[name](float(number), tensor is second)
+    found = _ARITHMETIC[name](float(number), tensor is second)
+    return None if found == (1.0, 0.0) else found
 
 
 _ARITHMETIC: dict[str, Callable[[float, bool], tuple[float, float] | None]] = {

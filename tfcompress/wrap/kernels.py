@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -40,7 +41,7 @@ class Kernel:
             scale = self.result.grid()[0]
             return self.steps(steps, units, scale) * scale
 
-        trained = ops.all([grid.rounds() for grid in grids])
+        trained = functools.reduce(ops.logical_and, (grid.rounds() for grid in grids))
         return straight_through(otherwise, ops.cond(trained, exact, lambda: otherwise))
 
     def steps(self, inputs: list[Any], units: list[Any], scale: Any) -> Any:

@@ -28,7 +28,7 @@ from tfcompress.wrap.roles import CLIP, LINEAR, MOVE, NORMALIZATION, OUTPUT, REL
 from tfcompress.wrap.runtime import RuntimeLayer
 
 _SCALARS = (Product, Moved)
-_PRODUCTS = {"Multiply": Product, "Matmul": MatrixProduct}
+_PRODUCTS = {"Multiply": Product, "Matmul": MatrixProduct, "Dot": MatrixProduct}
 
 
 def source_of(tensor: Any, result: Grid) -> Source | None:
@@ -59,11 +59,16 @@ def source_of(tensor: Any, result: Grid) -> Source | None:
     if keras_name(layer) in _PRODUCTS and len(inputs) == 2:
         factors = tuple(map(grid_of, inputs))
         return None if None in factors else _PRODUCTS[keras_name(layer)](factors)
-    if type(layer) is layers.Concatenate:
+    if keras_name(layer) == "Concatenate":
         sizes = [t.shape[layer.axis] for t in inputs]
         if None not in sizes:
             sources = [source_of(t, result) for t in inputs]
             return Joined(tuple(zip(sources, sizes, strict=True)), layer.axis)
+    if keras_name(layer) == "Stack":
+        sources = [source_of(t, result) for t in inputs]
+        last = layer.axis in (-1, len(inputs[0].shape))
+        if not last or all(isinstance(source, _SCALARS) for source in sources):
+            return Joined(tuple((source, 1) for source in sources), layer.axis)
     if keras_name(layer) == "LeakyReLU" and layer.negative_slope > 0:
         read = grid_of(inputs[0])
         return None if read is None else Leaky(read, layer.negative_slope)
@@ -91,7 +96,7 @@ def _sum(operation: Any, given: Any, scalings: tuple[Any, ...]) -> Source | None
     if kind == NORMALIZATION:
         if not is_affine(layer):
             return None
-        scalings = (layer, *scalings)
+        scalings = (operation, *scalings)
         before, inputs = _made_by(given)
         if before is not None and role(before) in (LINEAR, NORMALIZATION):
             return _sum(before, inputs[0], scalings)
