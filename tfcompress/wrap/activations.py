@@ -151,9 +151,7 @@ class ActivationQuantizer(keras.layers.Layer):
             aggregation="only_first_replica",
         )
 
-    def call(
-        self, inputs: Any, training: bool | None = None, averaged: bool | str = False
-    ) -> Any:
+    def call(self, inputs: Any, training: bool | None = None, averaged: bool | str = False) -> Any:
         """Returns the inputs, rounded onto the grid."""
         if self.observer is not None:
             if not averaged:

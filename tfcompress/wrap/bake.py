@@ -162,11 +162,9 @@ class _Bake(Rewriter):
             old = {id(new): t for t, new in zip(call.inputs, _floats((args, kwargs)), strict=True)}
 
             def put(t: Any) -> Any:
-                if not is_float(t):
-                    return t
-                return self._fixed(joined)(
-                    GridCrossing.written(t) if self._is_moved(old[id(t)]) else t
-                )
+                if is_float(t) and self._is_moved(old[id(t)]):
+                    return self._fixed(joined)(GridCrossing.written(t))
+                return self._fixed(joined)(t) if across and is_float(t) else t
 
             args, kwargs = tree.map_structure(put, (args, kwargs))
         if self._rounds and role(layer) == LINEAR:
@@ -199,7 +197,7 @@ class _Bake(Rewriter):
         Behind a weighted sum it should not: the converter puts it into the weights.
         """
         if isinstance(value, Affine):
-            return dataclasses.replace(value.then(*affine_of(layer)), **self._exactly(call.operation))
+            return self._exactly(call.operation, value.then(*affine_of(layer)))
         if isinstance(value, Flat):
             if isinstance(layer, layers.BatchNormalization):
                 return value.then(self.clone(layer, axis=-1))
@@ -218,13 +216,14 @@ class _Bake(Rewriter):
         count = self._names.get(layer.name, 0)
         self._names[layer.name] = count + 1
         name = f"{layer.name}_{count}" if count else layer.name
-        affine = Affine(value, *affine_of(layer), name=name)
-        return dataclasses.replace(affine, **self._exactly(call.operation))
+        return self._exactly(call.operation, Affine(value, *affine_of(layer), name=name))
 
-    def _exactly(self, operation: Any) -> dict[str, np.ndarray]:
-        """Returns the scale and offset of all scalings up to one, if it is the last."""
+    def _exactly(self, operation: Any, affine: Affine) -> Affine:
+        """Returns the result of all scalings up to the last as the model rounds it."""
         total = self._sums.get(id(operation))
-        return {} if total is None else {"scale": total.scale(), "offset": total.whole_offset()}
+        if total is None:
+            return affine
+        return dataclasses.replace(affine, scale=total.scale(), offset=total.whole_offset())
 
     def _is_folded(self, call: Call) -> bool:
         """Returns whether a normalization is in the weights of the sum before it."""

@@ -4,14 +4,14 @@ A quantization-aware model computes in floats. A value that lies near the middle
 may then fall to one side here and to the other in the file; each such step goes on through the
 layers behind it, and in a deep network no value stays the same. So at inference
 
-- layers add up products of integers, which floats hold exactly, and scale the sum (`on_grid`);
+- layers add up products of integers, which floats hold exactly, and scale the sum (`wrapper.py`);
 - a quantizer takes what it is given for what it is, an integer times the step of the sum, and
   rounds that integer as the kernel does. Each `Source` knows one kind of operation; `sources.py`
-  says which one a tensor comes from. Of what it does not know, values are rounded as floats.
+  says which one a tensor comes from. Where none is known, values are rounded as floats.
 
-The kernels are those of XNNPACK, the default on x86 and on phones (integers of 32 bits, scaled by a
-float32 and rounded to the nearest, ties to even). Steps must be those of the file to the last digit,
-whatever compiles the model: see `divided`.
+The kernels are those of XNNPACK, the default on x86 and on phones: integers of 32 bits, scaled by a
+float32 and rounded to the nearest, ties to even. Where it has none, they are the runtime's own.
+Steps must be those of the file to the last digit, whatever compiles the model: see `divided`.
 """
 
 from __future__ import annotations
@@ -316,7 +316,7 @@ def rounding_of(transforms: Any) -> FakeQuant | None:
 
 
 def rounded_weight(wrapper: Any) -> tuple[Any, FakeQuant]:
-    """Returns the weight of a layer as the transforms before rounding leave it, and the rounding."""
+    """Returns the weight of a layer as what comes before rounding leaves it, and the rounding."""
     ((weight, transforms),) = wrapper.pipelines()
     rounding = rounding_of(transforms)
     assert rounding is not None

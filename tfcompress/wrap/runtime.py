@@ -64,7 +64,7 @@ class RuntimeLayer(layers.Layer):
         linked = _Link(None if None in read else (*read, result))
         # Called on other grids elsewhere, it knows of none.
         self._link = linked if self._link in (None, linked) else _Link(None)
-        known = self._link.grids is not None
+        known = self._link.grids is not None and self.compute_dtype == "float32"
         self._kernels = self.kernels_for(read, result) if known else []
         return self.source_for(read) if known else None
 

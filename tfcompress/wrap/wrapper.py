@@ -253,9 +253,9 @@ class CompressionWrapper(keras.layers.Layer):
         values = {id(v): (v, ops.convert_to_tensor(v)) for v in self.layer.variables}
         for weight, transforms in self.pipelines():
             values[id(weight)] = (weight, self.effective_value(weight, transforms, update))
-        if not training and self.sum is not None and self.weight_transforms:
-            if self.sum.read.observer is None:
-                return self._in_integers(self.sum.read, args[0], values)
+        read = None if training or not self.weight_transforms else getattr(self.sum, "read", None)
+        if read is not None and read.observer is None:
+            return self._in_integers(read, args[0], values)
         with keras.StatelessScope(list(values.values()), collect_losses=True) as scope:
             before = [(v, scope.get_current_value(v)) for v, _ in values.values()]
             outputs = self.layer(*args, **kwargs)
