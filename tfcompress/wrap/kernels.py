@@ -32,7 +32,7 @@ class Kernel:
             otherwise: What it computes in floats.
         """
         grids = (*self.read, self.result)
-        if any(grid.observer is not None for grid in grids):
+        if not all(grid.exact for grid in grids):
             return otherwise
 
         def exact() -> Any:

@@ -290,9 +290,8 @@ class PlaceQuantizers(Rewriter):
         if key in self._relus:
             return self._apply(self._relus[key], new, state)
         new = self._quantize(new, state.bits, name)
-        quantizer = self._state(new).quantizer
-        assert quantizer is not None
-        self._relus[key] = quantizer
+        if (quantizer := self._state(new).quantizer) is not None:
+            self._relus[key] = quantizer
         return new
 
     def _fuses(self, pending: str, reader: Call) -> bool:
@@ -364,7 +363,7 @@ def _are_one(graph: Graph, readers: list[Call]) -> bool:
 
 
 def _kind(relu: Any) -> Any:
-    return type(relu).__name__, getattr(relu, "max_value", None)
+    return type(relu).__name__, str(getattr(relu, "max_value", None))
 
 
 def _adds_tensors(call: Call) -> bool:

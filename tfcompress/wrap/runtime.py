@@ -17,18 +17,22 @@ from keras import layers, ops
 
 from tfcompress.graph.clone import clone_layer
 from tfcompress.wrap.activations import ActivationQuantizer, FixedFakeQuant, fake_quant
-from tfcompress.wrap.integers import InverseRoot, Mean, Product
+from tfcompress.wrap.integers import InverseRoot, Mean, Product, straight_through
 from tfcompress.wrap.kernels import Addition, HardSwish, Kernel, Subtraction
 
+_PRECISE = "float32" if keras.backend.backend() == "jax" else "float64"  # JAX has it off
 SIGMOID_RANGE = (0.0, 255 / 256)
 """What the runtime prescribes for the result of a sigmoid."""
 
 
-@dataclasses.dataclass(frozen=True)
-class _Link:
-    """Quantizers around a layer; in a class of its own, so that Keras does not count them to it."""
+@dataclasses.dataclass
+class _Links:
+    """Quantizers around a layer, by `id` of the one behind it.
 
-    grids: tuple[Any, ...] | None
+    In a class of its own, so that Keras does not count them to the layer.
+    """
+
+    grids: dict[int, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
 
 
 class RuntimeLayer(layers.Layer):
@@ -48,7 +52,7 @@ class RuntimeLayer(layers.Layer):
             step: ActivationQuantizer(non_negative=step in self.non_negative, name=step)
             for step in self.steps
         }
-        self._link: _Link | None = None
+        self._links = _Links()
         self._kernels: list[Kernel] = []
 
     def link(self, read: Sequence[Any], result: Any) -> Any:
@@ -61,12 +65,21 @@ class RuntimeLayer(layers.Layer):
         Returns:
             The source of the output, if what the layer returns says all about its integers.
         """
-        linked = _Link(None if None in read else (*read, result))
-        # Called on other grids elsewhere, it knows of none.
-        self._link = linked if self._link in (None, linked) else _Link(None)
-        known = self._link.grids is not None and self.compute_dtype == "float32"
-        self._kernels = self.kernels_for(read, result) if known else []
-        return self.source_for(read) if known else None
+        known = None not in read and self.compute_dtype == "float32"
+        self._links.grids[id(result)] = (*read, result) if known else ()
+        self._kernels = self.kernels_for(read, result) if self.grids else []
+        return self.source_for(read) if self.grids else None
+
+    @property
+    def grids(self) -> tuple[Any, ...]:
+        """The quantizers around the layer, inputs first; empty if it follows no kernels."""
+        found = list(self._links.grids.values())
+        return found[0] if len(found) == 1 else ()  # called on other grids elsewhere, none
+
+    @property
+    def linked_variables(self) -> list[Any]:
+        """The variables of these quantizers, which its kernels read."""
+        return [variable for grid in self.grids for variable in grid.variables]
 
     def kernels_for(self, read: Sequence[Any], result: Any) -> list[Kernel]:
         """Returns the kernels that the layer has to follow at inference, by these quantizers."""
@@ -90,7 +103,7 @@ class RuntimeLayer(layers.Layer):
         """Returns a copy in which the ranges are constants, for conversion."""
         copy = clone_layer(self, dtype="float32")
         copy.rounding = {
-            name: FixedFakeQuant(*quantizer.range(), name=name)
+            name: FixedFakeQuant(*quantizer.ends(), name=name)
             for name, quantizer in self.rounding.items()
         }
         return copy
@@ -114,9 +127,15 @@ class RuntimeSwish(RuntimeLayer):
         """Returns the product."""
         return Product((read[0], SIGMOID_RANGE[1] / 255))
 
-    def call(self, inputs: Any) -> Any:
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
         """Returns the product."""
-        return inputs * fake_quant(ops.sigmoid(inputs), *SIGMOID_RANGE)
+        gate = ops.sigmoid(inputs)
+        if training or not self.grids or not all(grid.exact for grid in self.grids):
+            return inputs * fake_quant(gate, *SIGMOID_RANGE)
+        # The runtime looks the gate up in a table, which it computes in this way, ties to even.
+        power = ops.cast(ops.exp(ops.cast(ops.minimum(inputs, 80.0), _PRECISE)), "float32")
+        table = ops.minimum(ops.round(power / (1 + power) * 256), 255.0) * 2**-8
+        return inputs * straight_through(gate, table)
 
 
 @keras.saving.register_keras_serializable("tfcompress")

@@ -57,8 +57,8 @@ def source_of(tensor: Any, result: Grid) -> Source | None:
     if kind in (LINEAR, NORMALIZATION):
         return _sum(operation, inputs[0], ())
     if keras_name(layer) in _PRODUCTS and len(inputs) == 2:
-        factors = tuple(map(grid_of, inputs))
-        return None if None in factors else _PRODUCTS[keras_name(layer)](factors)
+        a, b = map(grid_of, inputs)
+        return None if a is None or b is None else _PRODUCTS[keras_name(layer)]((a, b))
     if keras_name(layer) == "Concatenate":
         sizes = [t.shape[layer.axis] for t in inputs]
         if None not in sizes:
@@ -102,6 +102,9 @@ def _sum(operation: Any, given: Any, scalings: tuple[Any, ...]) -> Source | None
             return _sum(before, inputs[0], scalings)
         read = grid_of(given)
         return None if read is None else Sum(None, scalings, read)
+    rounding = rounding_of(getattr(operation, "transforms", ()))
+    if rounding is not None and rounding.granularity == "tensor" and scalings:
+        return None  # the file has a finer grid for each channel than the model
     read = grid_of(given) if adds_integers(operation) else None
     return None if read is None else Sum(operation, scalings, read)
 

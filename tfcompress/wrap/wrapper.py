@@ -250,11 +250,12 @@ class CompressionWrapper(keras.layers.Layer):
         update = bool(training) and first_call_in_pass(self)
         # Every variable is mapped, at its current value: one that is missing would be read past an
         # outer stateless scope (JAX training), and its updates would be lost.
-        values = {id(v): (v, ops.convert_to_tensor(v)) for v in self.layer.variables}
+        variables = [*self.layer.variables, *getattr(self.layer, "linked_variables", ())]
+        values = {id(v): (v, ops.convert_to_tensor(v)) for v in variables}
         for weight, transforms in self.pipelines():
             values[id(weight)] = (weight, self.effective_value(weight, transforms, update))
         read = None if training or not self.weight_transforms else getattr(self.sum, "read", None)
-        if read is not None and read.observer is None:
+        if read is not None and read.exact:
             return self._in_integers(read, args[0], values)
         with keras.StatelessScope(list(values.values()), collect_losses=True) as scope:
             before = [(v, scope.get_current_value(v)) for v, _ in values.values()]
