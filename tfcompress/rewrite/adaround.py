@@ -34,11 +34,12 @@ def round_by_output(
     """Chooses the rounding of each weight, and corrects biases, by the outputs of the layers.
 
     A weight is rounded up or down so that the squared error of its layer's output is least on the
-    samples, not the error of the weight itself. What is left of the error in the mean of each
-    output channel is taken out of the bias. Both happen while the samples pass through the model
-    once, so that each layer sees what the layers before it make after their own correction. Only
-    Dense, Conv1D, Conv2D and depthwise layers that are not split in groups take part; the others
-    keep what they have.
+    samples, not the error of the weight itself. The output wanted is that of the float model, so
+    that a layer makes up for what the layers before it left. What remains of the error in the mean
+    of each output channel is taken out of the bias. Both happen while the samples pass through the
+    model once, so that each layer sees what the layers before it make after their own correction.
+    Only Dense, Conv1D, Conv2D and depthwise layers that are not split in groups take part; the
+    others keep what they have.
 
     Args:
         model: A model from `quantize` with ranges. Its weights are changed: they lie on their grids
@@ -56,15 +57,23 @@ def round_by_output(
     count = int(np.clip(2**22 // size, *_SAMPLES))
     samples = {name: array[:count] for name, array in samples.items()}
     wanted: dict[str, list[np.ndarray]] = {}
-    generator = np.random.default_rng(0)
+    exact: dict[str, np.ndarray] = {}  # the rows of a layer's first call in the float model
+
+    def rows_of(wrapper: CompressionWrapper, x: Any) -> np.ndarray:
+        # At the same places of the output, whichever model is run.
+        return _rows(wrapper.layer, ops.convert_to_numpy(x), np.random.default_rng(0))
 
     def note(path: str, wrapper: CompressionWrapper, x: Any) -> None:
-        wanted.setdefault(path, []).append(_channel_means(wrapper.layer(x)))
+        if correct_bias:
+            wanted.setdefault(path, []).append(_channel_means(wrapper.layer(x)))
+        if adaptive and path not in exact:
+            exact[path] = np.clip(ops.convert_to_numpy(x), -65000, 65000).astype(np.float16)
 
     def improve(path: str, wrapper: CompressionWrapper, x: Any) -> None:
         wrapper.observer = None  # a shared layer is improved where it is called first
         if adaptive:
-            _choose(wrapper, _rows(wrapper.layer, ops.convert_to_numpy(x), generator), iterations)
+            floats = rows_of(wrapper, exact.pop(path))
+            _choose(wrapper, rows_of(wrapper, x), floats, iterations)
         bias = getattr(wrapper.layer, "bias", None)
         # Where a shared layer is called, its errors differ: one bias cannot correct them all.
         if bias is not None and len(wanted.get(path, ())) == 1:
@@ -72,9 +81,8 @@ def round_by_output(
             bias.assign_sub(error.astype(np.float32))
 
     wrappers = _wrappers(model)
-    if correct_bias:
-        with _unrounded(model):
-            _pass(model, wrappers, samples, note)
+    with _unrounded(model):
+        _pass(model, wrappers, samples, note)
     _pass(model, wrappers, samples, improve)
 
 
@@ -185,8 +193,17 @@ def _ungrouped(layer: Any, weights: np.ndarray, shape: Any) -> np.ndarray:
     return weights.reshape(shape)
 
 
-def _choose(wrapper: CompressionWrapper, rows: np.ndarray, iterations: int) -> None:
-    """Puts the weights of a layer on their grid, each rounded up or down by choice."""
+def _choose(
+    wrapper: CompressionWrapper, rows: np.ndarray, floats: np.ndarray, iterations: int
+) -> None:
+    """Puts the weights of a layer on their grid, each rounded up or down by choice.
+
+    Args:
+        wrapper: The layer.
+        rows: What its kernel is multiplied with in the quantized model.
+        floats: The same in the float model.
+        iterations: Steps of gradient descent.
+    """
     layer = wrapper.layer
     ((variable, transforms),) = wrapper.pipelines()
     before = [t for t in transforms if not isinstance(t, FakeQuant)]
@@ -195,9 +212,12 @@ def _choose(wrapper: CompressionWrapper, rows: np.ndarray, iterations: int) -> N
     nearest = _grouped(layer, array(rounding.call(value)))
     wanted = _grouped(layer, array(value))
     scale = _grouped(layer, np.broadcast_to(array(rounding.scale(value)), variable.shape))
-    rows = np.moveaxis(rows, 1, 0)
+    rows, floats = np.moveaxis(rows, 1, 0), np.moveaxis(floats, 1, 0)
     gram = np.matmul(rows.transpose(0, 2, 1), rows) / rows.shape[1]
-    rounded = _adaround(wanted, nearest, scale, 2 ** (rounding.bits - 1) - 1, gram, iterations)
+    # What the layers before it left to make up for.
+    missing = np.matmul(rows.transpose(0, 2, 1), np.matmul(floats - rows, wanted)) / rows.shape[1]
+    limit = 2 ** (rounding.bits - 1) - 1
+    rounded = _adaround(wanted, nearest, scale, limit, gram, missing, iterations)
     variable.assign(_ungrouped(layer, rounded, variable.shape).astype(np.float32))
     rounding.settle()
 
@@ -208,6 +228,7 @@ def _adaround(
     scale: np.ndarray,
     limit: int,
     gram: np.ndarray,
+    missing: np.ndarray,
     iterations: int,
 ) -> np.ndarray:
     """Returns the rounded weights, chosen by gradient descent on a relaxed choice (Adam)."""
@@ -217,6 +238,7 @@ def _adaround(
     # scale by it.
     fixed = (wanted == 0) | (np.abs(places) >= limit - 1e-3)
     target, gram = wanted.astype(np.float32), gram.astype(np.float32)
+    missing = missing.astype(np.float32)
     floor32, scale32 = floor.astype(np.float32), scale.astype(np.float32)
     share = np.clip((places - floor + 0.1) / 1.2, 0.01, 0.99).astype(np.float32)
     choice = np.log(share / (1 - share))
@@ -228,7 +250,7 @@ def _adaround(
         up = np.clip(1.2 * sigmoid - 0.1, 0, 1)
         slope = 1.2 * sigmoid * (1 - sigmoid) * ((up > 0) & (up < 1))
         difference = (floor32 + up) * scale32 - target
-        gradient = 2 * (gram @ difference) * scale32 * (choice.size / least)
+        gradient = 2 * (gram @ difference - missing) * scale32 * (choice.size / least)
         done = step / iterations
         if done > 0.2:  # then choices are driven apart, ever harder
             power = 20 - 18 * (done - 0.2) / 0.8
@@ -242,7 +264,9 @@ def _adaround(
     sigmoid = 1 / (1 + np.exp(-choice))
     chosen = np.clip(floor + (1.2 * sigmoid - 0.1 >= 0.5), -limit, limit) * scale
     chosen = np.where(fixed, nearest, chosen)
-    better = np.sum((chosen - wanted) * (gram @ (chosen - wanted)), axis=1, keepdims=True) < np.sum(
-        (nearest - wanted) * (gram @ (nearest - wanted)), axis=1, keepdims=True
-    )
-    return np.where(better, chosen, nearest)
+
+    def error(weights: np.ndarray) -> np.ndarray:
+        change = weights - wanted
+        return np.sum(change * (gram @ change - 2 * missing), axis=1, keepdims=True)
+
+    return np.where(error(chosen) < error(nearest), chosen, nearest)
