@@ -184,6 +184,72 @@ def test_nested_models(tmp_path):
     check_equal(aware, tmp_path / "m.tflite")
 
 
+def called_on_itself(function):
+    """A nested model whose second call reads another grid than its first."""
+
+    def twice(x):
+        inner = keras.Input(x.shape[1:])
+        model = keras.Model(inner, function(inner))
+        return model(model(x))
+
+    return twice
+
+
+GRAPHS = {
+    "sum of a number, 3 axes": ((5, 6), lambda x: L.Dense(4)(x) * 2 + 1),
+    "numbers alone": (IMAGE, lambda x: 1 - x / 3),
+    "numbers and a square": (IMAGE, lambda x: ops.square(x + 2)),
+    "a vector and a number": ((6,), lambda x: L.Dense(3)((x + 2) ** 2)),
+    "hard swish of a product": (IMAGE, lambda x: L.Activation("hard_swish")(2 * x)),
+    "difference, ReLU": (IMAGE, lambda x: L.ReLU()(L.Subtract()([x, L.Conv2D(4, 1)(x)]))),
+    "product, ReLU": (IMAGE, lambda x: L.ReLU()(L.Multiply()([x, L.Conv2D(4, 1)(x)]))),
+    "transposed, ReLU": (IMAGE, lambda x: L.ReLU()(L.Conv2DTranspose(4, 3)(x))),
+    "transposed, normalized, ReLU": (
+        IMAGE,
+        lambda x: L.ReLU()(L.BatchNormalization()(L.Conv2DTranspose(4, 3, strides=2)(x))),
+    ),
+    "nested on itself": ((6,), called_on_itself(lambda x: x - L.Dense(6)(x))),
+    "nested on itself, tanh": ((5, 6), called_on_itself(lambda x: ops.tanh(L.Dense(6)(x) * 3))),
+}
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_graphs_are_integers_and_equal_their_files(name, tmp_path):
+    shape, function = GRAPHS[name]
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input(shape)
+    aware = observed(keras.Model(inputs, function(inputs)))
+    check_equal(aware, tmp_path / "m.tflite")
+    assert tfc.export_tflite(aware, tmp_path / "m.tflite").float_tensors == []
+
+
+@pytest.mark.parametrize("scheme", ["int16x8", "tensor", "float16"])
+def test_numbers_behind_layers_that_are_not_followed_to_the_bit(scheme, tmp_path):
+    half = scheme == "float16"
+    given = tfc.QuantizationScheme(weight_granularity="tensor") if scheme == "tensor" else "int8"
+    keras.config.set_dtype_policy("mixed_float16" if half else "float32")
+    try:
+        keras.utils.set_random_seed(0)
+        inputs = keras.Input(IMAGE)
+        model = keras.Model(inputs, L.ReLU()(2 * L.Conv2D(3, 1)(inputs) + 1))
+        aware = tfc.quantize(model, "int16x8" if scheme == "int16x8" else given)
+        x = images()
+        aware(x, training=True)
+        result = tfc.export_tflite(aware, tmp_path / "m.tflite")
+        assert result.float_tensors == [] and result.agreement.rmse < 0.01
+    finally:
+        keras.config.set_dtype_policy("float32")
+
+
+def test_calling_a_model_symbolically_changes_nothing(tmp_path):
+    aware = observed(network())
+    before = [quantizer.source for quantizer in quantizers(aware)]
+    aware.compute_output_shape((1, *IMAGE))
+    keras.Model(inputs := keras.Input(IMAGE, batch_size=1), aware(inputs))
+    assert [quantizer.source for quantizer in quantizers(aware)] == before
+    check_equal(aware, tmp_path / "m.tflite")
+
+
 def test_a_transformer_block(tmp_path):
     keras.utils.set_random_seed(0)
     inputs = keras.Input((16, 32))
@@ -300,12 +366,12 @@ def test_powers_of_two():
 
 
 def test_constants_beside_an_operation():
-    x = keras.Input((4,))
+    x, vector = keras.Input((3, 4)), keras.Input((4,))
     cases = {
         (2.0, 0.0): [x * 2, 2 * x, x / 0.5],
         (1.0, 3.0): [x + 3, 3 + x, x - -3.0],
         (-1.0, 5.0): [5.0 - x],
-        None: [x + x, x * 1.0, x - 0, 1.0 / x, ops.maximum(x, 2.0)],
+        None: [x + x, x * 1.0, x - 0, 1.0 / x, ops.maximum(x, 2.0), vector * 2],
     }
     for wanted, tensors in cases.items():
         for tensor in tensors:

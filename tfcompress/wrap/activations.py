@@ -286,7 +286,8 @@ class ActivationQuantizer(keras.layers.Layer):
         self, inputs: Any, training: bool | None = None, averaged: bool | str = False
     ) -> Any:
         """Returns the shape and dtype of the input, and finds out what computes it."""
-        if self.bits == 8 and not averaged:
+        known = getattr(inputs, "_keras_history", None) is not None
+        if known and self.bits == 8 and not averaged:
             # Here, because the roles of layers are those of layers that hold quantizers.
             from tfcompress.wrap.sources import source_of
 

@@ -10,7 +10,7 @@ import numpy as np
 from keras import layers, ops, tree
 
 from tfcompress.graph.clone import Rewriter, clone_layer
-from tfcompress.graph.cost import plain
+from tfcompress.graph.cost import TRANSPOSED, plain
 from tfcompress.graph.read import Call, Graph, is_graph, walk_layers
 from tfcompress.wrap.activations import ActivationQuantizer, FixedFakeQuant, GridCrossing
 from tfcompress.wrap.canonicalize import KERNELS, activation_name
@@ -30,7 +30,7 @@ from tfcompress.wrap.forms import (
     pooled_in_turns,
     uneven,
 )
-from tfcompress.wrap.integers import Sum
+from tfcompress.wrap.integers import Sum, constant_operand
 from tfcompress.wrap.roles import (
     CLIP,
     JOIN,
@@ -205,7 +205,8 @@ class _Bake(Rewriter):
         producer = self._producers.get(id(call.inputs[0]))
         if producer is not None:
             fused = role(producer.operation) in (LINEAR, NORMALIZATION)
-            if fused and isinstance(layer, layers.Rescaling) and fits_affine(value):
+            plain_numbers = isinstance(layer, layers.Rescaling) or constant_operand(layer)
+            if fused and plain_numbers and fits_affine(value):
                 scale, offset = affine_of(layer)
                 channels = np.broadcast_to(offset, value.shape[-1]).astype(np.float32)
                 return value * scale.astype(np.float32) + uneven(channels)
@@ -227,16 +228,16 @@ class _Bake(Rewriter):
 
     def _is_folded(self, call: Call) -> bool:
         """Returns whether a normalization is in the weights of the sum before it."""
-        producer = self._producers.get(id(call.inputs[0]))
-        while producer is not None and role(producer.operation) == NORMALIZATION:
-            producer = self._producers.get(id(producer.inputs[0]))
+        producer = self._made_by(call.inputs[0], NORMALIZATION)
         total = None if producer is None else self._sums.get(id(producer.operation))
         return total is not None and call.operation in total.scalings
 
     def _summed(self, total: Sum) -> Any:
         """Returns the layer of a sum with what scales its channels in its weights."""
         layer = total.wrapper.layer
-        folded = clone_layer(layer, use_bias=layer.use_bias or bool(total.scalings))
+        # Without a bias, the converter leaves a transposed convolution and a ReLU in float.
+        biased = layer.use_bias or bool(total.scalings) or isinstance(layer, TRANSPOSED)
+        folded = clone_layer(layer, use_bias=biased)
         self.carry(total.wrapper, folded)
         self._totals[id(folded)] = total
         return folded
@@ -273,8 +274,13 @@ class _Bake(Rewriter):
     def match(self, old: Any, new: Any) -> Any:
         total = self._totals.get(id(new))
         if total is not None:
-            bias = [(uneven(total.whole_offset()), new.bias)] if new.use_bias else []
-            return [(total.kernel(), new.variables[0]), *bias]
+            pairs = [(total.kernel(), new.variables[0])]
+            if new.use_bias:
+                offset = np.broadcast_to(total.whole_offset(), new.bias.shape)
+                if isinstance(new, TRANSPOSED) and not offset.any():
+                    offset = offset + ops.convert_to_numpy(total.unit()) * 2**-10  # rounded to zero
+                pairs.append((uneven(offset), new.bias))
+            return pairs
         if isinstance(old, RuntimeLayer):
             return zip(old.original_variables(), new.original_variables(), strict=True)
         return super().match(old, new)
@@ -288,25 +294,24 @@ class _Bake(Rewriter):
 
     def _is_moved(self, tensor: Any) -> bool:
         """Returns whether a tensor comes from a grid of its own, moved about."""
-        producer = self._producers.get(id(tensor))
-        if producer is None or role(producer.operation) != MOVE:
-            return False
-        while producer is not None and role(producer.operation) == MOVE:
-            producer = self._producers.get(id(producer.inputs[0]))
-        return producer is not None and isinstance(producer.operation, ActivationQuantizer)
+        producer = self._made_by(tensor, MOVE)
+        moved = producer is not self._producers.get(id(tensor))
+        return moved and isinstance(getattr(producer, "operation", None), ActivationQuantizer)
 
     def _comes_across(self, tensor: Any) -> bool:
         """Returns whether a tensor comes from a grid of other bits, moved about or not."""
+        return isinstance(getattr(self._made_by(tensor, MOVE), "operation", None), GridCrossing)
+
+    def _made_by(self, tensor: Any, passed: str) -> Call | None:
+        """Returns the call that made a tensor, before all operations of the role `passed`."""
         producer = self._producers.get(id(tensor))
-        while producer is not None and role(producer.operation) == MOVE:
+        while producer is not None and role(producer.operation) == passed:
             producer = self._producers.get(id(producer.inputs[0]))
-        return producer is not None and isinstance(producer.operation, GridCrossing)
+        return producer
 
     def _reads_integers(self, call: Call) -> bool:
         """Returns whether what an operation is called on comes from a grid, moved about or not."""
-        producer = self._producers.get(id(call.inputs[0]))
-        while producer is not None and role(producer.operation) == MOVE:
-            producer = self._producers.get(id(producer.inputs[0]))
+        producer = self._made_by(call.inputs[0], MOVE)
         # Without a producer, it is the input of a nested model, which may be on one.
         if producer is None:
             return True

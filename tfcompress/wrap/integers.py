@@ -358,7 +358,7 @@ def scale_and_offset(layer: Any) -> tuple[Any, Any]:
 def constant_operand(operation: Any) -> tuple[float, float] | None:
     """Returns scale and offset of an operation on floats with a number as its other operand.
 
-    None for any other operation, and for one that changes nothing.
+    None for any other operation, for one that changes nothing, and for vectors.
     """
     name = type(operation).__name__
     if isinstance(operation, keras.layers.Layer) or name not in _ARITHMETIC:
@@ -369,6 +369,8 @@ def constant_operand(operation: Any) -> tuple[float, float] | None:
         return None
     if not keras.backend.is_float_dtype(tensor.dtype) or isinstance(number, bool):
         return None
+    if len(tensor.shape) < 3:
+        return None  # it would have to be made an image, and the converter gets lost there
     found = _ARITHMETIC[name](float(number), tensor is second)
     return None if found == (1.0, 0.0) else found
 

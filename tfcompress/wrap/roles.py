@@ -42,6 +42,7 @@ NORMALIZATION = "normalization"  # each channel scaled and moved: fused into wha
 RELU = "relu"  # fused into whatever computed its input
 CLIP = "clip"  # likewise: what is outside is outside of the grid
 SUM = "sum"  # an addition: a ReLU that follows is fused into it
+PAIR = "pair"  # a difference or product of two tensors: likewise
 MOVE = "move"  # values pass unchanged: the output has the grid of the input
 JOIN = "join"  # a concatenation or selection: its inputs are on the grid of its output
 TABLE = "table"  # rows of a weight: on the grid of the weight
@@ -60,6 +61,7 @@ ROLES: dict[str, str] = {
     **dict.fromkeys("BatchNormalization Rescaling Normalization".split(), NORMALIZATION),
     **dict.fromkeys("ReLU Relu Relu6".split(), RELU),
     "Add": SUM,
+    **dict.fromkeys(("Subtract", "Multiply"), PAIR),
     **dict.fromkeys(
         (
             "MaxPooling1D MaxPooling2D MaxPooling3D GlobalMaxPooling1D GlobalMaxPooling2D "
@@ -93,6 +95,7 @@ FUSES = {
     LINEAR: {NORMALIZATION, RELU, CLIP},
     NORMALIZATION: {NORMALIZATION, RELU, CLIP},
     SUM: {RELU, CLIP},
+    PAIR: {RELU, CLIP},
 }
 
 

@@ -198,12 +198,12 @@ def tell_nested_models(quantizer: Any) -> None:
 def _tell(node: Any) -> None:
     operation = node.operation
     if is_graph(operation):
-        entered = zip(operation.inputs, map(grid_of, node.arguments.keras_tensors), strict=True)
-        for tensor, grid in entered:
-            entry = tensor._keras_history.operation
-            known = getattr(entry, _ENTERED, _Entered(grid)).grid
+        given = [n.arguments.keras_tensors for n in operation._inbound_nodes]
+        for tensor, *calls in zip(operation.inputs, *given, strict=True):
+            grids = {id(grid): grid for grid in map(grid_of, calls)}
             # Called on several grids, it knows of none.
-            setattr(entry, _ENTERED, _Entered(grid if known is grid else None))
+            grid = next(iter(grids.values())) if len(grids) == 1 else None
+            setattr(tensor._keras_history.operation, _ENTERED, _Entered(grid))
         calls = read_graph(operation).calls
         for call in calls:
             _find_again(call.operation, call.inputs, call.kwargs)

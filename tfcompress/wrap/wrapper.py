@@ -293,7 +293,8 @@ class CompressionWrapper(keras.layers.Layer):
         # Here, because the roles of layers are those of layers that may be wrapped.
         from tfcompress.wrap.sources import sum_of
 
-        self.sum = sum_of(self, args)
+        if getattr(args[0] if args else None, "_keras_history", None) is not None:
+            self.sum = sum_of(self, args)
         kwargs.pop("training", None)
         return self.layer.compute_output_spec(*args, **kwargs)
 
