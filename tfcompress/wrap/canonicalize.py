@@ -188,7 +188,7 @@ class SplitHardSigmoid(Rule):
 
 
 class MergePairwise(Rule):
-    """A merge of several tensors, two at a time; a sum as the runtime rounds it."""
+    """A merge of several tensors, two at a time; and sums, which the runtime rounds its own way."""
 
     def matches(self, layer: Any) -> bool:
         """Returns whether the runtime takes several steps, or rounds as no float would."""

@@ -367,7 +367,10 @@ def _kind(relu: Any) -> Any:
 
 
 def _adds_tensors(call: Call) -> bool:
-    """Returns whether a call is `keras.ops.add` of two tensors of the same shape, floats."""
+    """Returns whether a call is `keras.ops.add` of two tensors that an Add layer could take.
+
+    Of different shapes they may have no axis of samples, which the layer needs.
+    """
     layer = isinstance(call.operation, keras.layers.Layer)
     if layer or type(call.operation).__name__ != "Add" or len(call.inputs) != 2:
         return False
