@@ -1,4 +1,4 @@
-"""The INT8 file computes what the trained model does, to the last steps of its scale."""
+"""The INT8 file computes what the trained model does."""
 
 import keras
 import numpy as np
@@ -21,7 +21,7 @@ def agreement(model, path, fashion):
 
 
 def is_exact(found):
-    return found.max_steps <= 2.01 and found.rmse <= 0.01 and found.top1 >= 0.995
+    return found.max_steps < 0.01
 
 
 @pytest.fixture(scope="module")
@@ -146,8 +146,8 @@ def test_a_transformer_agrees(fashion, tmp_path):
     aware.fit(x, y, epochs=2, batch_size=64, verbose=0)
     result = tfc.export_tflite(aware, tmp_path / "m.tflite")
     found = agreement(aware, result.path, fashion)
-    # Normalizing makes steps larger where an image row is all black, and attention adds them up.
-    assert found.rmse <= 0.02 and found.top1 >= 0.98, found
+    # An entry of softmax or of an inverse root in a million falls to the other side.
+    assert found.rmse <= 0.005 and found.top1 >= 0.995, found
     assert result.float_tensors == []
 
 
