@@ -5,9 +5,7 @@ Needs the packages of `pip install tfcompress[legacy]`.
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -16,7 +14,7 @@ from keras import ops, tree
 
 from tfcompress.legacy.convert import Converter
 from tfcompress.legacy.ranges import trained_ranges, with_ranges
-from tfcompress.wrap.strip import quantizers
+from tfcompress.wrap.strip import quantizers, rounding_in_floats
 
 _TOLERANCE = 1e-5
 
@@ -103,19 +101,6 @@ def _stripped(model: Any) -> Any:
     if "PruneLowMagnitude" in kinds:
         model = tfmot.sparsity.keras.strip_pruning(model)
     return model
-
-
-@contextlib.contextmanager
-def rounding_in_floats(model: keras.Model) -> Iterator[None]:
-    """Has a quantization-aware model round at inference as it does in training, and as tfmot."""
-    every = quantizers(model)
-    try:
-        for quantizer in every:
-            quantizer.in_floats = True
-        yield
-    finally:
-        for quantizer in every:
-            quantizer.in_floats = False
 
 
 def _compare(old: Any, new: keras.Model) -> None:

@@ -16,7 +16,8 @@ from tfcompress.graph.read import walk_layers
 from tfcompress.rewrite.kernels import WEIGHTED, array
 from tfcompress.transforms import FakeQuant
 from tfcompress.wrap.calibrate import packed
-from tfcompress.wrap.strip import quantizers
+from tfcompress.wrap.integers import rounded_weight
+from tfcompress.wrap.strip import quantizers, rounding_in_floats
 from tfcompress.wrap.wrapper import CompressionWrapper
 
 _SAMPLES = (32, 256)  # least and most, about 4 million numbers of input in all
@@ -111,16 +112,12 @@ def _pass(
     seen: Callable[[str, CompressionWrapper, Any], None],
 ) -> None:
     """Runs all samples through a model as one batch and shows what each layer is called on."""
-    every = quantizers(model)
     try:
-        for quantizer in every:
-            quantizer.in_floats = True  # half as long, and no different in the mean
         for path, wrapper in wrappers.items():
             wrapper.observer = functools.partial(seen, path, wrapper)
-        model(packed(model, samples), training=False)
+        with rounding_in_floats(model):  # half as long, and no different in the mean
+            model(packed(model, samples), training=False)
     finally:
-        for quantizer in every:
-            quantizer.in_floats = False
         for wrapper in wrappers.values():
             wrapper.observer = None
 
@@ -210,10 +207,8 @@ def _choose(
         iterations: Steps of gradient descent.
     """
     layer = wrapper.layer
-    ((variable, transforms),) = wrapper.pipelines()
-    before = [t for t in transforms if not isinstance(t, FakeQuant)]
-    (rounding,) = (t for t in transforms if isinstance(t, FakeQuant))
-    value = wrapper.effective_value(variable, before)
+    ((variable, _),) = wrapper.pipelines()
+    value, rounding = rounded_weight(wrapper)
     nearest = _grouped(layer, array(rounding.call(value)))
     wanted = _grouped(layer, array(value))
     scale = _grouped(layer, np.broadcast_to(array(rounding.scale(value)), variable.shape))
@@ -221,8 +216,7 @@ def _choose(
     gram = np.matmul(rows.transpose(0, 2, 1), rows) / rows.shape[1]
     # What the layers before it left to make up for.
     missing = np.matmul(rows.transpose(0, 2, 1), np.matmul(floats - rows, wanted)) / rows.shape[1]
-    limit = 2 ** (rounding.bits - 1) - 1
-    rounded = _adaround(wanted, nearest, scale, limit, gram, missing, iterations)
+    rounded = _adaround(wanted, nearest, scale, rounding.steps, gram, missing, iterations)
     variable.assign(_ungrouped(layer, rounded, variable.shape).astype(np.float32))
     rounding.settle()
 
@@ -286,7 +280,7 @@ def _flipped(
 
     Not of large layers, where it would take minutes.
     """
-    best, other = best.copy(), other.copy()
+    best = best.copy()
     if best.shape[1] * best.size > 2**31:
         return best
     slope = gram @ (best - wanted) - missing

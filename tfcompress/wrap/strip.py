@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import warnings
 from collections.abc import Iterator
@@ -108,6 +109,19 @@ def quantizers(model: keras.Model) -> list[ActivationQuantizer]:
         for part in layer._flatten_layers()
         if isinstance(part, ActivationQuantizer)
     ]
+
+
+@contextlib.contextmanager
+def rounding_in_floats(model: keras.Model) -> Iterator[None]:
+    """Has a quantization-aware model round at inference as it does in training, and as tfmot."""
+    every = quantizers(model)
+    try:
+        for quantizer in every:
+            quantizer.in_floats = True
+        yield
+    finally:
+        for quantizer in every:
+            quantizer.in_floats = False
 
 
 def trained_scheme(model: keras.Model) -> str:
