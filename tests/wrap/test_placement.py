@@ -176,3 +176,18 @@ def test_rows_of_a_table_are_on_its_grid_already(joined, tmp_path):
     np.testing.assert_allclose(
         tfc.TFLiteModel(result.path).predict(every), model(every), atol=1e-6 + steps
     )
+
+
+def test_a_layer_may_stand_in_a_nested_model_and_outside_of_it(tmp_path):
+    shared = L.Dense(8, activation="relu", name="shared")
+    middle = keras.Input((8,))
+    inner = keras.Model(middle, shared(L.Dense(8, name="own")(middle)), name="inner")
+    inputs = keras.Input((8,))
+    model = keras.Model(inputs, L.Dense(3)(inner(shared(inputs))))
+    x = np.random.default_rng(0).normal(size=(64, 8)).astype("float32")
+    aware = tfc.quantize(model)
+    np.testing.assert_allclose(aware(x), model(x), atol=1e-2)
+    aware(x, training=True)
+    result = tfc.export_tflite(aware, tmp_path / "m.tflite")
+    assert result.float_tensors == [] and result.agreement.max_steps <= 1
+    assert len(tfc.strip(tfc.quantize(model)).weights) == len(model.weights)

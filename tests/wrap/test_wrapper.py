@@ -134,6 +134,19 @@ def test_losses_count_once():
     assert len(wrapped.losses) == len(plain.losses) == 3
 
 
+def test_losses_of_activities_are_the_same_at_inference():
+    layer = L.Dense(3, activity_regularizer="l2", name="dense")
+    aware = tfc.quantize(keras.Sequential([keras.Input((4,)), layer]))
+    x = np.random.default_rng(0).normal(size=(8, 4)).astype("float32")
+    aware(x, training=True)
+    (trained,) = map(float, aware.losses)
+    outputs = aware(x, training=False)
+    (loss,) = map(float, aware.losses)
+    # Before the outputs are rounded: near, not equal.
+    np.testing.assert_allclose(loss, 0.01 * np.square(outputs).sum() / 8, rtol=0.02)
+    np.testing.assert_allclose(loss, trained, rtol=0.02)
+
+
 def test_a_layer_called_twice_counts_one_step_a_pass():
     shared = wrap(L.Dense(6), 0.5)
     inputs = keras.Input((6,))

@@ -11,7 +11,7 @@ from keras import ops, tree
 
 from tfcompress.graph.cost import plain
 from tfcompress.graph.expand import Expanded
-from tfcompress.graph.read import Call, Graph, is_graph, read_graph
+from tfcompress.graph.read import Call, Graph, is_graph, read_graph, read_graphs
 
 
 def clone_layer(layer: Any, /, **overrides: Any) -> Any:
@@ -65,9 +65,11 @@ class Rewriter:
         self._replacements: dict[int, Any] = {}
         self._sources: list[Any] = []  # alive, so that the ids in the memo stay unique
         self._carried: list[tuple[Any, Any]] = []
+        self._graphs: dict[int, Graph] = {}
 
     def run(self, model: keras.Model) -> keras.Model:
         """Returns the rewritten model, with the weights of the old one."""
+        self._graphs = read_graphs(model)  # all at once: a layer that moves forgets its calls
         new = self._rebuild(model, "")
         for old_layer, new_layer in self._carried:
             for old_variable, new_variable in self.match(old_layer, new_layer):
@@ -137,12 +139,22 @@ class Rewriter:
 
         return self.once(operation, make)
 
+    def move(self, layer: Any) -> Any:
+        """Returns the layer itself, for a model that takes the place of one no longer needed."""
+
+        def moved() -> Any:
+            layer._inbound_nodes.clear()
+            layer._outbound_nodes.clear()
+            return layer
+
+        return self.once(layer, moved)
+
     def carry(self, old: Any, new: Any) -> None:
         """Has the variables of `new` take the values of those of `old` once both are built."""
         self._carried.append((old, new))
 
     def _rebuild(self, model: keras.Model, path: str) -> keras.Model:
-        graph = read_graph(model, path)
+        graph = self._graphs.get(id(model)) or read_graph(model, path)
         inputs = [self.input_like(tensor) for tensor in model.inputs]
         entered = self.enter(model, path, inputs)
         emitted = {id(old): new for old, new in zip(model.inputs, entered, strict=True)}

@@ -124,6 +124,16 @@ def read_graph(model: keras.Model, path: str = "") -> Graph:
     return Graph(path, calls, consumers, {id(tensor) for tensor in model.outputs})
 
 
+def read_graphs(model: keras.Model, path: str = "") -> dict[int, Graph]:
+    """Reads a model and all that are nested in it, by `id`, with the path of their first call."""
+    graph = read_graph(model, path)
+    found = {id(model): graph}
+    for call in graph.calls:
+        if is_graph(call.operation) and id(call.operation) not in found:
+            found = {**read_graphs(call.operation, call.path + "/"), **found}
+    return found
+
+
 def called_once(model: keras.Model) -> set[int]:
     """Returns the `id` of each operation that one pass of the model calls exactly once.
 

@@ -64,22 +64,27 @@ def round_by_output(
         # At the same places of the output, whichever model is run.
         return _rows(wrapper.layer, ops.convert_to_numpy(x), np.random.default_rng(0))
 
-    def note(path: str, wrapper: CompressionWrapper, x: Any) -> None:
+    def note(path: str, wrapper: CompressionWrapper, x: Any, run: Callable[[], Any]) -> Any:
+        outputs = run()
         if correct_bias:
-            wanted.setdefault(path, []).append(_channel_means(wrapper.layer(x)))
+            wanted.setdefault(path, []).append(_channel_means(outputs))
         if adaptive and path not in exact:
             exact[path] = np.clip(ops.convert_to_numpy(x), -65000, 65000).astype(np.float16)
+        return outputs
 
-    def improve(path: str, wrapper: CompressionWrapper, x: Any) -> None:
+    def improve(path: str, wrapper: CompressionWrapper, x: Any, run: Callable[[], Any]) -> Any:
         wrapper.observer = None  # a shared layer is improved where it is called first
         if adaptive:
             floats = rows_of(wrapper, exact.pop(path))
             _choose(wrapper, rows_of(wrapper, x), floats, iterations)
         bias = getattr(wrapper.layer, "bias", None)
         # Where a shared layer is called, its errors differ: one bias cannot correct them all.
+        outputs = run()
         if bias is not None and len(wanted.get(path, ())) == 1:
-            error = _channel_means(wrapper(x)) - wanted[path][0]
-            bias.assign_sub(error.astype(np.float32))
+            error = _channel_means(outputs) - wanted[path][0]
+            bias.assign_sub(error)
+            outputs = outputs - ops.cast(error, outputs.dtype)
+        return outputs
 
     wrappers = _wrappers(model)
     with _unrounded(model):
@@ -109,12 +114,12 @@ def _pass(
     model: keras.Model,
     wrappers: dict[str, CompressionWrapper],
     samples: Mapping[str, np.ndarray],
-    seen: Callable[[str, CompressionWrapper, Any], None],
+    visit: Callable[[str, CompressionWrapper, Any, Callable[[], Any]], Any],
 ) -> None:
-    """Runs all samples through a model as one batch and shows what each layer is called on."""
+    """Runs all samples through a model as one batch, with `visit` in place of each layer."""
     try:
         for path, wrapper in wrappers.items():
-            wrapper.observer = functools.partial(seen, path, wrapper)
+            wrapper.observer = functools.partial(visit, path, wrapper)
         with rounding_in_floats(model):  # half as long, and no different in the mean
             model(packed(model, samples), training=False)
     finally:
@@ -131,8 +136,8 @@ def _wrappers(model: keras.Model) -> dict[str, CompressionWrapper]:
 
 
 def _channel_means(outputs: Any) -> np.ndarray:
-    values = ops.convert_to_numpy(outputs).astype(np.float64)
-    return values.reshape(-1, values.shape[-1]).mean(0)
+    axes = range(len(outputs.shape) - 1)
+    return ops.convert_to_numpy(ops.mean(ops.cast(outputs, "float32"), tuple(axes)))
 
 
 def _takes_part(wrapper: CompressionWrapper) -> bool:

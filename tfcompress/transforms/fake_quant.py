@@ -95,8 +95,26 @@ class FakeQuant(WeightTransform):
 
     def scale(self, weight: Any) -> Any:
         """Returns the step of each channel's grid, shaped to be broadcast over the weight."""
-        end = self.end(weight)
-        return ops.where(end > 0, end * (1 / self.steps), 1.0)
+        return self.step(self.end(weight))
+
+    def step(self, end: Any) -> Any:
+        """Returns the step of a grid that ends there.
+
+        Args:
+            end: The largest value of each channel.
+        """
+        scale = end * (1 / self.steps)
+        # An all-zero channel has no scale of its own; any positive one keeps it at zero.
+        return ops.where(scale > 0, scale, 1.0)
+
+    def integers(self, weight: Any, scale: Any) -> Any:
+        """Returns the integers of the grid that the weight is rounded to.
+
+        Args:
+            weight: The weight before it is rounded.
+            scale: What `scale` returned for it.
+        """
+        return ops.round(self._places(weight, scale))
 
     def end(self, weight: Any) -> Any:
         """Returns where each channel's grid ends, shaped likewise; 0 where all weights are."""
@@ -121,14 +139,15 @@ class FakeQuant(WeightTransform):
         return axes, ops.max(ops.abs(weight), axis=axes, keepdims=True)
 
     def _rounded(self, weight: Any, end: Any, learned: bool = False) -> Any:
-        scale = end * (1 / self.steps)
-        # An all-zero channel has no scale of its own; any positive one keeps it at zero.
-        scale = ops.where(scale > 0, scale, ops.ones_like(scale))
-        places = ops.clip(weight / scale, -self.steps, self.steps)
+        scale = self.step(end)
+        places = self._places(weight, scale)
         rounded = ops.round(places)
         if learned:
             rounded = places + ops.stop_gradient(rounded - places)
         return rounded * scale
+
+    def _places(self, weight: Any, scale: Any) -> Any:
+        return ops.clip(weight / scale, -self.steps, self.steps)
 
     def _channels(self, rank: int) -> set[int]:
         axes = self.channel_axes if self.granularity == "channel" else ()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
@@ -40,13 +41,13 @@ def rounding_noise(
     noise = dict.fromkeys(wrappers, 0.0)
     around = _neighbours(quantized)
 
-    def at_weights(path: str, wrapper: CompressionWrapper, x: Any) -> None:
-        wrapper.observer = None
-        chains, wrapper.weight_transforms = wrapper.weight_transforms, []
+    def at_weights(path: str, wrapper: CompressionWrapper, _: Any, run: Callable[[], Any]) -> Any:
         kinds, wrapper.transforms = wrapper.transforms, []
-        exact = ops.convert_to_numpy(wrapper(x))
-        wrapper.weight_transforms, wrapper.transforms = chains, kinds
-        noise[path] = max(noise[path], _relative(ops.convert_to_numpy(wrapper(x)), exact))
+        exact = ops.convert_to_numpy(run())
+        wrapper.transforms = kinds
+        outputs = run()
+        noise[path] = max(noise[path], _relative(ops.convert_to_numpy(outputs), exact))
+        return outputs
 
     def at_activations(quantizer: ActivationQuantizer, x: Any) -> None:
         exact = ops.convert_to_numpy(x)
@@ -56,19 +57,15 @@ def rounding_noise(
 
     try:
         for path, wrapper in wrappers.items():
-            wrapper.observer = _bound(at_weights, path, wrapper)
+            wrapper.observer = functools.partial(at_weights, path, wrapper)
         for quantizer in quantizers(quantized):
-            quantizer.observer = _bound(at_activations, quantizer)
+            quantizer.observer = functools.partial(at_activations, quantizer)
         few = {name: array[:_SAMPLES] for name, array in samples.items()}
         quantized(packed(quantized, few), training=False)
     finally:
         for layer in (*wrappers.values(), *quantizers(quantized)):
             layer.observer = None
     return noise
-
-
-def _bound(function: Any, *first: Any) -> Any:
-    return lambda x: function(*first, x)
 
 
 def _relative(rounded: np.ndarray, exact: np.ndarray) -> float:

@@ -224,7 +224,8 @@ class _Bake(Rewriter):
         total = self._sums.get(id(operation))
         if total is None:
             return affine
-        return dataclasses.replace(affine, scale=total.scale(), offset=total.whole_offset())
+        scale, offset, _ = total.constants()
+        return dataclasses.replace(affine, scale=scale, offset=offset)
 
     def _is_folded(self, call: Call) -> bool:
         """Returns whether a normalization is in the weights of the sum before it."""
@@ -274,11 +275,12 @@ class _Bake(Rewriter):
     def match(self, old: Any, new: Any) -> Any:
         total = self._totals.get(id(new))
         if total is not None:
-            pairs = [(total.kernel(), new.variables[0])]
+            kernel, offset, unit = total.constants()
+            pairs = [(kernel, new.variables[0])]
             if new.use_bias:
-                offset = np.broadcast_to(total.whole_offset(), new.bias.shape)
+                offset = np.broadcast_to(offset, new.bias.shape)
                 if isinstance(new, TRANSPOSED) and not offset.any():
-                    offset = offset + ops.convert_to_numpy(total.unit()) * 2**-10  # rounded to zero
+                    offset = offset + unit * 2**-10  # rounded to zero
                 pairs.append((uneven(offset), new.bias))
             return pairs
         if isinstance(old, RuntimeLayer):

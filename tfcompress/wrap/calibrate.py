@@ -86,7 +86,9 @@ def _watch(
     def observer(quantizer: ActivationQuantizer) -> Callable[[Any], None]:
         if id(quantizer) not in known:
             return lambda values: None
-        return lambda values: note(quantizer, ops.convert_to_numpy(values).astype(np.float32))
+        return lambda values: note(
+            quantizer, ops.convert_to_numpy(values).astype(np.float32, copy=False)
+        )
 
     try:
         for quantizer in every:

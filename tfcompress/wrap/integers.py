@@ -68,60 +68,53 @@ class Sum:
 
     def steps(self, x: Any, scale: Any) -> Any:
         """Returns the sums as integers of the result."""
-        unit = self.unit()
-        offset = self.offset()
+        _, unit, offset = self._channels()
         # The offset apart: it is rounded by itself, and may lie in the middle of two integers.
         total = ops.round((x - offset) / unit) + ops.round(offset / unit)
         return ops.round(total * (unit / scale))
 
-    def unit(self) -> Any:
-        """Returns the step of the sum of products, for each channel."""
-        ends, largest = self._ends()
-        unit = self.read.grid()[0] * divided(ops.abs(ends), largest)
-        # A channel without weights is an offset alone, which the file stores in 30 bits.
-        return ops.where(unit > 0, unit, ops.maximum(ops.abs(self.offset()), 1e-30) * 2**-20)
+    def constants(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Returns from what the converter finds the steps of the model, and its offsets.
 
-    def offset(self) -> Any:
-        """Returns what is added to the sum of products, for each channel."""
-        bias = None if self.wrapper is None else self.wrapper.layer.bias
-        total = ops.zeros(()) if bias is None else ops.convert_to_tensor(bias)
-        for layer in self.scalings:
-            scale, offset = scale_and_offset(plain(layer))
-            total = total * scale + offset
-        return total
-
-    def kernel(self) -> np.ndarray:
-        """Returns the kernel with all scalings in it, from which the converter finds the steps."""
-        ((weight, transforms),) = self.wrapper.pipelines()
-        step = weight_step(self.wrapper)
-        ends, largest = self._ends()
-        steps = ops.convert_to_numpy(ops.reshape(divided(ends, largest), step.shape))
-        ends = ops.convert_to_numpy(ops.reshape(ends, step.shape))
-        value = self.wrapper.effective_value(weight, transforms)
-        places = np.rint(ops.convert_to_numpy(value / step))
+        Returns:
+            The kernel with all scalings in it, or what each channel is multiplied by where there
+            is none; what is added to each channel; and the step of each sum.
+        """
+        ends, unit, offset = map(ops.convert_to_numpy, self._channels())
+        offset = (np.round(offset / unit) * unit).astype(np.float32)
+        if self.wrapper is None:
+            return ends, offset, unit
+        value, rounding = rounded_weight(self.wrapper)
+        scale = rounding.scale(value)
+        places = ops.convert_to_numpy(rounding.integers(value, scale))
+        ends = np.reshape(ends, scale.shape)
         # From the largest weight the converter finds the step.
-        return np.where(np.abs(places) == largest, np.sign(places) * ends, places * steps)
+        largest = np.abs(places) == rounding.steps
+        return (
+            np.where(largest, np.sign(places) * ends, places * (ends / np.float32(rounding.steps))),
+            offset,
+            unit,
+        )
 
-    def scale(self) -> np.ndarray:
-        """Returns what each channel is multiplied by: from it the converter finds the steps."""
-        return ops.convert_to_numpy(self._ends()[0])
+    def _channels(self) -> tuple[Any, Any, Any]:
+        """Returns the end of the weights of each channel, the step of its sum and its offset.
 
-    def whole_offset(self) -> np.ndarray:
-        """Returns the offset of each channel as the file will round it."""
-        unit = ops.convert_to_numpy(self.unit())
-        return (np.round(ops.convert_to_numpy(self.offset()) / unit) * unit).astype(np.float32)
-
-    def _ends(self) -> tuple[Any, int]:
-        """Returns the largest weight of each channel behind all scalings, and its integer."""
-        ends, largest = ops.ones(()), 127
+        All behind the scalings.
+        """
+        ends, largest, offset = ops.ones(()), 127, ops.zeros(())
         if self.wrapper is not None:
             value, rounding = rounded_weight(self.wrapper)
-            largest = rounding.steps
-            used = rounding.end(value) > 0
-            ends = ops.reshape(ops.where(used, rounding.scale(value) * largest, 0.0), (-1,))
+            largest, end = rounding.steps, rounding.end(value)
+            ends = ops.reshape(ops.where(end > 0, rounding.step(end) * largest, 0.0), (-1,))
+            if self.wrapper.layer.bias is not None:
+                offset = ops.convert_to_tensor(self.wrapper.layer.bias)
         for layer in self.scalings:
-            ends = ends * scale_and_offset(plain(layer))[0]
-        return ends, largest
+            scale, shift = scale_and_offset(plain(layer))
+            ends, offset = ends * scale, offset * scale + shift
+        unit = self.read.grid()[0] * divided(ops.abs(ends), largest)
+        # A channel without weights is an offset alone, which the file stores in 30 bits.
+        spare = ops.maximum(ops.abs(offset), 1e-30) * 2**-20
+        return ends, ops.where(unit > 0, unit, spare), offset
 
 
 @dataclasses.dataclass(frozen=True)
@@ -320,12 +313,6 @@ def rounded_weight(wrapper: Any) -> tuple[Any, FakeQuant]:
     ((weight, transforms),) = wrapper.pipelines()
     rounding = next(t for t in transforms if isinstance(t, FakeQuant))
     return wrapper.effective_value(weight, transforms[: transforms.index(rounding)]), rounding
-
-
-def weight_step(wrapper: Any) -> Any:
-    """Returns the step of a layer's weight, for each channel, to be broadcast over it."""
-    value, rounding = rounded_weight(wrapper)
-    return rounding.scale(value)
 
 
 def scale_and_offset(layer: Any) -> tuple[Any, Any]:

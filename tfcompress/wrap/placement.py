@@ -33,6 +33,7 @@ from tfcompress.wrap.roles import (
 )
 from tfcompress.wrap.runtime import RuntimeMerge
 from tfcompress.wrap.samples import InputSamples, samples_to_keep
+from tfcompress.wrap.wrapper import CompressionWrapper
 
 
 def _does_nothing(call: Call) -> bool:
@@ -78,6 +79,8 @@ keras.saving.register_keras_serializable("tfcompress")(ChainedModel)
 
 class PlaceQuantizers(Rewriter):
     """Inserts activation quantizers into a model whose weights are wrapped already.
+
+    The wrapped layers move into the new model: the old one must not be used any more.
 
     Args:
         selected: Paths of the operations to quantize, or None for all. What the runtime fuses into
@@ -153,7 +156,8 @@ class PlaceQuantizers(Rewriter):
 
     def visit(self, graph: Graph, call: Call, args: Any, kwargs: Any) -> Any:
         """Calls an operation and quantizes what the rules say."""
-        operation = self.clone(call.operation)
+        moves = isinstance(call.operation, CompressionWrapper)
+        operation = (self.move if moves else self.clone)(call.operation)
         if _adds_tensors(call):
             operation = self.once(call, lambda: self._addition(call.operation))
             args, kwargs = ([*args, *kwargs.values()],), {}

@@ -127,6 +127,7 @@ def adds_integers(operation: Any) -> bool:
         and rounding_of(getattr(operation, "transforms", ())) is not None
         and getattr(layer, "data_format", "") != "channels_first"
         and layer.compute_dtype == "float32"
+        and layer.activity_regularizer is None  # it looks at what the layer itself returns
         and activation_name(layer) == "linear"
     )
 

@@ -11,7 +11,7 @@ from keras import ops, tree
 from tfcompress.graph.cost import DEPTHWISE, TRANSPOSED, einsum_letters
 from tfcompress.transforms import WeightTransform
 from tfcompress.wrap.custom import description
-from tfcompress.wrap.integers import Grid, Sum, straight_through, weight_step
+from tfcompress.wrap.integers import Grid, Sum, rounded_weight, straight_through
 
 _NEVER_COMPRESSED = {"bias", "recurrent_bias", "gamma", "beta", "alpha", "scale"}
 _LAST_AXIS = (
@@ -132,7 +132,8 @@ class CompressionWrapper(keras.layers.Layer):
         **kwargs: Arguments of `keras.layers.Layer`.
 
     Attributes:
-        observer: While roundings are chosen, a function that is given the first input; else None.
+        observer: While roundings are chosen, a function that is called in place of the layer, with
+            the first input and a function that returns what the layer returns; else None.
         sum: What the runtime adds up, where that is known: then inference does (see `integers.py`).
 
     Raises:
@@ -222,9 +223,10 @@ class CompressionWrapper(keras.layers.Layer):
         """Sets the state of every transform by the weights as they are now."""
         for weight, transforms in self.pipelines():
             value = ops.cast(ops.convert_to_tensor(weight), "float32")
-            for transform in transforms:
+            for index, transform in enumerate(transforms):
                 transform.start(value)
-                value = transform.call(value)
+                if index + 1 < len(transforms):
+                    value = transform.call(value)
 
     def effective_value(
         self, weight: Any, transforms: Sequence[WeightTransform], update: bool = False
@@ -245,8 +247,14 @@ class CompressionWrapper(keras.layers.Layer):
 
     def call(self, *args: Any, training: bool | None = None, **kwargs: Any) -> Any:
         """Calls the layer with its transformed weights."""
-        if self.observer is not None:
-            self.observer(args[0])
+        if self.observer is None:
+            return self._compute(*args, training=training, **kwargs)
+        return self.observer(args[0], lambda: self._compute(*args, training=training, **kwargs))
+
+    def _compute(self, *args: Any, training: bool | None = None, **kwargs: Any) -> Any:
+        read = None if training or not self.transforms else getattr(self.sum, "read", None)
+        if read is not None and read.exact:
+            return self._in_integers(read, args[0])
         update = bool(training) and first_call_in_pass(self)
         # Every variable is mapped, at its current value: one that is missing would be read past an
         # outer stateless scope (JAX training), and its updates would be lost.
@@ -254,9 +262,6 @@ class CompressionWrapper(keras.layers.Layer):
         values = {id(v): (v, ops.convert_to_tensor(v)) for v in variables}
         for weight, transforms in self.pipelines():
             values[id(weight)] = (weight, self.effective_value(weight, transforms, update))
-        read = None if training or not self.weight_transforms else getattr(self.sum, "read", None)
-        if read is not None and read.exact:
-            return self._in_integers(read, args[0], values)
         with keras.StatelessScope(list(values.values()), collect_losses=True) as scope:
             before = [(v, scope.get_current_value(v)) for v, _ in values.values()]
             outputs = self.layer(*args, **kwargs)
@@ -268,22 +273,22 @@ class CompressionWrapper(keras.layers.Layer):
             self.add_loss(ops.cast(loss, "float32"))
         return outputs
 
-    def _in_integers(self, read: Grid, x: Any, values: dict[int, tuple[Any, Any]]) -> Any:
+    def _in_integers(self, read: Grid, x: Any) -> Any:
         """Returns what the layer returns, from integers of the grid that `x` is on.
 
         A sum of products of integers is exact in floats, in whatever order it is added up.
         """
         ((weight, _),) = self.pipelines()
-        step = weight_step(self)
-        places = values[id(weight)][1] / step
-        values[id(weight)] = (weight, straight_through(places, ops.round(places)))
+        value, rounding = rounded_weight(self)
+        step = rounding.scale(value)
+        values = [(weight, straight_through(value / step, rounding.integers(value, step)))]
         bias = self.layer.bias
         if bias is not None:
-            values[id(bias)] = (bias, ops.zeros(bias.shape))
+            values.append((bias, ops.zeros(bias.shape)))
         unit = read.grid()[0]
         places = x / unit
         steps = straight_through(places, ops.where(read.rounds(), ops.round(places), places))
-        with keras.StatelessScope(list(values.values())):
+        with keras.StatelessScope(values):
             sums = self.layer(steps)
         sums = sums * (unit * ops.reshape(step, (-1,)))
         return sums if bias is None else sums + ops.convert_to_tensor(bias)
