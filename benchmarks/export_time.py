@@ -1,7 +1,8 @@
 """Seconds to export an INT8 file, against Keras' own LiteRT export at the same settings.
 
 In turns in one process; medians. Our time includes checking the file against the model, which
-Keras' export does not do; not for MobileNetV2, which with random weights puts out a constant.
+Keras' export does not do; not for networks of keras.applications, which with random weights put out
+a constant.
 Run by hand: python -m benchmarks.export_time
 """
 
@@ -13,6 +14,7 @@ import numpy as np
 from rich.console import Console
 
 import tfcompress as tfc
+from benchmarks.quantization import transformer
 from benchmarks.step_time import mobilenet_like
 from tfcompress.demo.models import resnet
 from tfcompress.tables import table
@@ -47,19 +49,21 @@ def main():
     cases = {
         "ResNet, 78,426": (resnet(), (28, 28, 1)),
         "MobileNet-like": (mobilenet_like(), (28, 28, 1)),
-        "MobileNetV2, 96x96": (
-            keras.applications.MobileNetV2((96, 96, 3), weights=None, classifier_activation=None),
-            (96, 96, 3),
-        ),
+        "Transformer, 1 layer": (transformer((28, 28), 10), (28, 28)),
     }
+    for name in ("MobileNetV2", "MobileNetV3Small", "EfficientNetB0", "ResNet50"):
+        make = getattr(keras.applications, name)
+        shape = (96, 96, 3)
+        cases[name] = (make(input_shape=shape, weights=None, classifier_activation=None), shape)
     rows = []
     for name, (model, shape) in cases.items():
         # Patches, not noise: of noise every image looks alike to a deep network.
-        coarse = generator.random((32, 4, 4, shape[-1]), dtype="float32")
-        data = np.kron(coarse, np.ones((1, shape[0] // 4, shape[1] // 4, 1), "float32"))
+        coarse = generator.random((32, 4, 4, *shape[2:]), dtype="float32")
+        patch = np.ones((1, shape[0] // 4, shape[1] // 4, *(1 for _ in shape[2:])), "float32")
+        data = np.kron(coarse, patch)
         aware = tfc.quantize(model)
         aware(data, training=True)
-        options = {"representative_dataset": data, "verify": "V2" not in name, "verbose": False}
+        options = {"representative_dataset": data, "verify": shape[0] < 96, "verbose": False}
         times = {"keras": [], "ptq": [], "qat": []}
         with tempfile.TemporaryDirectory() as folder:
             path = folder + "/m.tflite"

@@ -65,12 +65,15 @@ class Rewriter:
         self._replacements: dict[int, Any] = {}
         self._sources: list[Any] = []  # alive, so that the ids in the memo stay unique
         self._carried: list[tuple[Any, Any]] = []
+        self._initializers: list[tuple[Any, dict[str, Any]]] = []
         self._graphs: dict[int, Graph] = {}
 
     def run(self, model: keras.Model) -> keras.Model:
         """Returns the rewritten model, with the weights of the old one."""
         self._graphs = read_graphs(model)  # all at once: a layer that moves forgets its calls
         new = self._rebuild(model, "")
+        for part, initializers in self._initializers:
+            vars(part).update(initializers)
         for old_layer, new_layer in self._carried:
             for old_variable, new_variable in self.match(old_layer, new_layer):
                 value = self.value_of(old_variable)
@@ -152,6 +155,16 @@ class Rewriter:
     def carry(self, old: Any, new: Any) -> None:
         """Has the variables of `new` take the values of those of `old` once both are built."""
         self._carried.append((old, new))
+        for layer in new if isinstance(new, list) else [new]:
+            for part in plain(layer)._flatten_layers():
+                # Random numbers would be drawn for nothing, which takes most of the building.
+                drawn = {
+                    name: value
+                    for name, value in vars(part).items()
+                    if isinstance(value, keras.initializers.Initializer) and hasattr(value, "seed")
+                }
+                vars(part).update(dict.fromkeys(drawn, keras.initializers.Zeros()))
+                self._initializers.append((part, drawn))
 
     def _rebuild(self, model: keras.Model, path: str) -> keras.Model:
         graph = self._graphs.get(id(model)) or read_graph(model, path)

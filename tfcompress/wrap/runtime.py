@@ -95,6 +95,10 @@ class RuntimeLayer(layers.Layer):
             quantizer.build(())
             quantizer.built = True
 
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        """Returns the shape of the input."""
+        return input_shape
+
     def original_variables(self) -> list[Any]:
         """Returns the variables that the Keras layer has as well, in its order."""
         return []
@@ -123,10 +127,6 @@ class RuntimeLayer(layers.Layer):
 class RuntimeSwish(RuntimeLayer):
     """`x * sigmoid(x)`: the runtime rounds the sigmoid, then the product."""
 
-    def compute_output_shape(self, input_shape: Any) -> Any:
-        """Returns the shape of the input."""
-        return input_shape
-
     def source_for(self, read: Sequence[Any]) -> Product:
         """Returns the product."""
         return Product((read[0], SIGMOID_RANGE[1] / 255))
@@ -145,10 +145,6 @@ class RuntimeSwish(RuntimeLayer):
 @keras.saving.register_keras_serializable("tfcompress")
 class RuntimeHardSwish(RuntimeLayer):
     """The hard swish of Keras; at inference in the steps of the runtime."""
-
-    def compute_output_shape(self, input_shape: Any) -> Any:
-        """Returns the shape of the input."""
-        return input_shape
 
     def kernels_for(self, read: Sequence[Any], result: Any) -> list[Kernel]:
         """Returns the one kernel."""
