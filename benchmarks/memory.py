@@ -1,9 +1,12 @@
 """Memory and time of wrapping, exporting and cutting large models, in a process for each.
 
+The models are stacks of Dense layers, and of 3x3 convolutions.
+
 The peak of the memory of the process above what it was before, over the bytes of the weights, which
 the float model itself has once. By hand: python -m benchmarks.memory [MILLIONS ...]
 """
 
+import itertools
 import json
 import resource
 import subprocess
@@ -19,7 +22,7 @@ from tfcompress.tables import table
 WAYS = ("QAT: quantize and export", "PTQ: export", "float: export", "prune_channels: half")
 
 
-def run(way, millions):
+def run(kind, way, millions):
     """Prints seconds and peak of one way in this process."""
     import keras
     import numpy as np
@@ -27,16 +30,21 @@ def run(way, millions):
     import tfcompress as tfc
 
     warnings.simplefilter("ignore", tfc.CompressionWarning)
-    width = 1580  # 2.5 million weights a layer
-    inputs = keras.Input((width,))
+    # 2.5 million weights a layer
+    width, taps, shape = (1580, 1, (1580,)) if kind == "Dense" else (528, 9, (8, 8, 528))
+    inputs = keras.Input(shape)
     x = inputs
-    for _ in range(round(millions * 1e6 / width**2)):
-        x = keras.layers.Dense(width, activation="relu")(x)
+    for _ in range(round(millions * 1e6 / (taps * width**2))):
+        if kind == "Dense":
+            x = keras.layers.Dense(width, activation="relu")(x)
+        else:
+            x = keras.layers.Conv2D(width, 3, padding="same", activation="relu")(x)
+    x = x if kind == "Dense" else keras.layers.GlobalAveragePooling2D()(x)
     model = keras.Model(inputs, keras.layers.Dense(10)(x))
-    data = np.random.default_rng(0).normal(size=(64, width)).astype("float32")
+    data = np.random.default_rng(0).normal(size=(64, *shape)).astype("float32")
     with tempfile.TemporaryDirectory() as folder:
         small = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
-        tfc.export_tflite(small, f"{folder}/s.tflite", representative_dataset=data[:, :4])
+        tfc.export_tflite(small, f"{folder}/s.tflite", representative_dataset=data.reshape(-1, 4))
         before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
         if way == 0:
             aware = tfc.quantize(model)
@@ -60,19 +68,19 @@ def run(way, millions):
 def main():
     """Prints the table."""
     rows = []
-    for millions in map(float, sys.argv[1:] or (25, 50, 100)):
-        for way, name in enumerate(WAYS):
-            command = [sys.executable, "-m", "benchmarks.memory", "--one", str(way), str(millions)]
-            told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-            seconds, ratio = json.loads(told.splitlines()[-1])
-            rows.append((f"{millions:.0f}", name, f"{seconds:.0f}", f"{ratio:.1f}"))
-            print(rows[-1], flush=True)
-    columns = ("million weights", "way", "s", "memory / weights")
+    cases = itertools.product(("Dense", "Conv2D"), sys.argv[1:] or ("25", "50", "100"))
+    for (kind, millions), (way, name) in itertools.product(cases, enumerate(WAYS)):
+        command = [sys.executable, "-m", "benchmarks.memory", "--one", kind, str(way), millions]
+        told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        seconds, ratio = json.loads(told.splitlines()[-1])
+        rows.append((kind, millions, name, f"{seconds:.0f}", f"{ratio:.1f}"))
+        print(rows[-1], flush=True)
+    columns = ("layers", "million weights", "way", "s", "memory / weights")
     Console(width=100).print(table("memory", columns, rows))
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--one"]:
-        run(int(sys.argv[2]), float(sys.argv[3]))
+        run(sys.argv[2], int(sys.argv[3]), float(sys.argv[4]))
     else:
         main()

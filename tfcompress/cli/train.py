@@ -7,6 +7,7 @@ import math
 import os
 import pathlib
 import shutil
+import signal
 from collections.abc import Callable
 from typing import Any
 
@@ -90,7 +91,11 @@ def train(
                 epochs=epochs,
                 initial_epoch=start,
                 verbose=0,
-                callbacks=[FitProgress(progress, output.stem, epochs, each), _Keep(backup)],
+                callbacks=[
+                    FitProgress(progress, output.stem, epochs, each),
+                    _Keep(backup),
+                    _Interruptible(),
+                ],
             ).history
     finally:
         if not list(backup.glob("*.keras")):  # there is nothing to go on with
@@ -120,6 +125,29 @@ class _Keep(keras.callbacks.Callback):
         _save_whole(self.model, self._folder / f"{epoch + 1}.keras")
         for path in before:
             path.unlink(missing_ok=True)
+
+
+class _Interruptible(keras.callbacks.Callback):
+    """Ends training at Ctrl-C also where Python loses the exception, as in garbage collection."""
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Listens to Ctrl-C."""
+        self._asked = False
+        self._before = signal.signal(signal.SIGINT, self._interrupt)
+
+    def _interrupt(self, *_: Any) -> None:
+        self._asked = True
+        signal.signal(signal.SIGINT, self._before)
+        raise KeyboardInterrupt
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Raises the exception that was lost."""
+        if self._asked:
+            raise KeyboardInterrupt
+
+    def on_train_end(self, logs: Any = None) -> None:
+        """Puts back what listened before."""
+        signal.signal(signal.SIGINT, self._before)
 
 
 def _resume(backup: pathlib.Path, settings: dict[str, Any]) -> pathlib.Path | None:

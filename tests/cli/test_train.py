@@ -1,0 +1,109 @@
+"""Training on the command line: losses, and runs that were stopped."""
+
+import gc
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import keras
+import numpy as np
+import pytest
+
+from tests.cli.conftest import done, run
+from tests.conftest import ROOT
+from tfcompress.cli.train import _Interruptible
+
+
+def test_a_model_that_was_changed_is_not_gone_on_with(work, tmp_path, monkeypatch):
+    from tfcompress.cli import making
+
+    model = tmp_path / "m.keras"
+    model.write_bytes((work / "model.keras").read_bytes())
+    first = making._identity(str(model))
+    assert first == making._identity(str(model)) and first[0] == str(model)
+    os.utime(model, (1, 1))
+    assert making._identity(str(model)) != first
+
+
+LOSSES = {
+    "classes": (np.array([0, 2, 1, 1]), "sparse categorical crossentropy"),
+    "classes as floats": (np.array([0.0, 2.0, 1.0, 1.0]), "sparse categorical crossentropy"),
+    "one-hot": (np.eye(3)[[0, 1, 2, 0]], "categorical crossentropy"),
+    "several at once": (np.array([[1, 0, 1], [0, 0, 0], [1, 1, 1], [0, 1, 0]]), "binary"),
+    "numbers": (np.random.default_rng(0).normal(size=(4, 3)), "mean squared error"),
+}
+
+
+@pytest.mark.parametrize(("y", "named"), LOSSES.values(), ids=LOSSES)
+def test_the_usual_loss_for_the_labels(y, named):
+    from tfcompress.cli.train import _loss, _usual_labels
+
+    last = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, activation="softmax")])
+    model = keras.Sequential([keras.Input((4,)), last, keras.layers.Reshape((3,))])
+    loss, _, told = _loss(model, _usual_labels(y))
+    assert told.startswith(named)
+    assert not getattr(loss, "from_logits", False) and "from_logits=True" not in str(vars(loss))
+    with pytest.raises(ValueError, match="do not fit outputs"):
+        _loss(model, np.ones((4, 2)))
+
+
+def test_whole_numbers_to_be_told_are_no_classes():
+    from tfcompress.cli.train import _loss
+
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+    assert _loss(model, np.array([10, 65, 30]))[2] == "mean squared error"
+    assert _loss(model, np.array([0, 1, 1]))[2] == "binary crossentropy"
+
+
+def test_a_stopped_run_is_gone_on_with(work, tmp_path):
+    out = tmp_path / "q.keras"
+    command = ["quantize", work / "model.keras", "-o", out, "--data", work / "data.npz"]
+    command = [str(part) for part in (*command, "--epochs", 8, "--batch-size", 2)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tfcompress", *command],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # What runs in the background of a shell is deaf to it, and so are its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    backup = tmp_path / ".q.keras.progress"
+    deadline = time.monotonic() + 120
+    while not list(backup.glob("[0-9]*.keras")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    process.wait(timeout=60)
+    assert backup.is_dir() and not out.exists(), process.stderr.read()
+    other = run(*command[:-1], 5)
+    assert other.exit_code == 1 and "with other settings was stopped" in other.stderr
+    again = done(*command)
+    assert "Going on with the run" in again.stderr
+    assert out.exists() and not backup.exists()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_interrupt_that_python_loses_ends_the_run_all_the_same(work, tmp_path):
+    def lose(phase, info):
+        gc.callbacks.remove(lose)
+        signal.raise_signal(signal.SIGINT)
+
+    class Collects(keras.callbacks.Callback):
+        def on_train_batch_begin(self, batch, logs=None):
+            if batch == 3:
+                gc.callbacks.append(lose)
+                gc.collect()
+
+        def on_train_batch_end(self, batch, logs=None):
+            self.last = batch
+
+    before, collects = signal.getsignal(signal.SIGINT), Collects()
+    with np.load(work / "data.npz") as data, pytest.raises(KeyboardInterrupt):
+        model = keras.models.load_model(work / "model.keras")
+        callbacks = [collects, _Interruptible()]
+        model.fit(data["x"], data["y"], batch_size=32, verbose=0, callbacks=callbacks)
+    assert collects.last == 3
+    assert signal.getsignal(signal.SIGINT) is before
