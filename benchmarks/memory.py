@@ -31,14 +31,15 @@ def run(kind, way, millions):
 
     warnings.simplefilter("ignore", tfc.CompressionWarning)
     # 2.5 million weights a layer
-    width, taps, shape = (1580, 1, (1580,)) if kind == "Dense" else (528, 9, (8, 8, 528))
+    width, taps, shape = (1580, 1, (1580,)) if kind == "Dense" else (528, 9, (4, 4, 528))
     inputs = keras.Input(shape)
     x = inputs
     for _ in range(round(millions * 1e6 / (taps * width**2))):
         if kind == "Dense":
             x = keras.layers.Dense(width, activation="relu")(x)
         else:
-            x = keras.layers.Conv2D(width, 3, padding="same", activation="relu")(x)
+            options = {"padding": "same", "activation": "relu", "kernel_initializer": "he_normal"}
+            x = keras.layers.Conv2D(width, 3, **options)(x)
     x = x if kind == "Dense" else keras.layers.GlobalAveragePooling2D()(x)
     model = keras.Model(inputs, keras.layers.Dense(10)(x))
     data = np.random.default_rng(0).normal(size=(64, *shape)).astype("float32")

@@ -10,10 +10,10 @@ import numpy as np
 
 from tfcompress.data import InputSpec
 from tfcompress.graph.read import walk_layers
+from tfcompress.graph.run import packed, run
 from tfcompress.tflite.convert import output_names
 from tfcompress.tflite.run import TFLiteModel
 from tfcompress.tflite.verify import Agreement, compare_outputs, synthetic
-from tfcompress.wrap.calibrate import batches, packed
 from tfcompress.wrap.samples import InputSamples
 
 VERIFICATION_SAMPLES = 64
@@ -33,8 +33,8 @@ def measure(
     names = output_names(model)
     file = TFLiteModel(content)
     # Eagerly: for so few samples, compiling the model for predict() takes ten times as long.
-    runs = [keras.tree.flatten(model(x, training=False)) for x in batches(model, probes)]
-    expected = [np.concatenate([np.asarray(run[i]) for run in runs]) for i in range(len(names))]
+    made = zip(*run(model, probes), strict=True)
+    expected = [np.concatenate([np.asarray(part) for part in parts]) for parts in made]
     actual = file.predict(probes)
     if not isinstance(actual, dict):
         actual = {names[0]: actual}

@@ -12,7 +12,7 @@ import numpy as np
 from tfcompress.data import samples
 from tfcompress.graph.cost import plain
 from tfcompress.graph.read import input_specs, walk_layers
-from tfcompress.wrap.calibrate import packed
+from tfcompress.graph.run import packed
 from tfcompress.wrap.strip import quantizers
 from tfcompress.wrap.summary import summary
 

@@ -18,8 +18,8 @@ from rich.console import Console
 from tfcompress.data import samples
 from tfcompress.files import check_path
 from tfcompress.graph.read import input_specs, is_graph, load_keras
+from tfcompress.graph.run import packed
 from tfcompress.progress import FitProgress, progress_bars
-from tfcompress.wrap.calibrate import packed
 
 
 def train(

@@ -13,14 +13,15 @@ from keras import ops
 
 from tfcompress.graph.cost import DEPTHWISE, TRANSPOSED
 from tfcompress.graph.read import walk_layers
+from tfcompress.graph.run import largest_tensor, run
 from tfcompress.rewrite.kernels import WEIGHTED, array
 from tfcompress.transforms import FakeQuant
-from tfcompress.wrap.calibrate import packed
 from tfcompress.wrap.integers import rounded_weight
 from tfcompress.wrap.strip import quantizers, rounding_in_floats
 from tfcompress.wrap.wrapper import CompressionWrapper
 
 _SAMPLES = (32, 256)  # least and most, about 4 million numbers of input in all
+_LARGEST = 2**25  # numbers of one tensor inside the model: 128 MiB
 _POSITIONS = 128  # of the output of each sample that are looked at
 
 
@@ -56,6 +57,7 @@ def round_by_output(
     """
     size = sum(array[0].size for array in samples.values())
     count = int(np.clip(2**22 // size, *_SAMPLES))
+    count = min(count, max(8, _LARGEST // largest_tensor(model)))
     samples = {name: array[:count] for name, array in samples.items()}
     wanted: dict[str, list[np.ndarray]] = {}
     exact: dict[str, np.ndarray] = {}  # the rows of a layer's first call in the float model
@@ -121,7 +123,8 @@ def _pass(
         for path, wrapper in wrappers.items():
             wrapper.observer = functools.partial(visit, path, wrapper)
         with rounding_in_floats(model):  # half as long, and no different in the mean
-            model(packed(model, samples), training=False)
+            for _ in run(model, samples, batch_size=len(next(iter(samples.values())))):
+                pass
     finally:
         for wrapper in wrappers.values():
             wrapper.observer = None

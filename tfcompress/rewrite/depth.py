@@ -12,8 +12,8 @@ import numpy as np
 from tfcompress.data import samples
 from tfcompress.graph.clone import Rewriter
 from tfcompress.graph.read import Call, Graph, input_specs, is_graph, read_graph, walk_layers
+from tfcompress.graph.run import packed
 from tfcompress.graph.select import select
-from tfcompress.wrap.calibrate import packed
 from tfcompress.wrap.strip import as_unwrapped
 
 _SAMPLES = 256

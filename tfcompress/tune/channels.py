@@ -13,13 +13,13 @@ from tfcompress.data import collect
 from tfcompress.export import export_tflite
 from tfcompress.graph.cost import macs
 from tfcompress.graph.read import input_specs
+from tfcompress.graph.run import packed
 from tfcompress.graph.select import LayerSelection, select
 from tfcompress.rewrite.channels.coupling import Coupling, Group
 from tfcompress.rewrite.channels.cutting import cut
 from tfcompress.rewrite.channels.scoring import CRITERIA, unit_scores
 from tfcompress.scheme import check_choice
 from tfcompress.tflite.run import TFLiteModel
-from tfcompress.wrap.calibrate import packed
 from tfcompress.wrap.strip import as_unwrapped
 
 _TAYLOR_SAMPLES = 512

@@ -11,10 +11,10 @@ import numpy as np
 from keras import ops
 
 from tfcompress.graph.read import Call, is_graph, read_graph, walk_layers
+from tfcompress.graph.run import run
 from tfcompress.ptq import post_training
 from tfcompress.scheme import QuantizationScheme
 from tfcompress.wrap.activations import ActivationQuantizer, round_onto
-from tfcompress.wrap.calibrate import packed
 from tfcompress.wrap.roles import rounds_weights
 from tfcompress.wrap.strip import quantizers
 from tfcompress.wrap.wrapper import CompressionWrapper
@@ -61,7 +61,8 @@ def rounding_noise(
         for quantizer in quantizers(quantized):
             quantizer.observer = functools.partial(at_activations, quantizer)
         few = {name: array[:_SAMPLES] for name, array in samples.items()}
-        quantized(packed(quantized, few), training=False)
+        for _ in run(quantized, few):
+            pass
     finally:
         for layer in (*wrappers.values(), *quantizers(quantized)):
             layer.observer = None

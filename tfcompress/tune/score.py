@@ -13,7 +13,7 @@ from tfcompress.export import CALIBRATION_SAMPLES
 from tfcompress.graph.cost import plain
 from tfcompress.graph.inline import as_graph
 from tfcompress.graph.read import input_specs, walk_layers
-from tfcompress.wrap.calibrate import packed
+from tfcompress.graph.run import packed
 from tfcompress.wrap.strip import is_wrapped, quantizers, without_transforms
 from tfcompress.wrap.wrapper import compressible_weights
 

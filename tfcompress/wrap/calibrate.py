@@ -9,10 +9,10 @@ import keras
 import numpy as np
 from keras import ops
 
+from tfcompress.graph.run import run
 from tfcompress.wrap.activations import ActivationQuantizer
 from tfcompress.wrap.strip import quantizers
 
-_BATCH = 32
 _BINS = 2048
 _STEPS = 255
 
@@ -57,22 +57,6 @@ def calibrate(model: keras.Model, samples: Mapping[str, np.ndarray], method: str
             quantizer.set_range(*whole[key])
 
 
-def batches(model: keras.Model, samples: Mapping[str, np.ndarray]) -> Iterator[Any]:
-    """Yields the inputs of a model in batches, in the structure that it is called with."""
-    count = len(next(iter(samples.values())))
-    for start in range(0, count, _BATCH):
-        yield packed(model, {name: a[start : start + _BATCH] for name, a in samples.items()})
-
-
-def packed(model: keras.Model, features: Mapping[str, np.ndarray]) -> Any:
-    """Returns arrays by input name in the structure that a model is called with."""
-    arrays = [features[t._keras_history.operation.name] for t in model.inputs]
-    structure = getattr(model, "_inputs_struct", None)
-    if len(arrays) == 1 and not isinstance(structure, (dict, list, tuple)):
-        return arrays[0]
-    return keras.tree.pack_sequence_as(structure, arrays)
-
-
 def _watch(
     model: keras.Model,
     samples: Mapping[str, np.ndarray],
@@ -93,8 +77,8 @@ def _watch(
     try:
         for quantizer in every:
             quantizer.observer = observer(quantizer)
-        for inputs in batches(model, samples):
-            model(inputs, training=False)
+        for _ in run(model, samples):
+            pass
     finally:
         for quantizer in every:
             quantizer.observer = None

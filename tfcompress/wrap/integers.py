@@ -85,16 +85,19 @@ class Sum:
         if self.wrapper is None:
             return ends, offset, unit
         value, rounding = rounded_weight(self.wrapper)
-        scale = rounding.scale(value)
-        places = ops.convert_to_numpy(rounding.integers(value, scale))
-        ends = np.reshape(ends, scale.shape)
-        # From the largest weight the converter finds the step.
-        largest = np.abs(places) == rounding.steps
-        return (
-            np.where(largest, np.sign(places) * ends, places * (ends / np.float32(rounding.steps))),
-            offset,
-            unit,
-        )
+        scale, value = rounding.scale(value), ops.convert_to_numpy(value)
+        ends, steps = np.reshape(ends, scale.shape), np.float32(rounding.steps)
+        kernel = np.empty(value.shape, np.float32)
+        pieces = max(kernel.size >> 24, 1)  # the kernel may be large
+        for made, given in zip(
+            np.array_split(kernel, pieces), np.array_split(value, pieces), strict=True
+        ):
+            places = ops.convert_to_numpy(rounding.integers(ops.convert_to_tensor(given), scale))
+            np.multiply(places, ends / steps, out=made)
+            # From the largest weight the converter finds the step.
+            for sign in (1, -1):
+                np.copyto(made, sign * ends, where=places == sign * steps)
+        return kernel, offset, unit
 
     def _channels(self) -> tuple[Any, Any, Any]:
         """Returns the end of the weights of each channel, the step of its sum and its offset.
