@@ -1,6 +1,6 @@
 """Memory and time of wrapping, exporting and cutting large models, in a process for each.
 
-The models are stacks of Dense layers, and of 3x3 convolutions.
+The models are stacks of Dense layers and of 3x3 convolutions on 4x4 pixels, and VGG16 at 224x224.
 
 The peak of the memory of the process above what it was before, over the bytes of the weights, which
 the float model itself has once. By hand: python -m benchmarks.memory [MILLIONS ...]
@@ -22,15 +22,12 @@ from tfcompress.tables import table
 WAYS = ("QAT: quantize and export", "PTQ: export", "float: export", "prune_channels: half")
 
 
-def run(kind, way, millions):
-    """Prints seconds and peak of one way in this process."""
+def stack(kind, millions):
+    """Returns layers of 2.5 million weights each, or VGG16, and the shape of their input."""
     import keras
-    import numpy as np
 
-    import tfcompress as tfc
-
-    warnings.simplefilter("ignore", tfc.CompressionWarning)
-    # 2.5 million weights a layer
+    if kind == "VGG16":
+        return keras.applications.VGG16(weights=None, classifier_activation=None), (224, 224, 3)
     width, taps, shape = (1580, 1, (1580,)) if kind == "Dense" else (528, 9, (4, 4, 528))
     inputs = keras.Input(shape)
     x = inputs
@@ -41,25 +38,38 @@ def run(kind, way, millions):
             options = {"padding": "same", "activation": "relu", "kernel_initializer": "he_normal"}
             x = keras.layers.Conv2D(width, 3, **options)(x)
     x = x if kind == "Dense" else keras.layers.GlobalAveragePooling2D()(x)
-    model = keras.Model(inputs, keras.layers.Dense(10)(x))
+    return keras.Model(inputs, keras.layers.Dense(10)(x)), shape
+
+
+def run(kind, way, millions):
+    """Prints seconds and peak of one way in this process."""
+    import keras
+    import numpy as np
+
+    import tfcompress as tfc
+
+    warnings.simplefilter("ignore", tfc.CompressionWarning)
+    model, shape = stack(kind, millions)
     data = np.random.default_rng(0).normal(size=(64, *shape)).astype("float32")
+    # With random weights, VGG16 puts out a constant.
+    options = {"verbose": False, "verify": kind != "VGG16"}
     with tempfile.TemporaryDirectory() as folder:
         small = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
-        tfc.export_tflite(small, f"{folder}/s.tflite", representative_dataset=data.reshape(-1, 4))
+        tfc.export_tflite(
+            small, f"{folder}/s.tflite", representative_dataset=data.reshape(-1, 4)[:64]
+        )
         before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
         if way == 0:
             aware = tfc.quantize(model)
             aware.compile("sgd", "mse")
             for _ in range(2):  # sets the ranges
-                aware(data, training=True)
-            tfc.export_tflite(aware, f"{folder}/m.tflite", verbose=False)
+                aware(data[:4] if kind == "VGG16" else data, training=True)
+            tfc.export_tflite(aware, f"{folder}/m.tflite", **options)
         elif way == 3:
             tfc.prune_channels(model, 0.5, ranking="layer")
         else:
             data = data if way == 1 else None
-            tfc.export_tflite(
-                model, f"{folder}/m.tflite", representative_dataset=data, verbose=False
-            )
+            tfc.export_tflite(model, f"{folder}/m.tflite", representative_dataset=data, **options)
         seconds = time.perf_counter() - started
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     weights = 4 * model.count_params()
@@ -69,7 +79,8 @@ def run(kind, way, millions):
 def main():
     """Prints the table."""
     rows = []
-    cases = itertools.product(("Dense", "Conv2D"), sys.argv[1:] or ("25", "50", "100"))
+    cases = [*itertools.product(("Dense", "Conv2D"), sys.argv[1:] or ("25", "100"))]
+    cases.append(("VGG16", "138"))
     for (kind, millions), (way, name) in itertools.product(cases, enumerate(WAYS)):
         command = [sys.executable, "-m", "benchmarks.memory", "--one", kind, str(way), millions]
         told = subprocess.run(command, capture_output=True, text=True, check=True).stdout

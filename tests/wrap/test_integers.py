@@ -377,3 +377,20 @@ def test_constants_beside_an_operation():
         for tensor in tensors:
             found = integers.constant_operand(tensor._keras_history.operation)
             assert found == wanted, tensor
+
+
+@pytest.mark.parametrize("merge", [L.Subtract, L.Multiply, L.Add, L.Maximum])
+def test_a_nested_model_may_be_called_on_two_images(merge, tmp_path):
+    """Both results are on one grid, and reshaped: the converter must not mix up the grids."""
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input(IMAGE)
+    x = L.ReLU()(L.BatchNormalization()(L.Conv2D(6, 3, use_bias=False)(inputs)))
+    encoder = keras.Model(inputs, L.GlobalAveragePooling2D()(x), name="encoder")
+    a, b = keras.Input(IMAGE, name="a"), keras.Input(IMAGE, name="b")
+    model = keras.Model([a, b], merge()([encoder(a), encoder(b)]))
+    aware = tfc.quantize(model)
+    aware([images(64), 2 * images(64, seed=1)], training=True)
+    result = tfc.export_tflite(aware, tmp_path / "m.tflite")
+    assert result.float_tensors == []
+    assert result.ops.get("QUANTIZE", 0) == (4 if merge is L.Maximum else 2)
+    assert result.agreement.max_steps <= (1.001 if merge is L.Maximum else 0)

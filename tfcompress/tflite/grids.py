@@ -95,10 +95,23 @@ def _join(
         found = int(makers[double].inputs[0])
     if not made_by(found, kinds.DEQUANTIZE):
         return
-    source, final = int(makers[found].inputs[0]), int(operator.outputs[0])
+    source = int(makers[found].inputs[0])
     operator.inputs = [source]
-    if not moves:
-        return
+    if moves:
+        _put_before(graph, operator, moves)
+    if _grid(graph.tensors[source]) == _grid(graph.tensors[int(operator.outputs[0])]):
+        for reader in graph.operators:  # of integers that are on this grid already
+            same = operator.outputs[0]
+            reader.inputs = [source if tensor == same else int(tensor) for tensor in reader.inputs]
+
+
+def _grid(tensor: Any) -> tuple[Any, ...]:
+    return tensor.type, list(tensor.quantization.scale), list(tensor.quantization.zeroPoint)
+
+
+def _put_before(graph: Any, operator: Any, moves: list[Any]) -> None:
+    """Has a QUANTIZE come before what moves values about between its input and its output."""
+    source, final = int(operator.inputs[0]), int(operator.outputs[0])
     graph.operators.remove(operator)
     graph.operators.insert(graph.operators.index(moves[0]), operator)
     steps = [operator, *moves]

@@ -31,12 +31,14 @@ from tfcompress.wrap.forms import (
     uneven,
 )
 from tfcompress.wrap.integers import Sum, constant_operand
+from tfcompress.wrap.recurrent import unrolled
 from tfcompress.wrap.roles import (
     CLIP,
     JOIN,
     LINEAR,
     MOVE,
     NORMALIZATION,
+    PAIR,
     RELU,
     SUM,
     TABLE,
@@ -47,7 +49,7 @@ from tfcompress.wrap.roles import (
 )
 from tfcompress.wrap.runtime import RuntimeLayer
 from tfcompress.wrap.samples import InputSamples
-from tfcompress.wrap.sources import known_sums
+from tfcompress.wrap.sources import grid_behind, grid_of, known_sums
 from tfcompress.wrap.strip import baked_values, quantizers
 from tfcompress.wrap.wrapper import CompressionWrapper, variable_name
 
@@ -94,7 +96,7 @@ class _Bake(Rewriter):
         if isinstance(operation, layers.Layer) and "dtype" in operation.get_config():
             overrides.setdefault("dtype", _in_float32(operation.dtype_policy))
         if self._wide and isinstance(operation, (layers.RNN, layers.Bidirectional)):
-            overrides.update(_unrolled(operation.get_config()))
+            overrides.update(unrolled(operation.get_config()))
         normalizes = type(operation) is layers.LayerNormalization
         if self._rounds and normalizes and not getattr(operation, "rms_scaling", False):
             return self.once(operation, lambda: self._summing(operation))
@@ -156,7 +158,7 @@ class _Bake(Rewriter):
             return self._fixed(operation)(*args, **kwargs)
         across = role(layer) == JOIN and any(self._comes_across(t) for t in call.inputs)
         moved = role(layer) == JOIN and any(self._is_moved(t) for t in call.inputs)
-        if (across or moved) and (joined := _grid_behind(graph, call)):
+        if (across or moved) and (joined := grid_behind(graph, call)):
             # Of another grid, the converter does not put these on the grid of the result by itself,
             # or does so before what moves them about, for all that read them.
             old = {id(new): t for t, new in zip(call.inputs, _floats((args, kwargs)), strict=True)}
@@ -167,6 +169,8 @@ class _Bake(Rewriter):
                 return self._fixed(joined)(t) if across and is_float(t) else t
 
             args, kwargs = tree.map_structure(put, (args, kwargs))
+        if role(layer) == PAIR:
+            args, kwargs = self._apart(call, args, kwargs)
         if self._rounds and role(layer) == LINEAR:
             kernel, bias = getattr(layer, "kernel", None), getattr(layer, "bias", None)
             made = in_two_axes(layer, args[0], self._values.get(id(kernel), kernel), bias)
@@ -294,6 +298,20 @@ class _Bake(Rewriter):
         ranks = [len(tensor.shape) for tensor in call.inputs]
         return wide and role(call.operation) == SUM and ranks == [2, 2]
 
+    def _apart(self, call: Call, args: Any, kwargs: Any) -> Any:
+        """Returns the operands of a difference or product, told apart if they share a grid.
+
+        The converter moves reshapes of such tensors (what a nested model returns of two images)
+        behind the operation, and loses the grid of the result.
+        """
+        grid, *others = map(grid_of, call.inputs)
+        first, *rest = _floats((args, kwargs))
+        alike = others == [grid] and first is not rest[0] and first.shape == rest[0].shape
+        if not alike or not isinstance(grid, ActivationQuantizer):
+            return args, kwargs
+        walled = self._fixed(grid)(GridCrossing.written(first))
+        return tree.map_structure(lambda t: walled if t is first else t, (args, kwargs))
+
     def _is_moved(self, tensor: Any) -> bool:
         """Returns whether a tensor comes from a grid of its own, moved about."""
         producer = self._made_by(tensor, MOVE)
@@ -371,26 +389,6 @@ def _operand(args: Any, kwargs: Any) -> Any:
 
 def _floats(given: Any) -> list[Any]:
     return [value for value in tree.flatten(given) if isinstance(value, keras.KerasTensor)]
-
-
-def _grid_behind(graph: Graph, call: Call) -> ActivationQuantizer | None:
-    """Returns the quantizer that follows a concatenation, or others and what only moves values."""
-    for reader in graph.consumers.get(id(call.outputs[0]), []):
-        if isinstance(reader.operation, ActivationQuantizer):
-            return reader.operation
-        if role(reader.operation) in (JOIN, MOVE):
-            return _grid_behind(graph, reader)
-    return None
-
-
-def _unrolled(config: dict[str, Any]) -> dict[str, Any]:
-    """Returns the entries of a config to change so that no loop is left in the layer."""
-    changed: dict[str, Any] = {"unroll": True} if "unroll" in config else {}
-    for name in ("layer", "backward_layer"):
-        inner = config.get(name)
-        if isinstance(inner, dict) and "unroll" in inner.get("config", {}):
-            changed[name] = {**inner, "config": {**inner["config"], "unroll": True}}
-    return changed
 
 
 def _in_float32(policy: Any) -> Any:

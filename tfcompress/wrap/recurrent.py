@@ -318,3 +318,13 @@ def _merged(mode: str, forward: Any, backward: Any) -> Any:
     if mode == "mul":
         return forward * backward
     return (forward + backward) * (0.5 if mode == "ave" else 1.0)
+
+
+def unrolled(config: dict[str, Any]) -> dict[str, Any]:
+    """Returns the entries of a config to change so that no loop is left in the layer."""
+    changed: dict[str, Any] = {"unroll": True} if "unroll" in config else {}
+    for name in ("layer", "backward_layer"):
+        inner = config.get(name)
+        if isinstance(inner, dict) and "unroll" in inner.get("config", {}):
+            changed[name] = {**inner, "config": {**inner["config"], "unroll": True}}
+    return changed

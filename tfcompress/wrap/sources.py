@@ -10,7 +10,7 @@ from keras import layers
 
 from tfcompress.graph.cost import plain
 from tfcompress.graph.expand import MaskScores
-from tfcompress.graph.read import called_once, is_graph, read_graph, walk_layers
+from tfcompress.graph.read import Call, Graph, called_once, is_graph, read_graph, walk_layers
 from tfcompress.wrap.canonicalize import activation_name
 from tfcompress.wrap.forms import is_affine
 from tfcompress.wrap.integers import (
@@ -24,7 +24,17 @@ from tfcompress.wrap.integers import (
     Sum,
     rounding_of,
 )
-from tfcompress.wrap.roles import CLIP, LINEAR, MOVE, NORMALIZATION, OUTPUT, RELU, keras_name, role
+from tfcompress.wrap.roles import (
+    CLIP,
+    JOIN,
+    LINEAR,
+    MOVE,
+    NORMALIZATION,
+    OUTPUT,
+    RELU,
+    keras_name,
+    role,
+)
 from tfcompress.wrap.runtime import RuntimeLayer
 
 _SCALARS = (Product, Moved)
@@ -178,6 +188,16 @@ def grid_of(tensor: Any) -> Grid | None:
     if isinstance(operation, layers.InputLayer):
         return getattr(operation, _ENTERED, _Entered()).grid
     return grid_of(inputs[0]) if role(operation) == MOVE and inputs else None
+
+
+def grid_behind(graph: Graph, call: Call) -> Any:
+    """Returns the quantizer that follows a concatenation, or others and what only moves values."""
+    for reader in graph.consumers.get(id(call.outputs[0]), []):
+        if _bits(reader.operation):
+            return reader.operation
+        if role(reader.operation) in (JOIN, MOVE):
+            return grid_behind(graph, reader)
+    return None
 
 
 @dataclasses.dataclass(frozen=True)
