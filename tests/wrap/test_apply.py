@@ -157,8 +157,16 @@ BAD = {
         ValueError,
         "quantized already",
     ),
+    "LoRA": (lambda: tfc.quantize(_adapted()), ValueError, "'adapted' has LoRA weights"),
     "nothing to strip": (lambda: tfc.strip(nets.tiny()), ValueError, "nothing to strip"),
 }
+
+
+def _adapted():
+    dense = L.Dense(2, name="adapted")
+    model = keras.Sequential([keras.Input((3,)), dense])
+    dense.enable_lora(1)
+    return model
 
 
 def _built(layer):

@@ -162,6 +162,7 @@ def quantize(
             f"model {model_or_layer.name!r} is quantized already. To quantize it otherwise, "
             "strip() it first."
         )
+    _check_adapters(model_or_layer)
     if scheme.weight_granularity == "tensor":
         _check_granularity(model_or_layer, scheme)
     # Layers without weights take part too: rules rewrite them, and their outputs are quantized.
@@ -182,6 +183,16 @@ def quantize(
         if isinstance(layer, CompressionWrapper):
             layer.start()
     return placed
+
+
+def _check_adapters(model: keras.Model) -> None:
+    parts = model._flatten_layers()
+    if adapted := [part.name for part in parts if getattr(part, "lora_enabled", False)]:
+        raise ValueError(
+            f"Layer {adapted[0]!r} has LoRA weights, which would be rounded apart from its kernel "
+            f"({len(adapted)} such layers). Merge them first: make the model anew without LoRA, "
+            "and assign it the `kernel` or `embeddings` of these layers, to which Keras adds them."
+        )
 
 
 def _check_granularity(model: keras.Model, scheme: QuantizationScheme) -> None:
