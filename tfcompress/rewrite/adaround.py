@@ -46,7 +46,8 @@ def round_by_output(
     Args:
         model: A model from `quantize` with ranges. Its weights are changed: they lie on their grids
             afterwards.
-        samples: Arrays by input name, of which up to 256 samples are used, fewer of large inputs.
+        samples: Arrays by input name, of which up to 256 samples are used, fewer where tensors are
+            large.
         adaptive: Whether roundings are chosen (AdaRound), or to the nearest.
         correct_bias: Whether biases are corrected by what the layers put out without any rounding.
         iterations: Steps of gradient descent for each layer.
