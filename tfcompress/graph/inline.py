@@ -9,6 +9,7 @@ which `strip` turns back; a subclassed model becomes a Functional one of the sam
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import json
 from collections.abc import Iterator
@@ -118,6 +119,61 @@ class _Inline(Rewriter):
         return expanded
 
 
+@keras.saving.register_keras_serializable("tfcompress")
+class Constant(keras.layers.Layer):
+    """Returns numbers that custom code makes, such as those of positions, whatever comes in.
+
+    Args:
+        value: The numbers, as a list.
+        number_type: Their dtype.
+        **kwargs: Arguments of `keras.layers.Layer`.
+    """
+
+    def __init__(self, value: Any, number_type: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.value, self.number_type = value, number_type
+
+    def call(self, inputs: Any) -> Any:
+        """Returns the numbers."""
+        return keras.ops.convert_to_tensor(self.value, self.number_type)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor arguments."""
+        own = {"value": self.value, "number_type": self.number_type}
+        return {**super().get_config(), **own}
+
+
+@contextlib.contextmanager
+def _recording_constants(layer: Any, inputs: list[Any]) -> Iterator[None]:
+    """Has the layers that a layer calls on constants tell of it; else they would just run.
+
+    Args:
+        layer: The layer or model.
+        inputs: The symbolic tensors that it is called on.
+    """
+
+    def recorded(part: Any, call: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            (array,) = map(keras.ops.convert_to_numpy, args)
+        except Exception:  # there is no telling what a backend says of values not known yet
+            return call(*args, **kwargs)
+        numbers = Constant(array.tolist(), str(array.dtype), name=f"{part.name}_of")(inputs[0])
+        recording = vars(part).pop("call")
+        try:
+            return part(numbers, **kwargs)
+        finally:
+            vars(part)["call"] = recording
+
+    children = [part for part in layer._layers if part.weights and not is_graph(part)]
+    for part in children:
+        vars(part)["call"] = functools.partial(recorded, part, part.call)
+    try:
+        yield
+    finally:
+        for part in children:
+            vars(part).pop("call", None)
+
+
 def _runs_code(layer: Any) -> bool:
     """Returns whether a layer is none of Keras' and none of ours."""
     if not isinstance(layer, keras.layers.Layer) or is_graph(layer) or not layer.built:
@@ -139,7 +195,8 @@ def _read(layer: Any, args: Any, kwargs: Any, kind: type[keras.Model]) -> Any:
     for mode in modes:
         training = {"training": mode} if takes_training else {}
         # Whatever the code does with symbolic tensors that it should not ends in some exception.
-        with contextlib.suppress(Exception), keras.StatelessScope():
+        recording = _recording_constants(layer, _symbolic((args, kwargs)))
+        with contextlib.suppress(Exception), keras.StatelessScope(), recording:
             outputs = layer.call(*args, **{**kwargs, **training})
             graphs.append(kind(inputs, outputs, name=layer.name))
     if len(graphs) < len(modes):

@@ -106,6 +106,8 @@ def convert(
             if ranges:
                 graph.node.add(name="ranges", op="FakeQuantWithMinMaxArgs")
             content = converter._convert_from_saved_model(graph)
+            if io_dtype in ("int8", "uint8") and (found := _float_inputs(content)):
+                raise ExportError(_NOT_ROUNDED.format(io_dtype, f"the input {found[0]!r}"))
             if calibration is not None:
                 content = _calibrated(tf, content, calibration, io_dtype, batch_size or 1)
             if ranges:
@@ -118,6 +120,8 @@ def convert(
         except ExportError:
             raise
         except Exception as error:
+            if "input is not dequantized" in str(error):
+                raise ExportError(_NOT_ROUNDED.format(io_dtype, "an input")) from error
             reason = (str(error).strip() or type(error).__name__).splitlines()
             raise ExportError(
                 "The TFLite converter could not convert the model: "
@@ -126,10 +130,26 @@ def convert(
             ) from error
 
 
+_NOT_ROUNDED = (
+    "io_dtype={!r} is not possible: {} is read as the floats that it holds, by a layer that was "
+    "left in float or because they are indices, such as the words of a text (make that input with "
+    "dtype='int32'). Use io_dtype='float32'. No file was written."
+)
+
 _LOOPS = (
     "The TFLite converter cannot measure ranges inside of a loop, and {!r} is one. Give recurrent "
     "layers a fixed number of steps and unroll=True, or use scheme='int8'."
 )
+
+
+def _float_inputs(content: bytes) -> list[str]:
+    """Returns the names of the inputs of a file that are float32."""
+    from tensorflow.lite.python import schema_py_generated as schema
+
+    graph = schema.Model.GetRootAsModel(content, 0).Subgraphs(0)
+    inputs = [graph.Tensors(graph.Inputs(i)) for i in range(graph.InputsLength())]
+    names = [t.Name().decode() for t in inputs if t.Type() == schema.TensorType.FLOAT32]
+    return [name.removeprefix("serving_default_").split(":")[0] for name in names]
 
 
 def _calibrated(

@@ -21,9 +21,10 @@ from tfcompress.tflite.edit import (
 def join_grids(content: bytes) -> bytes:
     """Returns the file with activations of 8 and of 16 bits as the runtime wants them.
 
-    Between the two stand `DEQUANTIZE, CAST, CAST, QUANTIZE`, where one `QUANTIZE` does; what only
-    moves values about and got in between comes after it. Biases of layers on 16 bits are int64,
-    which the converter forgets, and no scale of these is taken to be a power of two.
+    Between the two stand `DEQUANTIZE, CAST, CAST, QUANTIZE`, where one `QUANTIZE` does (as it does
+    for floats behind `CAST, CAST`); what only moves values about and got in between comes after it.
+    Biases of layers on 16 bits are int64, which the converter forgets, and no scale of these is
+    taken to be a power of two.
 
     Args:
         content: A `.tflite` file of integers.
@@ -94,6 +95,8 @@ def _join(
             return  # what the user casts
         found = int(makers[double].inputs[0])
     if not made_by(found, kinds.DEQUANTIZE):
+        if found != int(operator.inputs[0]) and not moves:
+            operator.inputs = [found]
         return
     source = int(makers[found].inputs[0])
     operator.inputs = [source]

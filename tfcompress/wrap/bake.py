@@ -156,9 +156,10 @@ class _Bake(Rewriter):
             return GridCrossing.written(args[0])
         if quantizer:
             return self._fixed(operation)(*args, **kwargs)
-        across = role(layer) == JOIN and any(self._comes_across(t) for t in call.inputs)
-        moved = role(layer) == JOIN and any(self._is_moved(t) for t in call.inputs)
-        if (across or moved) and (joined := grid_behind(graph, call)):
+        joins = call.inputs if role(layer) == JOIN else []
+        crossings = [found for t in joins if (found := self._crossing(t))]
+        across = any(map(self._reads_integers, crossings))
+        if (crossings or any(map(self._is_moved, joins))) and (joined := grid_behind(graph, call)):
             # Of another grid, the converter does not put these on the grid of the result by itself,
             # or does so before what moves them about, for all that read them.
             old = {id(new): t for t, new in zip(call.inputs, _floats((args, kwargs)), strict=True)}
@@ -166,7 +167,8 @@ class _Bake(Rewriter):
             def put(t: Any) -> Any:
                 if is_float(t) and self._is_moved(old[id(t)]):
                     return self._fixed(joined)(GridCrossing.written(t))
-                return self._fixed(joined)(t) if across and is_float(t) else t
+                enters = is_float(t) and (across or self._crossing(old[id(t)]))
+                return self._fixed(joined)(t) if enters else t
 
             args, kwargs = tree.map_structure(put, (args, kwargs))
         if role(layer) == PAIR:
@@ -318,12 +320,13 @@ class _Bake(Rewriter):
         moved = producer is not self._producers.get(id(tensor))
         return moved and isinstance(getattr(producer, "operation", None), ActivationQuantizer)
 
-    def _comes_across(self, tensor: Any) -> bool:
-        """Returns whether a tensor comes from a grid of other bits, moved about or not."""
-        return isinstance(getattr(self._made_by(tensor, MOVE), "operation", None), GridCrossing)
+    def _crossing(self, tensor: Any) -> Call | None:
+        """Returns the crossing that a tensor comes from, moved about or not, if there is one."""
+        producer = self._made_by(tensor, MOVE)
+        return producer if isinstance(getattr(producer, "operation", None), GridCrossing) else None
 
     def _made_by(self, tensor: Any, passed: str) -> Call | None:
-        """Returns the call that made a tensor, before all operations of the role `passed`."""
+        """Returns the call that made a tensor, before operations of the role `passed`."""
         producer = self._producers.get(id(tensor))
         while producer is not None and role(producer.operation) == passed:
             producer = self._producers.get(id(producer.inputs[0]))
@@ -341,8 +344,8 @@ class _Bake(Rewriter):
     def _in_float(self, layer: Any) -> Any:
         """Returns a weighted sum that was left out of quantization, with its sign turned.
 
-        The converter rounds the weights of whatever stands between integers. It does not know how
-        to turn a sign in integers, and so leaves the sum in float.
+        The converter rounds the weights of whatever stands between integers. It cannot turn a sign
+        in integers, and so leaves the sum in float.
         """
         for variable in layer.variables:
             value = ops.convert_to_tensor(self._values.get(id(variable), variable))
@@ -376,10 +379,8 @@ def _flat(value: Flat | Affine) -> Flat:
 
 def _settled(value: Any) -> Any:
     """Returns a tensor of the shape that the model knows."""
-    if not isinstance(value, (Flat, Affine)):
-        return value
-    made = _flat(value)
-    return made.restore(made.image)
+    made = _flat(value) if isinstance(value, (Flat, Affine)) else None
+    return value if made is None else made.restore(made.image)
 
 
 def _operand(args: Any, kwargs: Any) -> Any:

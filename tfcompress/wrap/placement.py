@@ -14,6 +14,7 @@ from tfcompress.graph.cost import plain
 from tfcompress.graph.read import Call, Graph, walk_layers
 from tfcompress.wrap.activations import ActivationQuantizer, GridCrossing
 from tfcompress.wrap.canonicalize import activation_name
+from tfcompress.wrap.indices import index_tensors, makes_indices, reads_indices
 from tfcompress.wrap.recurrent import RuntimeRecurrent
 from tfcompress.wrap.roles import (
     AVERAGE,
@@ -24,6 +25,7 @@ from tfcompress.wrap.roles import (
     PRECISE,
     RELU,
     TABLE,
+    does_nothing,
     fixed_range,
     is_float,
     is_joined,
@@ -34,14 +36,6 @@ from tfcompress.wrap.roles import (
 from tfcompress.wrap.runtime import RuntimeMerge
 from tfcompress.wrap.samples import InputSamples, samples_to_keep
 from tfcompress.wrap.wrapper import CompressionWrapper
-
-
-def _does_nothing(call: Call) -> bool:
-    """Returns whether a call multiplies by one or adds zero, which the converter takes out."""
-    neutral = {"Multiply": 1, "Add": 0}.get(type(call.operation).__name__)
-    given = keras.tree.flatten((call.args, call.kwargs))
-    others = [value for value in given if not isinstance(value, keras.KerasTensor)]
-    return bool(others) and all(isinstance(v, (int, float)) and v == neutral for v in others)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,18 +105,20 @@ class PlaceQuantizers(Rewriter):
         self._model_states: dict[int, list[_State]] = {}
         self._relus: dict[int, ActivationQuantizer] = {}
         self._names: dict[str, int] = {}
+        self._indices: set[int] = set()
         self._alive: list[Any] = []
 
     def run(self, model: keras.Model) -> keras.Model:
         """Returns the model with quantizers placed."""
         self._names.update((path.split("/")[-1], 1) for path, _ in walk_layers(model))
+        self._indices = index_tensors(model)
         return super().run(model)
 
     def enter(self, model: keras.Model, path: str, inputs: list[Any]) -> list[Any]:
         """Keeps samples of the outermost inputs; inputs of nested models come quantized."""
         if path:
             for tensor, bits in zip_longest(inputs, self._entered[id(model)][: len(inputs)]):
-                self._note(tensor, _State(quantized=True, bits=bits or 8))
+                self._note(tensor, _State(quantized=bits != 0, bits=bits or 8))
             return inputs
         capacity = samples_to_keep([tensor.shape for tensor in inputs])
         return [InputSamples(capacity, name=self._name(f"{t.name}_samples"))(t) for t in inputs]
@@ -137,9 +133,13 @@ class PlaceQuantizers(Rewriter):
         if self._selected is None or any(p.startswith(call.path + "/") for p in self._selected):
             given = [t for t in keras.tree.flatten((args, kwargs)) if _is_tensor(t)]
             wide = any(path.startswith(call.path + "/") for path in self._wide)
-            given = [self._as_it_is(tensor, wide) for tensor in given]
+            given = [
+                t if id(inside) in self._indices else self._as_it_is(t, wide)
+                for t, inside in zip_longest(given, call.operation.inputs)
+            ]
             # Wherever it is called, the model is entered on the grids of its first call.
-            entered = [self._state(tensor).bits for tensor in given]
+            grids = map(self._state, given)
+            entered = [grid.bits if grid.quantized else 0 for grid in grids]
             entered = self._entered.setdefault(id(call.operation), entered)
             ready = iter([self._quantize(t, n) for t, n in zip(given, entered, strict=True)])
             args, kwargs = keras.tree.map_structure(
@@ -163,7 +163,7 @@ class PlaceQuantizers(Rewriter):
             args, kwargs = ([*args, *kwargs.values()],), {}
         given = [t for t in keras.tree.flatten((args, kwargs)) if is_float(t)]
         fused = any(self._state(t).pending for t in given)
-        kind = MOVE if _does_nothing(call) else role(call.operation)
+        kind = MOVE if does_nothing(call) else role(call.operation)
         if call.path in self._left_out or self._in_float(kind, given):
             outputs = operation(*args, **kwargs)
             for new in keras.tree.flatten(outputs):
@@ -175,8 +175,9 @@ class PlaceQuantizers(Rewriter):
             if not stays or not given:
                 return operation(*args, **kwargs)
         bits = self._bits(call, kind)
+        exactly = kind == PRECISE or reads_indices(call, self._indices)
         args, kwargs = keras.tree.map_structure(
-            lambda t: self._handed(t, call, kind, bits), (args, kwargs)
+            lambda t: self._handed(t, call, kind, bits, exactly), (args, kwargs)
         )
         given = [t for t in keras.tree.flatten((args, kwargs)) if is_float(t)]
         if kind == AVERAGE and self._state(given[0]).quantizer is None:
@@ -191,7 +192,12 @@ class PlaceQuantizers(Rewriter):
         for old, new in zip(
             call.outputs, keras.tree.flatten(operation(*args, **kwargs)), strict=True
         ):
-            if is_float(new):
+            if not is_float(new) or makes_indices(call, self._indices):
+                pass
+            elif exactly and kind == MOVE and not states[0].quantized:
+                # The converter would round all that it is taken from.
+                new = self._close(graph, call, old, self._note(self._cross(new), states[0]))
+            else:
                 new = self._emit(graph, call, kind, bits or 8, states, old, new)
             emitted.append(new)
         return emitted
@@ -220,10 +226,10 @@ class PlaceQuantizers(Rewriter):
         state = self._state(tensor)
         return self._quantize(tensor, state.bits if state.quantized else 16 if wide else 8)
 
-    def _handed(self, tensor: Any, call: Call, kind: str, bits: int | None) -> Any:
-        """Returns a tensor as an operation reads it."""
+    def _handed(self, tensor: Any, call: Call, kind: str, bits: int | None, exactly: bool) -> Any:
+        """Returns a tensor as an operation reads it, `exactly` if it must not be rounded first."""
         state = self._state(tensor)
-        if state.pending or (kind == PRECISE and not state.quantized):
+        if state.pending or (exactly and not state.quantized):
             return tensor
         if kind == JOIN and state.quantized and state.bits != bits:
             # On the grid of the result, like all that is joined.
@@ -304,7 +310,7 @@ class PlaceQuantizers(Rewriter):
     def _quantize(self, tensor: Any, bits: int, name: str | None = None) -> Any:
         """Returns the tensor on a grid of so many bits, rounded onto it if need be."""
         state = self._state(tensor)
-        if not is_float(tensor) or (state.quantized and bits == state.bits):
+        if not (is_float(tensor) and bits) or (state.quantized and bits == state.bits):
             return tensor
         key = id(tensor), bits
         if key not in self._on_grid:

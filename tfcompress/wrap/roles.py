@@ -22,7 +22,7 @@ import keras
 
 from tfcompress.graph.cost import plain
 from tfcompress.graph.expand import MaskScores
-from tfcompress.graph.read import Graph
+from tfcompress.graph.read import Call, Graph
 from tfcompress.transforms import FakeQuant
 from tfcompress.wrap.canonicalize import activation_name
 from tfcompress.wrap.custom import description
@@ -172,6 +172,14 @@ def fixed_range(operation: Any) -> tuple[float, float] | None:
     return FIXED_RANGES.get(
         (activation_name(layer) or "") if name == "Activation" else name.lower()
     )
+
+
+def does_nothing(call: Call) -> bool:
+    """Returns whether a call multiplies by one or adds zero, which the converter takes out."""
+    neutral = {"Multiply": 1, "Add": 0}.get(type(call.operation).__name__)
+    given = keras.tree.flatten((call.args, call.kwargs))
+    others = [value for value in given if not isinstance(value, keras.KerasTensor)]
+    return bool(others) and all(isinstance(v, (int, float)) and v == neutral for v in others)
 
 
 def is_float(value: Any) -> bool:

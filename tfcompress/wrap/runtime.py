@@ -197,7 +197,7 @@ class RuntimeMerge(RuntimeLayer):
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         """Returns the shape that all inputs are broadcast to."""
-        return keras.layers.Add().compute_output_shape(input_shape)
+        return sum(keras.KerasTensor(shape) for shape in input_shape).shape
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor arguments."""
