@@ -9,6 +9,7 @@ from keras import ops
 import tfcompress as tfc
 from tfcompress.wrap import integers
 from tfcompress.wrap.integers import Leaky, MatrixProduct, Moved, Product
+from tfcompress.wrap.scalings import constant_operand
 from tfcompress.wrap.strip import quantizers
 
 IMAGE = (8, 8, 4)
@@ -375,7 +376,7 @@ def test_constants_beside_an_operation():
     }
     for wanted, tensors in cases.items():
         for tensor in tensors:
-            found = integers.constant_operand(tensor._keras_history.operation)
+            found = constant_operand(tensor._keras_history.operation)
             assert found == wanted, tensor
 
 

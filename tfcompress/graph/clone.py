@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable
 from typing import Any
 
@@ -32,8 +33,15 @@ def clone_layer(layer: Any, /, **overrides: Any) -> Any:
     # Classes that are not registered with Keras are known all the same: here they are.
     known = {type(part).__name__: type(part) for part in inside}
     try:
+        config = layer.get_config()
+        # Functions that are not registered with Keras likewise, lambdas among them.
+        own = {
+            name: getattr(layer, name)
+            for name, told in config.items()
+            if isinstance(told, dict) and inspect.isfunction(getattr(layer, name, None))
+        }
         with keras.saving.custom_object_scope(known):
-            return type(layer).from_config({**layer.get_config(), **overrides})
+            return type(layer).from_config({**config, **own, **overrides})
     except (NotImplementedError, TypeError) as error:
         raise ValueError(
             f"Layer {layer.name!r} ({type(layer).__name__}) cannot be copied: it must implement "

@@ -121,7 +121,7 @@ def expandable(model: keras.Model) -> set[int]:
 def _find(model: keras.Model, masked: bool, found: dict[int, set[Any]]) -> None:
     for call in read_graph(model).calls:
         if is_graph(call.operation):
-            given_mask = call.kwargs.get("mask") is not None
+            given_mask = any(mask is not None for mask in tree.flatten(call.kwargs.get("mask")))
             carried = any(_mask_of(tensor) is not None for tensor in call.inputs)
             _find(call.operation, masked or given_mask or carried, found)
         elif type(plain(call.operation)) in _ATTENTION:
@@ -140,10 +140,10 @@ def _mask_of(tensor: Any) -> Any:
 def attention_call(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict | None:
     """Returns the arguments of an attention layer's call by name if it can be written out.
 
-    Left as they are: what Keras adds to the attention of the paper (gates, sliding windows, several
-    axes), constraints, sequences of unknown length, calls that ask for the scores, constant masks,
-    masks by any name but `attention_mask`, and tensors that carry a mask along: Keras takes it off
-    the query while it runs, so that which layers see it depends on their order.
+    Left as they are: what Keras adds to the attention of the paper (gates, sliding windows, some of
+    several axes), constraints, sequences of unknown length, calls that ask for the scores, constant
+    masks, masks by any name but `attention_mask`, and tensors that carry a mask along: Keras takes
+    it off the query while it runs, so that which layers see it depends on their order.
     """
     config = layer.get_config()
     if config.get("use_gate") or config.get("sliding_window") or config.get("output_shape"):
@@ -154,10 +154,19 @@ def attention_call(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     tensors = [given[name] for name in inputs_of(given)]
     if not all(isinstance(t, keras.KerasTensor) and _mask_of(t) is None for t in tensors):
         return None
-    if any(t.shape[1] is None for t in tensors[:3]) or len(given["query"].shape) != 3:
+    if any(None in t.shape[1:] for t in tensors[:3]) or not _is_in_one_row(config, given):
         return None
     others = ("query_mask", "value_mask", "key_mask", "return_attention_scores")
     return None if any(given.get(name, False) is not False for name in others) else given
+
+
+def _is_in_one_row(config: dict[str, Any], given: dict[str, Any]) -> bool:
+    """Returns whether each position may look at all others, as in a row of them."""
+    rank = len(given["query"].shape)
+    if rank == 3:
+        return True
+    masked = given.get("attention_mask") is not None or bool(given.get("use_causal_mask"))
+    return [*config.get("attention_axes", ())] == [*range(1, rank - 1)] and not masked
 
 
 def arguments_of(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -198,7 +207,10 @@ def expand_attention(layer: Any, given: dict[str, Any], wrap: Callable[[Any], An
     }
 
     def projected(name: str, count: int, size: int, order: tuple[int, ...]) -> Any:
-        x = wrap(_dense(layer, name, count * size))(inputs[name])
+        x = inputs[name]
+        if len(x.shape) > 3:
+            x = ops.reshape(x, (-1, math.prod(x.shape[1:-1]), x.shape[-1]))
+        x = wrap(_dense(layer, name, count * size))(x)
         # Operations, not layers: a Reshape layer would complain of the masks it cannot hand on.
         x = ops.transpose(ops.reshape(x, (-1, x.shape[1], count, size)), order)
         if count == heads:
@@ -230,6 +242,8 @@ def expand_attention(layer: Any, given: dict[str, Any], wrap: Callable[[Any], An
     x = ops.transpose(ops.matmul(scores, value), (0, 2, 1, 3))
     x = ops.reshape(x, (-1, x.shape[1], heads * value_size))
     x = wrap(_dense(layer, "attention_output", given["query"].shape[-1]))(x)
+    if len(given["query"].shape) > 3:
+        x = ops.reshape(x, (-1, *given["query"].shape[1:]))
     model = Expanded([inputs[name] for name in names], x, name=layer.name)
     model.source = json.dumps(
         {

@@ -58,8 +58,8 @@ def as_graph(model: Any, argument: str = "model") -> keras.Model:
                 inputs,
             )
             graph = _read(model, [inputs], {}, keras.Model)
-        if graph is not None:
-            return _Inline(graph).run(graph)
+        if graph is not None and _runs(written := _Inline(graph).run(graph)):
+            return written
     try:
         return keras.Model(inputs, model(inputs), name=f"{model.name}_graph")
     except Exception as error:
@@ -92,6 +92,10 @@ class _Inline(Rewriter):
             self._expanded[id(layer)] = self._expand(call) if _runs_code(layer) else None
         expanded = self._expanded[id(layer)]
         if expanded is None:
+            shape = getattr(layer, "newshape", ())
+            if type(layer).__name__ == "Reshape" and [*shape].count(None) == 1 and -1 not in shape:
+                # A batch of unknown size, of which code that sees values knows the size.
+                return keras.ops.reshape(args[0], [-1 if size is None else size for size in shape])
             return super().visit(graph, call, args, kwargs)
         return expanded(_symbolic((args, kwargs)))
 
@@ -112,6 +116,8 @@ class _Inline(Rewriter):
                 return None
             self._note_kinds(read)
             expanded = self._rebuild(read, call.path + "/")
+            if not _runs(expanded):
+                return None
             places = {id(variable): place for place, variable in _weights(read)}
             weights = [places[id(weight)] for weight in layer.weights]
         expanded.source = json.dumps({**given, "weights": weights})
@@ -210,6 +216,18 @@ def _read(layer: Any, args: Any, kwargs: Any, kind: type[keras.Model]) -> Any:
         return None
     graph.trainable = layer.trainable
     return graph
+
+
+def _runs(model: keras.Model) -> bool:
+    """Returns whether what was read runs: code may have seen that the size of a batch is None."""
+    zeros = [
+        keras.ops.zeros([2 if size is None else size for size in t.shape], t.dtype)
+        for t in model.inputs
+    ]
+    with contextlib.suppress(Exception):
+        model(tree.pack_sequence_as(model.input, zeros), training=False)
+        return True
+    return False
 
 
 def _fixes_training(call: Call) -> bool:

@@ -15,7 +15,7 @@ import numpy as np
 from keras import tree
 
 from tfcompress.errors import ExportError
-from tfcompress.graph.read import input_specs, walk_layers
+from tfcompress.graph.read import input_specs
 from tfcompress.scheme import INTEGER_SCHEMES
 from tfcompress.stderr import captured_stderr
 from tfcompress.tflite.edit import (
@@ -25,6 +25,7 @@ from tfcompress.tflite.edit import (
     use_integer_kernels,
 )
 from tfcompress.tflite.grids import join_grids
+from tfcompress.tflite.writing import HUGE, by_rows, large_products, write_convolutions
 
 
 def output_names(model: keras.Model) -> list[str]:
@@ -88,7 +89,7 @@ def convert(
         warnings.filterwarnings("ignore", ".*Interpreter is deprecated")  # the calibrator's own
         try:
             model = make()
-            large = model.count_params() > _HUGE
+            large = model.count_params() > HUGE
             loops = _save(tf, model, folder, names, batch_size)
             del model
             if calibration is not None and loops:  # it ends the process
@@ -187,8 +188,9 @@ def _save(tf: Any, model: keras.Model, folder: str, names: list[str], batch_size
     structure = getattr(model, "_inputs_struct", None)
     single = len(specs) == 1 and not isinstance(structure, (dict, list, tuple))
     module = tf.Module()
-    products = _large_products(model)
-    module.rows = [_by_rows(tf, layer) for layer in products]
+    write_convolutions(tf, model)
+    products = large_products(model)
+    module.rows = [by_rows(tf, layer) for layer in products]
     replaced = {id(layer.kernel) for layer in products}
     variables = [v for v in model.variables if id(v) not in replaced]
     values = [v.value if _is_large(v) else v.numpy() for v in variables]
@@ -216,44 +218,7 @@ def _save(tf: Any, model: keras.Model, folder: str, names: list[str], batch_size
     return [node.name for node in nodes if node.op in ("While", "StatelessWhile")]
 
 
-def _large_products(model: keras.Model) -> list[Any]:
-    """Returns the dense layers whose kernel should not be transposed while it is converted."""
-    return [
-        layer
-        for _, layer in walk_layers(model)
-        if type(layer) is keras.layers.Dense
-        and math.prod(layer.kernel.shape) > _HUGE // 16
-        and all([*node.input_tensors[0].shape].count(None) < 2 for node in layer._inbound_nodes)
-    ]
-
-
-def _by_rows(tf: Any, layer: keras.layers.Dense) -> Any:
-    """Has a dense layer multiply by its kernel as the file holds it, a row for each output.
-
-    The converter would transpose the kernel, and keep both in memory.
-
-    Returns:
-        The transposed kernel. The layer's own is given up.
-    """
-    kernel = layer._kernel
-    rows = tf.Variable(tf.transpose(kernel.value))
-    kernel._value = tf.Variable(tf.zeros((0,)))
-
-    def call(inputs: Any, training: bool | None = None) -> Any:
-        flat = tf.reshape(inputs, (-1, rows.shape[1])) if len(inputs.shape) > 2 else inputs
-        outputs = tf.matmul(flat, tf.convert_to_tensor(rows), transpose_b=True)
-        if len(inputs.shape) > 2:
-            ends = [-1 if size is None else size for size in (*inputs.shape[:-1], rows.shape[0])]
-            outputs = tf.reshape(outputs, ends)
-        if layer.use_bias:
-            outputs = outputs + tf.convert_to_tensor(layer.bias)
-        return outputs if layer.activation is None else layer.activation(outputs)
-
-    layer.call = call
-    return rows
-
-
-_LARGE, _HUGE = 1 << 14, 1 << 24  # numbers
+_LARGE = 1 << 14  # numbers
 _SCOPE = re.compile(r"[A-Za-z0-9.][A-Za-z0-9_.\\/>-]*")  # what TensorFlow calls a valid name
 
 

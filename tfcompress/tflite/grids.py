@@ -94,15 +94,14 @@ def _join(
         ):
             return  # what the user casts
         found = int(makers[double].inputs[0])
-    if not made_by(found, kinds.DEQUANTIZE):
-        if found != int(operator.inputs[0]) and not moves:
-            operator.inputs = [found]
+    elif not made_by(found, kinds.DEQUANTIZE):
         return
-    source = int(makers[found].inputs[0])
+    integers = made_by(found, kinds.DEQUANTIZE)
+    source = int(makers[found].inputs[0]) if integers else found
     operator.inputs = [source]
     if moves:
         _put_before(graph, operator, moves)
-    if _grid(graph.tensors[source]) == _grid(graph.tensors[int(operator.outputs[0])]):
+    if integers and _grid(graph.tensors[source]) == _grid(graph.tensors[int(operator.outputs[0])]):
         for reader in graph.operators:  # of integers that are on this grid already
             same = operator.outputs[0]
             reader.inputs = [source if tensor == same else int(tensor) for tensor in reader.inputs]

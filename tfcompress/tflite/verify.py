@@ -143,7 +143,7 @@ def judge(agreement: Agreement, tolerance: str) -> str | None:
         ExportError: If the file is broken.
     """
     steps = agreement.max_steps
-    if tolerance.startswith("int8 trained") and steps is not None and steps <= 0.51:
+    if tolerance.startswith("int8") and steps is not None and steps <= 0.51:
         return None  # nothing on the grid of the output is nearer
     if agreement.rmse > REFUSED[tolerance]:
         raise ExportError(

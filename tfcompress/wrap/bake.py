@@ -30,8 +30,8 @@ from tfcompress.wrap.forms import (
     pooled_in_turns,
     uneven,
 )
-from tfcompress.wrap.integers import Sum, constant_operand
-from tfcompress.wrap.recurrent import unrolled
+from tfcompress.wrap.integers import Sum, Table, ends_of_grid
+from tfcompress.wrap.recurrent import RuntimeRecurrent, unrolled
 from tfcompress.wrap.roles import (
     CLIP,
     JOIN,
@@ -49,6 +49,7 @@ from tfcompress.wrap.roles import (
 )
 from tfcompress.wrap.runtime import RuntimeLayer
 from tfcompress.wrap.samples import InputSamples
+from tfcompress.wrap.scalings import constant_operand
 from tfcompress.wrap.sources import grid_behind, grid_of, known_sums
 from tfcompress.wrap.strip import baked_values, quantizers
 from tfcompress.wrap.wrapper import CompressionWrapper, variable_name
@@ -315,10 +316,12 @@ class _Bake(Rewriter):
         return tree.map_structure(lambda t: walled if t is first else t, (args, kwargs))
 
     def _is_moved(self, tensor: Any) -> bool:
-        """Returns whether a tensor comes from a grid of its own, moved about."""
+        """Returns whether a tensor comes from a grid of its own, moved about or looped over."""
         producer = self._made_by(tensor, MOVE)
+        made = producer and plain(producer.operation)
         moved = producer is not self._producers.get(id(tensor))
-        return moved and isinstance(getattr(producer, "operation", None), ActivationQuantizer)
+        kinds = (RuntimeRecurrent, ActivationQuantizer) if moved else RuntimeRecurrent
+        return isinstance(made, kinds)
 
     def _crossing(self, tensor: Any) -> Call | None:
         """Returns the crossing that a tensor comes from, moved about or not, if there is one."""
@@ -344,8 +347,7 @@ class _Bake(Rewriter):
     def _in_float(self, layer: Any) -> Any:
         """Returns a weighted sum that was left out of quantization, with its sign turned.
 
-        The converter rounds the weights of whatever stands between integers. It cannot turn a sign
-        in integers, and so leaves the sum in float.
+        The converter rounds weights between integers, but cannot turn a sign in integers.
         """
         for variable in layer.variables:
             value = ops.convert_to_tensor(self._values.get(id(variable), variable))
@@ -360,9 +362,8 @@ class _Bake(Rewriter):
 
     def _grid_of(self, wrapper: CompressionWrapper) -> FixedFakeQuant:
         """Returns what tells the converter the grid of the rows of a table."""
-        (table,) = (self._values[id(weight)] for weight, _ in wrapper.pipelines())
-        largest = float(ops.max(ops.abs(table))) or 1.0
-        return FixedFakeQuant(-largest * 128 / 127, largest, name=f"{wrapper.name}_grid")
+        scale, lowest = (float(value) for value in Table(wrapper).grid())
+        return FixedFakeQuant(*ends_of_grid(scale, lowest), name=f"{wrapper.name}_grid")
 
 
 _FUSED = (None, 6, 6.0)  # ReLU and ReLU6

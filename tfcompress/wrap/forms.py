@@ -27,8 +27,8 @@ import numpy as np
 from keras import layers, ops
 
 from tfcompress.graph.cost import einsum_letters
-from tfcompress.wrap.integers import constant_operand, scale_and_offset
 from tfcompress.wrap.runtime import ChannelScale
+from tfcompress.wrap.scalings import constant_operand, scale_and_offset
 
 
 @dataclasses.dataclass

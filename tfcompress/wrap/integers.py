@@ -17,15 +17,14 @@ Steps must be those of the file to the last digit, whatever compiles the model: 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any, Protocol
 
-import keras
 import numpy as np
-from keras import layers, ops
+from keras import ops
 
 from tfcompress.graph.cost import plain
 from tfcompress.transforms import FakeQuant
+from tfcompress.wrap.scalings import scale_and_offset
 
 
 class Grid(Protocol):
@@ -53,6 +52,25 @@ class Source(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
+class Total:
+    """Integers of 32 bits, scaled by a float32.
+
+    Args:
+        unit: The step of the integers.
+        offset: What was added to them, in floats.
+    """
+
+    unit: Any
+    offset: Any = 0.0
+
+    def steps(self, x: Any, scale: Any) -> Any:
+        """Returns the values as integers of the result."""
+        # The offset apart: it is rounded by itself, and may lie in the middle of two integers.
+        total = ops.round((x - self.offset) / self.unit) + ops.round(self.offset / self.unit)
+        return ops.round(total * (self.unit / scale))
+
+
+@dataclasses.dataclass(frozen=True)
 class Sum:
     """Products of integers, added up (a convolution, a dense layer), and scaled by channel.
 
@@ -69,9 +87,7 @@ class Sum:
     def steps(self, x: Any, scale: Any) -> Any:
         """Returns the sums as integers of the result."""
         _, unit, offset = self._channels()
-        # The offset apart: it is rounded by itself, and may lie in the middle of two integers.
-        total = ops.round((x - offset) / unit) + ops.round(offset / unit)
-        return ops.round(total * (unit / scale))
+        return Total(unit, offset).steps(x, scale)
 
     def constants(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Returns from what the converter finds the steps of the model, and its offsets.
@@ -114,10 +130,34 @@ class Sum:
         for layer in self.scalings:
             scale, shift = scale_and_offset(plain(layer))
             ends, offset = ends * scale, offset * scale + shift
-        unit = self.read.grid()[0] * divided(ops.abs(ends), largest)
-        # A channel without weights is an offset alone, which the file stores in 30 bits.
-        spare = ops.maximum(ops.abs(offset), 1e-30) * 2**-20
-        return ends, ops.where(unit > 0, unit, spare), offset
+        return ends, unit_of_sum(self.read.grid()[0], ends, largest, offset), offset
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """The grid of rows that are looked up in a table of rounded weights.
+
+    Args:
+        wrapper: The embedding.
+    """
+
+    wrapper: Any
+    exact = True
+
+    def grid(self) -> tuple[Any, Any]:
+        """Returns the step, and the lowest integer of all."""
+        value, rounding = rounded_weight(self.wrapper)
+        largest = rounding.step(rounding.end(value)) * rounding.steps
+        return divided(ops.max(largest), rounding.steps), -128.0
+
+    def rounds(self) -> bool:
+        """Returns that all rows are rounded."""
+        return True
+
+    @property
+    def variables(self) -> list[Any]:
+        """What the grid is computed from."""
+        return self.wrapper.variables
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,8 +173,7 @@ class Product:
     def steps(self, x: Any, scale: Any) -> Any:
         """Returns the products as integers of the result."""
         a, b = (f if isinstance(f, float) else f.grid()[0] for f in self.factors)
-        unit = a * b
-        return ops.round(ops.round(x / unit) * (unit / scale))
+        return Total(a * b).steps(x, scale)
 
 
 class MatrixProduct(Product):
@@ -169,9 +208,7 @@ class Mean:
     def steps(self, x: Any, scale: Any) -> Any:
         """Returns the means as integers of the result."""
         weight = np.float32(np.float64(np.float32(1 / self.count)) / 127)
-        unit = self.read.grid()[0] * weight
-        total = ops.round((x - self.offset) / unit) + ops.round(self.offset / unit)
-        return ops.round(total * (unit / scale))
+        return Total(self.read.grid()[0] * weight, self.offset).steps(x, scale)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,9 +232,18 @@ class Moved:
 
     def steps(self, x: Any, scale: Any) -> Any:
         """Returns the values as integers of the result, by a ratio of 8 binary digits."""
-        unit = self.read.grid()[0]
-        ratio = ops.round(unit / scale * 256)
-        return ops.floor((ops.round(x / unit) * ratio + 128) * 2**-8)
+        return moved(x, self.read.grid()[0], scale)
+
+
+def moved(x: Any, unit: Any, scale: Any) -> Any:
+    """Returns values of one grid as integers of another, by a ratio of 8 binary digits.
+
+    Args:
+        x: The values, float32.
+        unit: The step of their grid.
+        scale: The step of the other.
+    """
+    return ops.floor((ops.round(x / unit) * ops.round(unit / scale * 256) + 128) * 2**-8)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -282,6 +328,21 @@ def power_below(x: Any) -> Any:
     return ops.max(ops.where(powers <= x, powers, powers[0]))
 
 
+def unit_of_sum(step: Any, ends: Any, largest: int, offset: Any) -> Any:
+    """Returns the step of sums of products, of each channel.
+
+    Args:
+        step: That of what is multiplied by the weights.
+        ends: The largest weight of each channel.
+        largest: The integer that stands for it.
+        offset: What is added to the sums.
+    """
+    unit = step * divided(ops.abs(ends), largest)
+    # A channel without weights is an offset alone, which the file stores in 30 bits.
+    spare = ops.maximum(ops.abs(offset), 1e-30) * 2**-20
+    return ops.where(unit > 0, unit, spare)
+
+
 def divided(x: Any, count: float) -> Any:
     """Returns `x / count` rounded once, as the converter does.
 
@@ -316,59 +377,3 @@ def rounded_weight(wrapper: Any) -> tuple[Any, FakeQuant]:
     ((weight, transforms),) = wrapper.pipelines()
     rounding = next(t for t in transforms if isinstance(t, FakeQuant))
     return wrapper.effective_value(weight, transforms[: transforms.index(rounding)]), rounding
-
-
-def scale_and_offset(layer: Any) -> tuple[Any, Any]:
-    """Returns what a layer multiplies each channel by, and adds, in one rounding for all compilers.
-
-    Args:
-        layer: A BatchNormalization, Normalization, Rescaling, one with `gamma` and `beta`, or an
-            operation that has a constant for its other operand.
-    """
-    operand = constant_operand(layer)
-    if operand is not None:
-        return tuple(ops.convert_to_tensor(value, "float32") for value in operand)
-    if isinstance(layer, layers.Rescaling):
-        scale, offset = layer.scale, layer.offset
-        return ops.convert_to_tensor(scale, "float32"), ops.convert_to_tensor(offset, "float32")
-    if isinstance(layer, layers.Normalization):
-        mean, variance = (ops.reshape(v, (-1,)) for v in (layer.mean, layer.variance))
-        scale = 1 / ops.maximum(ops.sqrt(variance), keras.backend.epsilon())
-        return scale, -mean * scale
-    gamma = ops.ones(()) if layer.gamma is None else ops.convert_to_tensor(layer.gamma)
-    beta = ops.zeros(()) if layer.beta is None else ops.convert_to_tensor(layer.beta)
-    if not isinstance(layer, layers.BatchNormalization):
-        return gamma, beta
-    # Inverse square roots are approximated, here in one way and there in another.
-    variance = ops.convert_to_tensor(layer.moving_variance) + layer.epsilon
-    scale = gamma / ops.maximum(ops.sqrt(variance), 1e-30)
-    return scale, beta - ops.convert_to_tensor(layer.moving_mean) * scale
-
-
-def constant_operand(operation: Any) -> tuple[float, float] | None:
-    """Returns scale and offset of an operation on floats with a number as its other operand.
-
-    None for any other operation, for one that changes nothing, and for vectors.
-    """
-    name = type(operation).__name__
-    if isinstance(operation, keras.layers.Layer) or name not in _ARITHMETIC:
-        return None
-    first, second = (*operation._inbound_nodes[0].arguments.args, None, None)[:2]
-    tensor, number = (second, first) if isinstance(first, (int, float)) else (first, second)
-    if not isinstance(tensor, keras.KerasTensor) or not isinstance(number, (int, float)):
-        return None
-    if not keras.backend.is_float_dtype(tensor.dtype) or isinstance(number, bool):
-        return None
-    if len(tensor.shape) < 3:
-        return None  # it would have to be made an image, and the converter gets lost there
-    found = _ARITHMETIC[name](float(number), tensor is second)
-    return None if found == (1.0, 0.0) else found
-
-
-_ARITHMETIC: dict[str, Callable[[float, bool], tuple[float, float] | None]] = {
-    "Add": lambda number, _: (1.0, number),
-    "Multiply": lambda number, _: (number, 0.0),
-    "Subtract": lambda number, reverse: (-1.0, number) if reverse else (1.0, -number),
-    "Divide": lambda number, reverse: None if reverse or not number else (1 / number, 0.0),
-    "TrueDivide": lambda number, reverse: None if reverse or not number else (1 / number, 0.0),
-}

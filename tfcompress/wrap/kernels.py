@@ -56,32 +56,42 @@ class Kernel:
 
 
 class Addition(Kernel):
-    """A sum of two tensors on different grids.
-
-    The kernel multiplies by ratios of the steps, of 21 binary digits. Here these are taken in two
-    halves, so that no float has to hold more than 24.
-    """
+    """A sum of two tensors on different grids."""
 
     def steps(self, inputs: list[Any], units: list[Any], scale: Any) -> Any:
         """Returns the integers of the sum."""
-        ratios = [unit / scale for unit in units]
-        power = power_below(ops.maximum(*ratios))
-        upper, lower = [], []
-        for x, ratio in zip(inputs, ratios, strict=True):
-            multiplier = ops.round(ratio * (2.0**20 / power))
-            half = ops.floor(multiplier * 2**-10)
-            upper.append(x * half)
-            lower.append(x * (multiplier - half * 2**10))
-        total = ops.floor((lower[0] + lower[1]) * 2**-10) + (upper[0] + upper[1])
-        return ops.floor(total * (power * 2**-10) + 0.5)
+        return added(inputs, units, scale)
 
 
-class Subtraction(Addition):
+class Subtraction(Kernel):
     """A difference of two tensors on different grids, added up like a sum."""
 
     def steps(self, inputs: list[Any], units: list[Any], scale: Any) -> Any:
         """Returns the integers of the difference."""
-        return super().steps([inputs[0], -inputs[1]], units, scale)
+        return added([inputs[0], -inputs[1]], units, scale)
+
+
+def added(inputs: list[Any], units: list[Any], scale: Any) -> Any:
+    """Returns the sum of two tensors of integers on different grids.
+
+    The kernel multiplies by ratios of the steps, of 21 binary digits. Here these are taken in two
+    halves, so that no float has to hold more than 24.
+
+    Args:
+        inputs: The integers.
+        units: The steps of their grids.
+        scale: The step of the result.
+    """
+    ratios = [unit / scale for unit in units]
+    power = power_below(ops.maximum(*ratios))
+    upper, lower = [], []
+    for x, ratio in zip(inputs, ratios, strict=True):
+        multiplier = ops.round(ratio * (2.0**20 / power))
+        half = ops.floor(multiplier * 2**-10)
+        upper.append(x * half)
+        lower.append(x * (multiplier - half * 2**10))
+    total = ops.floor((lower[0] + lower[1]) * 2**-10) + (upper[0] + upper[1])
+    return ops.floor(total * (power * 2**-10) + 0.5)
 
 
 class HardSwish(Kernel):

@@ -11,7 +11,7 @@ import keras
 
 from tfcompress.graph.clone import Rewriter
 from tfcompress.graph.cost import plain
-from tfcompress.graph.read import Call, Graph, walk_layers
+from tfcompress.graph.read import Call, Graph, called_once, walk_layers
 from tfcompress.wrap.activations import ActivationQuantizer, GridCrossing
 from tfcompress.wrap.canonicalize import activation_name
 from tfcompress.wrap.indices import index_tensors, makes_indices, reads_indices
@@ -25,6 +25,7 @@ from tfcompress.wrap.roles import (
     PRECISE,
     RELU,
     TABLE,
+    adds_tensors,
     does_nothing,
     fixed_range,
     is_float,
@@ -106,12 +107,13 @@ class PlaceQuantizers(Rewriter):
         self._relus: dict[int, ActivationQuantizer] = {}
         self._names: dict[str, int] = {}
         self._indices: set[int] = set()
+        self._once: set[int] = set()
         self._alive: list[Any] = []
 
     def run(self, model: keras.Model) -> keras.Model:
         """Returns the model with quantizers placed."""
         self._names.update((path.split("/")[-1], 1) for path, _ in walk_layers(model))
-        self._indices = index_tensors(model)
+        self._indices, self._once = index_tensors(model), called_once(model)
         return super().run(model)
 
     def enter(self, model: keras.Model, path: str, inputs: list[Any]) -> list[Any]:
@@ -158,7 +160,7 @@ class PlaceQuantizers(Rewriter):
         """Calls an operation and quantizes what the rules say."""
         moves = isinstance(call.operation, CompressionWrapper)
         operation = (self.move if moves else self.clone)(call.operation)
-        if _adds_tensors(call):
+        if adds_tensors(call):
             operation = self.once(call, lambda: self._addition(call.operation))
             args, kwargs = ([*args, *kwargs.values()],), {}
         given = [t for t in keras.tree.flatten((args, kwargs)) if is_float(t)]
@@ -172,7 +174,7 @@ class PlaceQuantizers(Rewriter):
         if not fused and self._selected is not None and call.path not in self._selected:
             # The runtime moves and averages integers as integers, whoever asked for it.
             stays = kind in (MOVE, AVERAGE) and all(self._state(t).quantized for t in given)
-            if not stays or not given:
+            if not (stays and given):
                 return operation(*args, **kwargs)
         bits = self._bits(call, kind)
         exactly = kind == PRECISE or reads_indices(call, self._indices)
@@ -213,8 +215,7 @@ class PlaceQuantizers(Rewriter):
 
     def _bits(self, call: Call, kind: str) -> int | None:
         """Returns the bits of what an operation reads and makes; None if they stay as they are."""
-        # A constant among the operands would be of 8 bits.
-        alone = type(call.operation).__name__ in BINARY and len(call.inputs) < 2
+        alone = type(call.operation).__name__ in BINARY and len(call.inputs) < 2  # 8-bit constant
         if not is_wide(call.operation) or alone:
             return 8
         if kind in (MOVE, AVERAGE):
@@ -264,10 +265,12 @@ class PlaceQuantizers(Rewriter):
             name = self._name(f"{layer.name}_quantizer")
             quantizer = ActivationQuantizer(prescribed, name=name)
             return self._apply(quantizer, new, _State(non_negative=prescribed[0] == 0))
-        if isinstance(layer, RuntimeRecurrent) and len(layer.directions) == 1:
+        if isinstance(layer, RuntimeRecurrent):
             return self._note(new, _State(quantized=True))  # rounded step by step
         if kind == TABLE and rounds_weights(call.operation):
             joined = is_joined(graph, old)
+            if joined and id(call.operation) not in self._once:
+                new = self._cross(new)  # of a table there is one grid for all that is looked up
             return self._note(new, _State(JOIN if joined else None, quantized=not joined))
         positive = kind == RELU or (kind == JOIN and all(s.non_negative for s in states))
         state = _State(kind if kind in FUSES else None, bits=bits, non_negative=positive)
@@ -374,18 +377,6 @@ def _are_one(graph: Graph, readers: list[Call]) -> bool:
 
 def _kind(relu: Any) -> Any:
     return type(relu).__name__, str(getattr(relu, "max_value", None))
-
-
-def _adds_tensors(call: Call) -> bool:
-    """Returns whether a call is `keras.ops.add` of two tensors that an Add layer could take.
-
-    Of different shapes they may have no axis of samples, which the layer needs.
-    """
-    layer = isinstance(call.operation, keras.layers.Layer)
-    if layer or type(call.operation).__name__ != "Add" or len(call.inputs) != 2:
-        return False
-    a, b = call.inputs
-    return is_float(a) and is_float(b) and a.shape == b.shape and len(a.shape) > 1
 
 
 def _is_tensor(value: Any) -> bool:

@@ -7,16 +7,15 @@ the sequence. The weights are stored once; each step adds about 17 operations to
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 from keras import layers, ops, random
 
-from tfcompress.wrap.activations import ActivationQuantizer, FixedFakeQuant, round_onto
-from tfcompress.wrap.runtime import SIGMOID_RANGE, RuntimeLayer
-
-TANH_RANGE = (-1.0, 127 / 128)
-"""What the runtime prescribes for the result of a tanh."""
+from tfcompress.wrap.activations import ActivationQuantizer
+from tfcompress.wrap.runtime import RuntimeLayer
+from tfcompress.wrap.stepwise import TANH_RANGE, Stepwise, Value
 
 LONGEST = 128
 """Steps of the longest sequence that is written out."""
@@ -33,8 +32,9 @@ _STEPS = {
         "input_z input_r input_h recurrent_z recurrent_r recurrent_h sum_z sum_r reset sum_h "
         "difference mixed state"
     ).split(),
-    layers.SimpleRNN: "input recurrent sum".split(),
+    layers.SimpleRNN: "input recurrent sum state".split(),
 }
+_MERGING = {"ave": ("added", "merged")}
 
 
 def understands(layer: Any) -> bool:
@@ -76,9 +76,20 @@ class RuntimeRecurrent(RuntimeLayer):
             for name, cell in self.directions.items()
             for step in _STEPS[type(cell)]
         )
+        if isinstance(inner, layers.Bidirectional):
+            self.steps += _MERGING.get(inner.merge_mode, ("merged",))
+        self.fixed = {
+            f"{name}_state": TANH_RANGE
+            for name, cell in self.directions.items()
+            if type(cell) is layers.SimpleRNN
+        }
         super().__init__(**kwargs)
         self.supports_masking = False
         self.inner = inner
+
+    def result(self) -> ActivationQuantizer:
+        """Returns the quantizer of what the layer returns."""
+        return self.rounding[self.steps[-1]]
 
     def build(self, input_shape: Any) -> None:
         """Creates the weights and the ranges."""
@@ -92,22 +103,29 @@ class RuntimeRecurrent(RuntimeLayer):
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         """Returns what the Keras layer would, rounded on the way."""
-        quantizers = [q for q in self.rounding.values() if isinstance(q, ActivationQuantizer)]
-        if not quantizers or quantizers[0].observer is not None:
-            return self._run(inputs, _Rounding(self.rounding), {})
-        trained = ops.convert_to_tensor(quantizers[-1].step) > 0
-        dropped = self._dropped(inputs) if training else {}
-
-        def run(rounds: bool) -> Any:
-            rounding = _Rounding(self.rounding, rounds)
-            outputs = self._run(inputs, rounding, dropped)
-            return outputs, rounding.ends()
-
-        outputs, ends = ops.cond(trained, lambda: run(True), lambda: run(False))
+        learned = {name: q for name, q in self.rounding.items() if hasattr(q, "step")}
+        if not learned or next(iter(learned.values())).observer is not None:
+            outputs = self._run(Value(inputs), Stepwise(self.rounding), {}).x
+            return outputs if learned else self.result()(outputs)  # which tells the converter
+        trained = ops.convert_to_tensor(learned[min(learned)].step) > 0
         if training:
-            for name, quantizer in self.rounding.items():
-                quantizer.observe(*ends[name])
-        return outputs
+            steps = Stepwise(self.rounding, ops.cast(trained, self.compute_dtype))
+            outputs = self._run(Value(inputs), steps, self._dropped(inputs))
+            for name, ends in steps.ends().items():
+                if name in learned:
+                    learned[name].observe(*ends)
+            return outputs.x
+        grids = self.grids()
+        exact = bool(grids) and all(q.exact for q in grids)
+
+        def rounded() -> Any:
+            unit = grids[0].grid()[0] if exact else None
+            return self._run(Value(inputs, unit), Stepwise(self.rounding, exact=exact), {}).x
+
+        def untrained() -> Any:
+            return self._run(Value(inputs), Stepwise(self.rounding, False), {}).x
+
+        return ops.cond(trained, rounded, untrained)
 
     def _dropped(self, inputs: Any) -> dict[str, tuple[Any, Any]]:
         """Returns, by direction, what inputs and states are multiplied with: one for all steps."""
@@ -123,22 +141,20 @@ class RuntimeRecurrent(RuntimeLayer):
             masks[name] = (of_input, mask(cell, rate, state) if rate else None)
         return masks
 
-    def _run(self, inputs: Any, rounding: _Rounding, dropped: Any) -> Any:
+    def _run(self, inputs: Value, steps: Stepwise, dropped: Any) -> Value:
         results = []
         for name, cell in self.directions.items():
-            rounding.prefix = f"{name}_"
-            of_input, rounding.of_state = dropped.get(name, (None, None))
-            # What two directions end with is rounded where it is put together.
-            rounding.rounds_last = len(self.directions) == 1 or cell.return_sequences
-            given = inputs if of_input is None else inputs * of_input
-            states = _RUN[type(cell)](cell, given, bool(cell.go_backwards), rounding)
-            if not cell.return_sequences:
-                results.append(states[-1])
-                continue
-            if name == "backward":
-                states = states[::-1]
-            results.append(ops.stack(states, axis=1))
-        return results[0] if len(results) == 1 else _merged(self.inner.merge_mode, *results)
+            steps.prefix = f"{name}_"
+            of_input, steps.of_state = dropped.get(name, (None, None))
+            given = inputs if of_input is None else Value(inputs.x * of_input)
+            advance, gates = _CELLS[type(cell)](cell, given, steps)
+            turned = name == "backward" if cell.return_sequences else None
+            results.append(steps.loop(advance, gates, bool(cell.go_backwards), turned))
+        steps.prefix = ""
+        if len(results) == 1:
+            return results[0]
+        forward, backward = results
+        return _merged(self.inner.merge_mode, forward, backward, steps)
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         """Returns the shape that the Keras layer gives."""
@@ -154,170 +170,105 @@ class RuntimeRecurrent(RuntimeLayer):
         return {**super().get_config(), "inner": inner}
 
 
-class _Rounding:
-    """Rounds the steps of one pass, and remembers what was rounded."""
-
-    def __init__(self, quantizers: dict[str, Any], rounds: bool = True) -> None:
-        self.prefix = ""
-        self.rounds_last = True
-        self.of_state: Any = None  # what dropout multiplies states with
-        self._quantizers = quantizers
-        self._rounds = rounds
-        self._seen: dict[str, list[Any]] = {name: [] for name in quantizers}
-        self._ranges: dict[str, Any] = {}
-        self._frozen = isinstance(next(iter(quantizers.values())), FixedFakeQuant)
-
-    def __call__(self, step: str, x: Any) -> Any:
-        """Returns `x` rounded as a result of the step."""
-        name = self.prefix + step
-        quantizer = self._quantizers[name]
-        if self._frozen or quantizer.observer is not None:
-            return quantizer(x)
-        self._seen[name].append(x)
-        if not self._rounds:
-            return x
-        if name not in self._ranges:
-            self._ranges[name] = quantizer.current_range()
-        return self._straight(x, self._ranges[name])
-
-    def state(self, x: Any, last: bool) -> Any:
-        """Returns a state, rounded unless it is the last and what follows rounds it."""
-        return self("state", x) if self.rounds_last or not last else x
-
-    def seen(self, state: Any) -> Any:
-        """Returns a state as the recurrent kernels see it."""
-        return state if self.of_state is None else state * self.of_state
-
-    def sigmoid(self, x: Any) -> Any:
-        """Returns the sigmoid of `x` as the runtime rounds it."""
-        return self._straight(ops.sigmoid(x), SIGMOID_RANGE)
-
-    def tanh(self, x: Any) -> Any:
-        """Returns the hyperbolic tangent of `x` as the runtime rounds it."""
-        return self._straight(ops.tanh(x), TANH_RANGE)
-
-    def _straight(self, x: Any, ends: Any) -> Any:
-        rounded = round_onto(x, *ends)
-        # Not by a function with a gradient of its own: there would be thousands of them.
-        return rounded if self._frozen else x + ops.stop_gradient(rounded - x)
-
-    def ends(self) -> dict[str, tuple[Any, Any]]:
-        """Returns the smallest and largest value of every step."""
-        return {name: _ends(values) for name, values in self._seen.items()}
-
-
-def _ends(values: list[Any]) -> tuple[Any, Any]:
-    if not values:
-        return ops.zeros(()), ops.zeros(())
-    together = ops.cast(ops.stop_gradient(ops.stack(values)), "float32")
-    return ops.min(together), ops.max(together)
-
-
 def _inputs(
-    cell: Any, x: Any, bias: Any, gates: tuple[str, ...], backwards: bool, rounding: _Rounding
-) -> dict[str, list[Any]]:
-    """Returns what each gate gets from the inputs, by step: one product for all steps."""
-    units = cell.units
-    result = {}
-    for number, gate in enumerate(gates):
-        part = slice(number * units, (number + 1) * units)
-        products = ops.matmul(x, ops.convert_to_tensor(cell.cell.kernel)[:, part])
-        if bias is not None:
-            products = products + bias[part]
-        products = rounding(f"input{gate}", products)
-        # Slices, not unstack: of that, the converter leaves in float what has an unused result.
-        steps = [products[:, step] for step in range(x.shape[1])]
-        result[gate] = steps[::-1] if backwards else steps
-    return result
+    cell: Any, x: Value, bias: Any, gates: Sequence[str], steps: Stepwise
+) -> dict[str, Value]:
+    """Returns what each gate gets from the inputs of all steps."""
+    kernels = ops.split(ops.convert_to_tensor(cell.cell.kernel), len(gates), axis=1)
+    biases = [None] * len(gates) if bias is None else ops.split(bias, len(gates))
+    given = {}
+    for gate, kernel, offset in zip(gates, kernels, biases, strict=True):
+        given[gate] = steps.weighted(f"input{gate}", x, steps.kernel(kernel, offset))
+    return given
 
 
-def _lstm(cell: Any, x: Any, backwards: bool, rounding: _Rounding) -> list[Any]:
+def _lstm(cell: Any, x: Value, steps: Stepwise) -> tuple[Any, dict[str, Value]]:
     gates = ("_i", "_f", "_c", "_o")
     bias = ops.convert_to_tensor(cell.cell.bias) if cell.use_bias else None
-    given = _inputs(cell, x, bias, gates, backwards, rounding)
     recurrent = ops.split(ops.convert_to_tensor(cell.cell.recurrent_kernel), 4, axis=1)
-    states: list[Any] = []
-    carry = None
-    for step in range(x.shape[1]):
-        z = {}
-        for gate, kernel in zip(gates, recurrent, strict=True):
-            z[gate] = given[gate][step]
-            if states:
-                seen = rounding.seen(states[-1])
-                product = rounding(f"recurrent{gate}", ops.matmul(seen, kernel))
-                z[gate] = rounding(f"sum{gate}", z[gate] + product)
-        added = rounding("added", rounding.sigmoid(z["_i"]) * rounding.tanh(z["_c"]))
-        if carry is None:
-            carry = added
-        else:
-            kept = rounding("kept", rounding.sigmoid(z["_f"]) * carry)
-            carry = rounding("carry", kept + added)
-        output = rounding.sigmoid(z["_o"]) * rounding.tanh(carry)
-        states.append(rounding.state(output, step == x.shape[1] - 1))
-    return states
+    kernels = dict(zip(gates, map(steps.kernel, recurrent), strict=True))
+
+    def advance(held: Sequence[Value], given: dict[str, Value]) -> Sequence[Value]:
+        z = dict(given)
+        for gate in gates if held else ():
+            product = steps.weighted(f"recurrent{gate}", steps.seen(held[0]), kernels[gate])
+            z[gate] = steps.add(f"sum{gate}", z[gate], product)
+        carry = steps.multiply("added", steps.sigmoid(z["_i"]), steps.tanh(z["_c"]))
+        if held:
+            kept = steps.multiply("kept", steps.sigmoid(z["_f"]), held[1])
+            carry = steps.add("carry", kept, carry)
+        return steps.multiply("state", steps.sigmoid(z["_o"]), steps.tanh(carry)), carry
+
+    return advance, _inputs(cell, x, bias, gates, steps)
 
 
-def _gru(cell: Any, x: Any, backwards: bool, rounding: _Rounding) -> list[Any]:
+def _gru(cell: Any, x: Value, steps: Stepwise) -> tuple[Any, dict[str, Value]]:
     gates = ("_z", "_r", "_h")
-    units = cell.units
     bias = after = None
     if cell.use_bias:
         bias = ops.convert_to_tensor(cell.cell.bias)
         if cell.reset_after:
             # Of the bias of the state, only the part that the reset gate multiplies stays apart.
-            after = bias[1, 2 * units :]
-            bias = bias[0] + ops.concatenate([bias[1, : 2 * units], ops.zeros_like(after)])
-    given = _inputs(cell, x, bias, gates, backwards, rounding)
+            after = bias[1, 2 * cell.units :]
+            bias = bias[0] + ops.concatenate([bias[1, : 2 * cell.units], ops.zeros_like(after)])
     kernel_z, kernel_r, kernel_h = ops.split(
         ops.convert_to_tensor(cell.cell.recurrent_kernel), 3, axis=1
     )
-    states: list[Any] = []
-    for step in range(x.shape[1]):
-        z, r, candidate = (given[gate][step] for gate in gates)
-        if states:
-            seen = rounding.seen(states[-1])
-            z = rounding("sum_z", z + rounding("recurrent_z", ops.matmul(seen, kernel_z)))
-            r = rounding("sum_r", r + rounding("recurrent_r", ops.matmul(seen, kernel_r)))
-        reset = rounding.sigmoid(r)
+    update_of, reset_of = steps.kernel(kernel_z), steps.kernel(kernel_r)
+    memory_of = steps.kernel(kernel_h, after)
+
+    def advance(held: Sequence[Value], given: dict[str, Value]) -> Sequence[Value]:
+        z, r, candidate = (given[gate] for gate in gates)
+        seen = steps.seen(held[0]) if held else None
+        if seen is not None:
+            z = steps.add("sum_z", z, steps.weighted("recurrent_z", seen, update_of))
+            r = steps.add("sum_r", r, steps.weighted("recurrent_r", seen, reset_of))
+        reset = steps.sigmoid(r)
         memory = None
-        if cell.reset_after and (states or after is not None):
-            memory = ops.matmul(seen, kernel_h) if states else ops.zeros_like(candidate)
-            memory = memory if after is None else memory + after
-            memory = rounding("reset", reset * rounding("recurrent_h", memory))
-        elif states:
-            memory = rounding("reset", reset * seen)
-            memory = rounding("recurrent_h", ops.matmul(memory, kernel_h))
+        if cell.reset_after and seen is not None:
+            memory = steps.multiply("reset", reset, steps.weighted("recurrent_h", seen, memory_of))
+        elif cell.reset_after and after is not None:
+            bare = ops.zeros_like(candidate.x) + after
+            memory = steps.multiply("reset", reset, steps.constant("recurrent_h", bare, candidate))
+        elif seen is not None:
+            memory = steps.weighted("recurrent_h", steps.multiply("reset", reset, seen), memory_of)
         if memory is not None:
-            candidate = rounding("sum_h", candidate + memory)
-        new, update = rounding.tanh(candidate), rounding.sigmoid(z)
-        difference = states[-1] - new if states else -1.0 * new
-        mixed = rounding("mixed", update * rounding("difference", difference))
-        states.append(rounding.state(new + mixed, step == x.shape[1] - 1))
-    return states
+            candidate = steps.add("sum_h", candidate, memory)
+        new, update = steps.tanh(candidate), steps.sigmoid(z)
+        if held:
+            difference = steps.subtract("difference", held[0], new)
+        else:
+            difference = steps.scale("difference", new, -1.0)
+        return (steps.add("state", new, steps.multiply("mixed", update, difference)),)
+
+    return advance, _inputs(cell, x, bias, gates, steps)
 
 
-def _simple(cell: Any, x: Any, backwards: bool, rounding: _Rounding) -> list[Any]:
+def _simple(cell: Any, x: Value, steps: Stepwise) -> tuple[Any, dict[str, Value]]:
     bias = ops.convert_to_tensor(cell.cell.bias) if cell.use_bias else None
-    given = _inputs(cell, x, bias, ("",), backwards, rounding)[""]
-    kernel = ops.convert_to_tensor(cell.cell.recurrent_kernel)
-    states: list[Any] = []
-    for z in given:
-        if states:
-            product = rounding("recurrent", ops.matmul(rounding.seen(states[-1]), kernel))
-            z = rounding("sum", z + product)
-        states.append(rounding.tanh(z))
-    return states
+    kernel = steps.kernel(ops.convert_to_tensor(cell.cell.recurrent_kernel))
+
+    def advance(held: Sequence[Value], given: dict[str, Value]) -> Sequence[Value]:
+        z = given[""]
+        if held:
+            z = steps.add("sum", z, steps.weighted("recurrent", steps.seen(held[0]), kernel))
+        return (steps.tanh(z),)
+
+    return advance, _inputs(cell, x, bias, ("",), steps)
 
 
-_RUN = {layers.LSTM: _lstm, layers.GRU: _gru, layers.SimpleRNN: _simple}
+_CELLS = {layers.LSTM: _lstm, layers.GRU: _gru, layers.SimpleRNN: _simple}
 
 
-def _merged(mode: str, forward: Any, backward: Any) -> Any:
+def _merged(mode: str, forward: Value, backward: Value, steps: Stepwise) -> Value:
     if mode == "concat":
-        return ops.concatenate([forward, backward], axis=-1)
+        parts = [steps.move("merged", part) for part in (forward, backward)]
+        return Value(ops.concatenate([part.x for part in parts], axis=-1), parts[0].unit)
     if mode == "mul":
-        return forward * backward
-    return (forward + backward) * (0.5 if mode == "ave" else 1.0)
+        return steps.multiply("merged", forward, backward)
+    if mode == "sum":
+        return steps.add("merged", forward, backward)
+    return steps.scale("merged", steps.add("added", forward, backward), 0.5)
 
 
 def unrolled(config: dict[str, Any]) -> dict[str, Any]:

@@ -27,14 +27,14 @@ from tfcompress.transforms import FakeQuant
 from tfcompress.wrap.canonicalize import activation_name
 from tfcompress.wrap.custom import description
 from tfcompress.wrap.forms import is_affine
-from tfcompress.wrap.integers import constant_operand
 from tfcompress.wrap.runtime import (
-    SIGMOID_RANGE,
     ChannelScale,
     FoldSteps,
     RuntimeMerge,
     UnfoldSteps,
 )
+from tfcompress.wrap.scalings import constant_operand
+from tfcompress.wrap.stepwise import SIGMOID_RANGE, TANH_RANGE
 from tfcompress.wrap.wrapper import channel_axes
 
 LINEAR = "linear"  # a weighted sum: what follows may be fused into it
@@ -88,7 +88,7 @@ FIXED_RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("log_softmax", "logsoftmax"), (-255 / 16, 0.0)),
     "softmax": SIGMOID_RANGE,
     "sigmoid": SIGMOID_RANGE,
-    "tanh": (-1.0, 127 / 128),
+    "tanh": TANH_RANGE,
 }
 
 FUSES = {
@@ -172,6 +172,18 @@ def fixed_range(operation: Any) -> tuple[float, float] | None:
     return FIXED_RANGES.get(
         (activation_name(layer) or "") if name == "Activation" else name.lower()
     )
+
+
+def adds_tensors(call: Call) -> bool:
+    """Returns whether a call is `keras.ops.add` of two tensors that an Add layer could take.
+
+    Of different shapes they may have no axis of samples, which the layer needs.
+    """
+    layer = isinstance(call.operation, keras.layers.Layer)
+    if layer or type(call.operation).__name__ != "Add" or len(call.inputs) != 2:
+        return False
+    a, b = call.inputs
+    return is_float(a) and is_float(b) and a.shape == b.shape and len(a.shape) > 1
 
 
 def does_nothing(call: Call) -> bool:

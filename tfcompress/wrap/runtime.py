@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+import types
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -19,10 +20,9 @@ from tfcompress.graph.clone import clone_layer
 from tfcompress.wrap.activations import ActivationQuantizer, FixedFakeQuant, fake_quant
 from tfcompress.wrap.integers import InverseRoot, Mean, Product, straight_through
 from tfcompress.wrap.kernels import Addition, HardSwish, Kernel, Subtraction
+from tfcompress.wrap.stepwise import SIGMOID_RANGE
 
 _PRECISE = "float32" if keras.backend.backend() == "jax" else "float64"  # JAX has it off
-SIGMOID_RANGE = (0.0, 255 / 256)
-"""What the runtime prescribes for the result of a sigmoid."""
 
 
 @dataclasses.dataclass
@@ -39,17 +39,20 @@ class RuntimeLayer(layers.Layer):
     """A layer that computes in the steps of the runtime, and keeps a range for each.
 
     Attributes:
-        rounding: The quantizers of the steps, by name.
+        rounding: The quantizers of the steps, by name; `fixed` are the ranges that are known.
     """
 
     steps: tuple[str, ...] = ()
     non_negative: tuple[str, ...] = ()
+    fixed: Mapping[str, tuple[float, float]] = types.MappingProxyType({})
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.supports_masking = True
         self.rounding: dict[str, Any] = {
-            step: ActivationQuantizer(non_negative=step in self.non_negative, name=step)
+            step: ActivationQuantizer(
+                self.fixed.get(step), non_negative=step in self.non_negative, name=step
+            )
             for step in self.steps
         }
         self._links = _Links()
@@ -67,19 +70,19 @@ class RuntimeLayer(layers.Layer):
         """
         known = None not in read and self.compute_dtype == "float32"
         self._links.grids[id(result)] = (*read, result) if known else ()
-        self._kernels = self.kernels_for(read, result) if self.grids else []
-        return self.source_for(read) if self.grids else None
+        self._kernels = self.kernels_for(read, result) if self.grids() else []
+        return self.source_for(read) if self.grids() else None
 
-    @property
+    # Methods, no properties: Keras takes what attributes hold for parts of the layer, and saves it.
+
     def grids(self) -> tuple[Any, ...]:
-        """The quantizers around the layer, inputs first; empty if it follows no kernels."""
+        """Returns the quantizers around the layer, inputs first; none if it follows no kernels."""
         found = list(self._links.grids.values())
         return found[0] if len(found) == 1 else ()  # called on other grids elsewhere, none
 
-    @property
     def linked_variables(self) -> list[Any]:
-        """The variables of these quantizers, which its kernels read."""
-        return [variable for grid in self.grids for variable in grid.variables]
+        """Returns the variables of these quantizers, which its kernels read."""
+        return [variable for grid in self.grids() for variable in grid.variables]
 
     def kernels_for(self, read: Sequence[Any], result: Any) -> list[Kernel]:
         """Returns the kernels that the layer has to follow at inference, by these quantizers."""
@@ -134,7 +137,7 @@ class RuntimeSwish(RuntimeLayer):
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         """Returns the product."""
         gate = ops.sigmoid(inputs)
-        if training or not self.grids or not all(grid.exact for grid in self.grids):
+        if training or not self.grids() or not all(grid.exact for grid in self.grids()):
             return inputs * fake_quant(gate, *SIGMOID_RANGE)
         # The runtime looks the gate up in a table, which it computes in this way, ties to even.
         power = ops.cast(ops.exp(ops.cast(ops.minimum(inputs, 80.0), _PRECISE)), "float32")

@@ -11,6 +11,7 @@ from keras import layers
 from tfcompress.graph.cost import plain
 from tfcompress.graph.expand import MaskScores
 from tfcompress.graph.read import Call, Graph, called_once, is_graph, read_graph, walk_layers
+from tfcompress.wrap.activations import GridCrossing
 from tfcompress.wrap.canonicalize import activation_name
 from tfcompress.wrap.forms import is_affine
 from tfcompress.wrap.integers import (
@@ -22,8 +23,10 @@ from tfcompress.wrap.integers import (
     Product,
     Source,
     Sum,
+    Table,
     rounding_of,
 )
+from tfcompress.wrap.recurrent import RuntimeRecurrent
 from tfcompress.wrap.roles import (
     CLIP,
     JOIN,
@@ -32,6 +35,7 @@ from tfcompress.wrap.roles import (
     NORMALIZATION,
     OUTPUT,
     RELU,
+    TABLE,
     keras_name,
     role,
 )
@@ -56,6 +60,11 @@ def source_of(tensor: Any, result: Grid) -> Source | None:
     layer, kind = plain(operation), role(operation)
     if _bits(operation) == 8:
         return Moved(operation)
+    if isinstance(operation, GridCrossing):
+        crossed = grid_of(inputs[0])
+        return None if crossed is None else Moved(crossed)
+    if isinstance(layer, RuntimeRecurrent):
+        return Moved(layer.result())
     if isinstance(layer, MaskScores):  # what is masked is off the grid by any rule
         return source_of(inputs[0], result)
     if kind in (RELU, CLIP):
@@ -122,11 +131,17 @@ def _sum(operation: Any, given: Any, scalings: tuple[Any, ...]) -> Source | None
 def sum_of(wrapper: Any, args: tuple[Any, ...]) -> Sum | None:
     """Returns what a wrapped layer adds up, called on symbolic tensors; None if not on integers.
 
-    None as well if another call of the layer reads another grid.
+    None as well if another call of the layer reads another grid. A recurrent layer is told the grid
+    that it reads, if there is one.
     """
-    read = grid_of(args[0]) if args and adds_integers(wrapper) else None
+    layer = plain(wrapper)
+    steps = isinstance(layer, RuntimeRecurrent)
+    read = grid_of(args[0]) if args and (steps or adds_integers(wrapper)) else None
     others = {id(grid_of(node.input_tensors[0])) for node in wrapper._inbound_nodes}
-    return None if read is None or others - {id(read)} else Sum(wrapper, (), read)
+    read = None if others - {id(read)} else read
+    if steps:
+        layer.link([read], layer.result())
+    return None if steps or read is None else Sum(wrapper, (), read)
 
 
 def adds_integers(operation: Any) -> bool:
@@ -185,9 +200,22 @@ def grid_of(tensor: Any) -> Grid | None:
         return operation if _bits(operation) == 8 else None
     if is_graph(operation):
         return grid_of(operation.outputs[tensor._keras_history.tensor_index])
+    if isinstance(plain(operation), RuntimeRecurrent):
+        return plain(operation).result()
+    if role(operation) == TABLE:
+        return _table(operation)
     if isinstance(operation, layers.InputLayer):
         return getattr(operation, _ENTERED, _Entered()).grid
     return grid_of(inputs[0]) if role(operation) == MOVE and inputs else None
+
+
+def _table(embedding: Any) -> Table | None:
+    """Returns the grid of an embedding's rows, if it is rounded to 8 bits."""
+    rounding = rounding_of(getattr(embedding, "transforms", ()))
+    plainly = type(plain(embedding)) is layers.Embedding
+    if not plainly or rounding is None or plain(embedding).compute_dtype != "float32":
+        return None
+    return Table(embedding)
 
 
 def grid_behind(graph: Graph, call: Call) -> Any:

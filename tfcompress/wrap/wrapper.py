@@ -258,7 +258,8 @@ class CompressionWrapper(keras.layers.Layer):
         update = bool(training) and first_call_in_pass(self)
         # Every variable is mapped, at its current value: one that is missing would be read past an
         # outer stateless scope (JAX training), and its updates would be lost.
-        variables = [*self.layer.variables, *getattr(self.layer, "linked_variables", ())]
+        linked: list[Any] = getattr(self.layer, "linked_variables", list)()
+        variables = [*self.layer.variables, *linked]
         values = {id(v): (v, ops.convert_to_tensor(v)) for v in variables}
         for weight, transforms in self.pipelines():
             values[id(weight)] = (weight, self.effective_value(weight, transforms, update))

@@ -1,0 +1,274 @@
+"""What the runtime does inside of a recurrent layer, each step on a grid of its own."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from keras import ops
+
+from tfcompress.wrap.activations import FixedFakeQuant, GridCrossing, round_onto
+from tfcompress.wrap.integers import Total, divided, moved, unit_of_sum
+from tfcompress.wrap.kernels import added
+
+SIGMOID_RANGE = (0.0, 255 / 256)
+"""What the runtime prescribes for the result of a sigmoid."""
+
+TANH_RANGE = (-1.0, 127 / 128)
+"""What the runtime prescribes for the result of a tanh."""
+
+_TIME_SECOND = (1, 0, 2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Value:
+    """A tensor of one pass.
+
+    Args:
+        x: The tensor.
+        unit: The step of its grid, where the pass computes in integers (see `integers.py`).
+    """
+
+    x: Any
+    unit: Any = None
+
+    def places(self) -> Any:
+        """Returns the integers, as floats."""
+        return straight(self.x / self.unit, ops.round(self.x / self.unit))
+
+
+class Kernel:
+    """A kernel that is rounded: the grid of each column ends at its largest weight.
+
+    Args:
+        value: Of shape (inputs, outputs).
+        bias: Of shape (outputs,), if there is one.
+        exact: Whether it will be multiplied by integers.
+    """
+
+    def __init__(self, value: Any, bias: Any, exact: bool) -> None:
+        self.value, self.bias = value, bias
+        if exact:
+            self.ends = ops.max(ops.abs(value), axis=0)
+            self.size = ops.where(self.ends > 0, divided(self.ends, 127), 1.0)
+            self.places = straight(value / self.size, ops.round(value / self.size))
+            self.offset = ops.zeros(value.shape[-1:]) if bias is None else bias
+
+
+class Stepwise:
+    """Rounds the results of the steps of one pass, and remembers what was rounded.
+
+    Args:
+        quantizers: Those of the steps, by name.
+        rounds: Whether results are rounded: the ranges were trained. As a tensor, 1.0 or 0.0.
+        exact: Whether they are rounded as the runtime does; then what comes in has a `unit`.
+    """
+
+    def __init__(self, quantizers: dict[str, Any], rounds: Any = True, exact: bool = False) -> None:
+        self.prefix = ""
+        self.of_state: Any = None  # what dropout multiplies states with
+        self._quantizers = quantizers
+        self._rounds = rounds
+        self._exact = exact
+        self._seen: dict[str, list[Any]] = {name: [] for name in quantizers}
+        self._frozen = isinstance(next(iter(quantizers.values())), FixedFakeQuant)
+        self.written_out = self._frozen or any(q.observer for q in quantizers.values())
+        # All at once: what is computed inside of a loop cannot be used behind it.
+        self._ranges = {
+            name: quantizer.grid() if exact else quantizer.current_range()
+            for name, quantizer in quantizers.items()
+            if rounds is not False and not self.written_out and quantizer.fixed_range is None
+        }
+
+    def kernel(self, value: Any, bias: Any = None) -> Kernel:
+        """Returns a kernel to be used in every step."""
+        return Kernel(value, bias, self._exact)
+
+    def loop(
+        self,
+        advance: Callable[[Sequence[Value], dict[str, Value]], Sequence[Value]],
+        given: dict[str, Value],
+        backwards: bool,
+        turned: bool | None,
+    ) -> Value:
+        """Returns the states after the steps of a sequence.
+
+        Args:
+            advance: Returns the state, and what else is remembered, of one step from those of the
+                step before (nothing in the first) and from its inputs.
+            given: The inputs of all steps, of shape (samples, steps, units).
+            backwards: Whether the last step comes first.
+            turned: Whether states are returned in the opposite order; None for the last one alone.
+
+        Returns:
+            Of shape (samples, steps, units), or (samples, units) for the last state alone.
+        """
+        count = next(iter(given.values())).x.shape[1]
+        order = range(count)[::-1] if backwards else range(count)
+
+        def at(step: int) -> dict[str, Value]:
+            # Slices, not unstack: of that, the converter leaves in float what has an unused result.
+            return {name: Value(value.x[:, step], value.unit) for name, value in given.items()}
+
+        # What the first step returns may be on other grids than what the others do.
+        apart = count if self.written_out else min(count, 2)
+        held: Sequence[Value] = ()
+        states = []
+        for step in order[:apart]:
+            held = advance(held, at(step))
+            states.append(held[0].x)
+        unit = held[0].unit
+        if apart == count:
+            if turned is None:
+                return Value(states[-1], unit)
+            return Value(ops.stack(states[::-1] if turned else states, axis=1), unit)
+        following = {
+            name: Value(ops.flip(v.x[:, :-apart], 1) if backwards else v.x[:, apart:], v.unit)
+            for name, v in given.items()
+        }
+        rest = self._scan(advance, following, held)
+        if turned is None:
+            return Value(rest[-1], unit)
+        every = ops.concatenate([ops.stack(states), rest], axis=0)
+        return Value(ops.transpose(ops.flip(every, 0) if turned else every, _TIME_SECOND), unit)
+
+    def _scan(self, advance: Any, given: dict[str, Value], held: Sequence[Value]) -> Any:
+        """Returns the states of further steps, by step."""
+        names = [name for name in self._seen if name.startswith(self.prefix)]
+        units = [value.unit for value in held]
+
+        def body(carried: Any, inputs: Any) -> Any:
+            tensors, low, high = carried
+            seen, self._seen = self._seen, {name: [] for name in self._seen}
+            before = [Value(x, unit) for x, unit in zip(tensors, units, strict=True)]
+            inputs = {name: Value(x, given[name].unit) for name, x in inputs.items()}
+            after = [value.x for value in advance(before, inputs)]
+            ends, self._seen = self.ends(), seen
+            low = ops.minimum(low, ops.stack([ends[name][0] for name in names]))
+            high = ops.maximum(high, ops.stack([ends[name][1] for name in names]))
+            return (after, low, high), (after, low, high)
+
+        none = ops.zeros((len(names),))  # a range holds zero in any case
+        inputs = {name: ops.transpose(value.x, _TIME_SECOND) for name, value in given.items()}
+        (_, low, high), (after, _, _) = ops.scan(body, ([v.x for v in held], none, none), inputs)
+        for place, name in enumerate(names):
+            self._seen[name] += [low[place], high[place]]
+        return after[0]
+
+    def weighted(self, step: str, value: Value, kernel: Kernel) -> Value:
+        """Returns the product with a kernel, and its bias added.
+
+        Args:
+            step: The name of the step.
+            value: Of shape (..., inputs).
+            kernel: What `kernel` returned.
+        """
+        if value.unit is None:
+            x = ops.matmul(value.x, kernel.value)
+            return self._round(step, x if kernel.bias is None else x + kernel.bias)
+        x = ops.matmul(value.places(), kernel.places) * (value.unit * kernel.size) + kernel.offset
+        unit = unit_of_sum(value.unit, kernel.ends, 127, kernel.offset)
+        return self._round(step, x, Total(unit, kernel.offset).steps)
+
+    def add(self, step: str, a: Value, b: Value) -> Value:
+        """Returns the sum of two values."""
+        return self._sum(step, a, b, 1)
+
+    def subtract(self, step: str, a: Value, b: Value) -> Value:
+        """Returns the difference of two values."""
+        return self._sum(step, a, b, -1)
+
+    def _sum(self, step: str, a: Value, b: Value, sign: int) -> Value:
+        x = a.x + b.x if sign > 0 else a.x - b.x
+        if a.unit is None or b.unit is None:
+            return self._round(step, x)
+        places, units = [a.places(), sign * b.places()], [a.unit, b.unit]
+        return self._round(step, x, lambda x, scale: added(places, units, scale))
+
+    def multiply(self, step: str, a: Value, b: Value) -> Value:
+        """Returns the product of two values."""
+        known = a.unit is not None and b.unit is not None
+        return self._round(step, a.x * b.x, Total(a.unit * b.unit).steps if known else None)
+
+    def scale(self, step: str, a: Value, factor: float) -> Value:
+        """Returns a value times a number, which the file stores as 255 steps."""
+        known = a.unit is not None
+        return self._round(
+            step, a.x * factor, Total(a.unit * (abs(factor) / 255)).steps if known else None
+        )
+
+    def move(self, step: str, a: Value) -> Value:
+        """Returns a value of one grid on another."""
+        if self._frozen:
+            a = Value(GridCrossing.written(a.x))
+        unit = a.unit
+        known = unit is not None
+        return self._round(step, a.x, (lambda x, scale: moved(x, unit, scale)) if known else None)
+
+    def sigmoid(self, a: Value) -> Value:
+        """Returns the sigmoid of a value as the runtime rounds it."""
+        return self._fixed(a, ops.sigmoid(a.x), SIGMOID_RANGE)
+
+    def tanh(self, a: Value) -> Value:
+        """Returns the hyperbolic tangent of a value as the runtime rounds it."""
+        return self._fixed(a, ops.tanh(a.x), TANH_RANGE)
+
+    def seen(self, state: Value) -> Value:
+        """Returns a state as the recurrent kernels see it."""
+        return state if self.of_state is None else Value(state.x * self.of_state)
+
+    def constant(self, step: str, x: Any, like: Value) -> Value:
+        """Returns numbers on the grid of a step, in integers if another value is."""
+        known = like.unit is not None
+        return self._round(step, x, (lambda x, scale: ops.round(x / scale)) if known else None)
+
+    def _fixed(self, a: Value, x: Any, ends: tuple[float, float]) -> Value:
+        unit = None if a.unit is None else (ends[1] - ends[0]) / 255
+        return Value(self._straight(x, round_onto(x, *ends)), unit)
+
+    def _round(self, step: str, x: Any, steps: Callable[[Any, Any], Any] | None = None) -> Value:
+        """Returns `x` rounded as a result of the step.
+
+        Args:
+            step: The name of the step.
+            x: The result in floats.
+            steps: Returns it as integers of a grid, not clipped, if it is known how the runtime
+                rounds it.
+        """
+        name = self.prefix + step
+        quantizer = self._quantizers[name]
+        if self._frozen or quantizer.observer is not None:
+            return Value(quantizer(x))
+        self._seen[name].append(x)
+        if self._rounds is False:
+            return Value(x)
+        if steps is None:
+            difference = ops.stop_gradient(round_onto(x, *self._ranges[name]) - x)
+            return Value(x + (difference if self._rounds is True else difference * self._rounds))
+        scale, lowest = self._ranges[name]
+        places = ops.clip(steps(x, scale), lowest, lowest + 255)
+        return Value(straight(x, places * scale), scale)
+
+    def _straight(self, x: Any, rounded: Any) -> Any:
+        return rounded if self._frozen else straight(x, rounded)
+
+    def ends(self) -> dict[str, tuple[Any, Any]]:
+        """Returns the smallest and largest value of every step."""
+        return {name: _ends(values) for name, values in self._seen.items()}
+
+
+def straight(x: Any, rounded: Any) -> Any:
+    """Returns a rounded tensor with the gradient of `x`.
+
+    Not by a function with a gradient of its own: there would be thousands of them.
+    """
+    return x + ops.stop_gradient(rounded - x)
+
+
+def _ends(values: list[Any]) -> tuple[Any, Any]:
+    if not values:
+        return ops.zeros(()), ops.zeros(())
+    found = [ops.cast(ops.stop_gradient(value), "float32") for value in values]
+    lowest, highest = ops.stack(list(map(ops.min, found))), ops.stack(list(map(ops.max, found)))
+    return ops.min(lowest), ops.max(highest)
