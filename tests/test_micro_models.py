@@ -1,4 +1,4 @@
-"""Twelve small networks, trained for a hundred epochs, agree with their files to two steps."""
+"""Twelve small networks, trained for a hundred epochs, are equal to their files."""
 
 import keras
 import numpy as np
@@ -100,10 +100,6 @@ MICRO = (
 )
 
 
-STEPS = {"residual": 3, "recurrent": 5, "gated": 8}
-"""Steps that were measured where one step decides over more: of a gate, over a whole channel."""
-
-
 def digits():
     """Eight classes of noisy patterns, 8x8."""
     generator = np.random.default_rng(0)
@@ -131,5 +127,4 @@ def test_a_hundred_epochs(build, tmp_path):
     assert result.float_tensors == []
     name = model.inputs[0]._keras_history.operation.name
     found = measure(aware, result.path, {name: x[768:]})
-    assert found.rmse < 0.02
-    assert found.max_steps <= STEPS.get(build.__name__, 2) + 0.01 and found.top1 > 0.98, found
+    assert found.max_steps < 0.01 and found.top1 == 1, found

@@ -267,3 +267,82 @@ def test_tokens_of_a_subclassed_model_are_integers():
     graph = as_graph(model)
     assert graph.inputs[0].dtype == "int32"
     np.testing.assert_allclose(graph(ids), wanted, atol=1e-6)
+
+
+class Patches(L.Layer):
+    """Reads the size of the batch, which is not known in a graph."""
+
+    def call(self, images):
+        batch, height, width, channels = ops.shape(images)
+        patches = ops.image.extract_patches(images, size=4)
+        return ops.reshape(patches, (batch, height * width // 16, 16 * channels))
+
+
+class Places(L.Layer):
+    """Looks up constants, one after the other, in two tables."""
+
+    def __init__(self, count, width, **kwargs):
+        super().__init__(**kwargs)
+        self.project = L.Dense(width)
+        self.tables = [L.Embedding(count, width), L.Embedding(2, width)]
+        self.count = count
+
+    def call(self, x):
+        places = self.tables[0](ops.expand_dims(ops.arange(self.count), 0))
+        halves = self.tables[1](ops.arange(self.count) // 2 % 2)
+        return self.project(x) + places + halves + self.tables[1](ops.zeros((1,), "int32"))
+
+
+class Attention(L.Layer):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.attention = L.MultiHeadAttention(2, 6)
+        self.feed = keras.Sequential([L.Dense(16, activation="gelu"), L.Dense(12)])
+        self.norms = [L.LayerNormalization(), L.LayerNormalization()]
+
+    def call(self, x):
+        x = self.norms[0](x + self.attention(x, x))
+        return self.norms[1](x + self.feed(x))
+
+
+def transformer():
+    inputs = keras.Input((8, 8, 4))
+    x = Attention()(Places(4, 12)(Patches()(inputs)))
+    return keras.Model(inputs, L.Dense(3)(L.Flatten()(x)))
+
+
+def several_axes():
+    """Attention over the two axes of an image."""
+    inputs = keras.Input((4, 4, 12))
+    x = inputs + L.MultiHeadAttention(2, 6)(inputs, inputs)
+    return keras.Model(inputs, L.Dense(3)(L.Flatten()(x)))
+
+
+@pytest.mark.parametrize("build", [transformer, several_axes])
+def test_vision_transformers_are_integers_throughout(build, tmp_path):
+    keras.utils.set_random_seed(0)
+    model = build()
+    shape = model.input_shape[1:]
+    x = np.random.default_rng(0).normal(size=(64, *shape)).astype("float32")
+    graph = as_graph(model)
+    np.testing.assert_allclose(graph.predict(x, verbose=0), model.predict(x, verbose=0), atol=1e-5)
+    paths = {path for path, _ in walk_layers(graph)}
+    assert build is several_axes or sum("/" in path for path in paths) >= 8
+    aware = tfc.quantize(model)
+    aware.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    aware.fit(x, np.arange(64) % 3, epochs=2, verbose=0)
+    result = tfc.export_tflite(aware, tmp_path / "m.tflite")
+    assert result.float_tensors == [] and result.agreement.max_steps < 0.01
+    with pytest.warns(tfc.CompressionWarning, match="drops"):
+        plain = tfc.strip(aware)
+    assert [type(layer) for layer in plain.layers] == [type(layer) for layer in model.layers]
+    assert len(plain.weights) == len(model.weights)
+
+
+def test_functions_in_configs_are_copied_as_they_are(tmp_path):
+    inputs = keras.Input((6,))
+    model = keras.Model(inputs, L.Dense(4, activation=lambda x: x * ops.sigmoid(x))(inputs))
+    x = np.random.default_rng(0).normal(size=(64, 6)).astype("float32")
+    with pytest.warns(tfc.CompressionWarning, match="no Keras activation"):
+        result = tfc.export_tflite(model, tmp_path / "m.tflite", representative_dataset=x)
+    assert result.agreement.rmse < 0.05

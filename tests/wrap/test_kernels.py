@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from tfcompress.wrap.integers import InverseRoot
 from tfcompress.wrap.kernels import Addition, HardSwish, Subtraction
 
 
@@ -82,3 +83,25 @@ def test_hard_swish_is_near_the_function():
     values = x * unit
     wanted = values * np.clip(values + 3, 0, 6) / 6
     assert np.abs(steps * scale - wanted).max() < 0.6 * scale
+
+
+def multiplied(x, ratio):
+    """The runtime's `MultiplyByQuantizedMultiplier`: 31 binary digits, then a power of two."""
+    digits, power = np.frexp(ratio)
+    multiplier, right = round(float(digits) * 2**31), max(-int(power), 0)
+    high = (x * 2 ** max(int(power), 0) * multiplier + (1 << 30)) >> 31
+    return (high + (1 << right >> 1)) >> right
+
+
+@pytest.mark.parametrize("scale", [0.0198, 0.031, 0.0007])
+@pytest.mark.parametrize("unit", [0.000508, 0.0031, 0.02])
+def test_inverse_roots_are_scaled_in_two_roundings(unit, scale):
+    unit, scale = np.float32(unit), np.float32(scale)
+    grid = type("Grid", (), {"grid": lambda self: (unit, 0.0)})()
+    places = np.arange(1, 256)
+    x = (1 / np.sqrt(places * np.float64(unit))).astype("float32")
+    found = InverseRoot(grid).steps(x, scale)
+    roots = np.rint(2**20 / np.sqrt(places)).astype(int)
+    ratio = 2.0**-20 / (np.sqrt(np.float64(unit)) * scale)
+    wanted = [multiplied(int(root), ratio) for root in roots]
+    np.testing.assert_array_equal(found, wanted)

@@ -206,3 +206,18 @@ def test_what_cannot_be_wrapped_is_refused():
         tfc.CompressionWrapper(wrap(L.Dense(3)))
     with pytest.raises(ValueError, match="two transforms of the same kind"):
         tfc.CompressionWrapper(L.Dense(3), [FakeQuant(), FakeQuant()])
+
+
+def test_a_model_that_was_used_can_be_loaded_again(tmp_path):
+    """Nested models are told of the grids around them when they are first used."""
+    inside = keras.Input((8,))
+    block = keras.Model(inside, L.Add()([L.Dense(8)(inside), inside]))
+    inputs = keras.Input((8,))
+    model = tfc.quantize(keras.Model(inputs, L.Dense(3)(block(inputs))))
+    x = np.random.default_rng(0).normal(size=(64, 8)).astype("float32")
+    model.compile("sgd", "mse")
+    model.fit(x, np.zeros((64, 3)), verbose=0)
+    before = model.predict(x, verbose=0)
+    model.save(tmp_path / "m.keras")
+    loaded = keras.saving.load_model(tmp_path / "m.keras")
+    np.testing.assert_array_equal(loaded.predict(x, verbose=0), before)

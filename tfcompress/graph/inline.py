@@ -163,7 +163,7 @@ def _recording_constants(layer: Any, inputs: list[Any]) -> Iterator[None]:
             (array,) = map(keras.ops.convert_to_numpy, args)
         except Exception:  # there is no telling what a backend says of values not known yet
             return call(*args, **kwargs)
-        numbers = Constant(array.tolist(), str(array.dtype), name=f"{part.name}_of")(inputs[0])
+        numbers = Constant(array.tolist(), str(array.dtype))(inputs[0])
         recording = vars(part).pop("call")
         try:
             return part(numbers, **kwargs)

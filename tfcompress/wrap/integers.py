@@ -177,18 +177,12 @@ class Product:
 
 
 class MatrixProduct(Product):
-    """A product of two matrices of integers, for which the runtime has kernels of its own.
-
-    They scale in two roundings: by the binary digits of the ratio, then by its power of two.
-    """
+    """A product of two matrices of integers, for which the runtime has kernels of its own."""
 
     def steps(self, x: Any, scale: Any) -> Any:
         """Returns the sums of products as integers of the result."""
         a, b = (factor.grid()[0] for factor in self.factors)
-        ratio = a * b / scale
-        power = power_below(ratio) * 2
-        total = ops.floor(ops.round(x / (a * b)) * (ratio / power) + 0.5)
-        return ops.sign(total) * ops.floor(ops.abs(total) * power + 0.5)
+        return in_two_roundings(ops.round(x / (a * b)), a * b / scale)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,7 +215,7 @@ class InverseRoot:
         """Returns the inverse roots as integers of the result."""
         unit = self.read.grid()[0]
         root = ops.round(2.0**20 / ops.sqrt(ops.round(1 / (x * x * unit))))
-        return ops.round(root * (2**-20 / (ops.sqrt(unit) * scale)))
+        return in_two_roundings(root, 1 / (ops.sqrt(unit) * scale), 2**-20)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -301,6 +295,21 @@ def averages(places: Any, middle: Any) -> Any:
         return ops.floor(places + (0.5 + 1e-4))
     places = places - middle
     return ops.sign(places) * ops.floor(ops.abs(places) + (0.5 + 1e-4)) + middle
+
+
+def in_two_roundings(places: Any, ratio: Any, power: float = 1.0) -> Any:
+    """Returns integers times a ratio, as the runtime's own kernels scale them.
+
+    Once by the binary digits of the ratio, then by its power of two.
+
+    Args:
+        places: The integers.
+        ratio: A positive scalar.
+        power: A power of two that the ratio is times.
+    """
+    digits = power_below(ratio) * 2
+    total = ops.floor(places * (ratio / digits) + 0.5)
+    return ops.sign(total) * ops.floor(ops.abs(total) * (digits * power) + 0.5)
 
 
 def straight_through(x: Any, replaced: Any) -> Any:

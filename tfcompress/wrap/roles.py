@@ -175,15 +175,12 @@ def fixed_range(operation: Any) -> tuple[float, float] | None:
 
 
 def adds_tensors(call: Call) -> bool:
-    """Returns whether a call is `keras.ops.add` of two tensors that an Add layer could take.
-
-    Of different shapes they may have no axis of samples, which the layer needs.
-    """
+    """Returns whether a call is `keras.ops.add` of two tensors of floats."""
     layer = isinstance(call.operation, keras.layers.Layer)
     if layer or type(call.operation).__name__ != "Add" or len(call.inputs) != 2:
         return False
-    a, b = call.inputs
-    return is_float(a) and is_float(b) and a.shape == b.shape and len(a.shape) > 1
+    ranks = [len(tensor.shape) for tensor in call.inputs]
+    return all(map(is_float, call.inputs)) and max(ranks) > 1
 
 
 def does_nothing(call: Call) -> bool:

@@ -176,8 +176,8 @@ def known_sums(model: keras.Model) -> dict[int, Sum]:
     """
     parts = [part for _, layer in walk_layers(model) for part in layer._flatten_layers()]
     rounding = [part for part in parts if _bits(part) == 8 and part.is_trained]
-    for quantizer in rounding:
-        tell_nested_models(quantizer)
+    for part in [*rounding, *filter(has_own_grid, parts)]:
+        tell_nested_models(part)
     sources = [quantizer.source for quantizer in rounding]
     for source in sources:
         sources += [part for part, _ in getattr(source, "parts", ())]
@@ -238,16 +238,31 @@ class _Entered:
 _ENTERED = "_tfcompress_grid"
 
 
-def tell_nested_models(quantizer: Any) -> None:
-    """Tells nested models that are called on what a quantizer rounds which grid they read."""
-    for node in quantizer._outbound_nodes:
-        _tell(node)
+def has_own_grid(wrapper: Any) -> bool:
+    """Returns whether a wrapped layer returns integers of a grid, without a quantizer behind it."""
+    layer = plain(wrapper)
+    return layer is not wrapper and isinstance(layer, (layers.Embedding, RuntimeRecurrent))
 
 
-def _tell(node: Any) -> None:
+def tell_nested_models(maker: Any) -> None:
+    """Tells nested models that are called on what a layer rounds which grid they read.
+
+    Args:
+        maker: A quantizer, or a layer that `has_own_grid`.
+    """
+    seen: set[int] = set()
+    for node in maker._outbound_nodes:
+        _tell(node, seen)
+
+
+def _tell(node: Any, seen: set[int]) -> None:
+    if id(node) in seen:  # a model may be called on what it returned
+        return
+    seen.add(id(node))
     operation = node.operation
     if is_graph(operation):
-        given = [n.arguments.keras_tensors for n in operation._inbound_nodes]
+        count = len(operation.inputs)  # masks may follow
+        given = [n.arguments.keras_tensors[:count] for n in operation._inbound_nodes]
         for tensor, *calls in zip(operation.inputs, *given, strict=True):
             grids = {id(grid): grid for grid in map(grid_of, calls)}
             # Called on several grids, it knows of none.
@@ -258,11 +273,11 @@ def _tell(node: Any) -> None:
             _find_again(call.operation, call.inputs, call.kwargs)
         for call in calls:
             for inner in call.operation._inbound_nodes if is_graph(call.operation) else ():
-                _tell(inner)
-        _find_again_behind(operation)
+                _tell(inner, seen)
+        _find_again_behind(operation, seen)
     elif role(operation) == MOVE:
         for following in operation._outbound_nodes:
-            _tell(following)
+            _tell(following, seen)
 
 
 def _find_again(layer: Any, inputs: Any, kwargs: Any) -> None:
@@ -273,12 +288,15 @@ def _find_again(layer: Any, inputs: Any, kwargs: Any) -> None:
         layer.source = source_of(inputs[0], layer)
 
 
-def _find_again_behind(operation: Any) -> None:
+def _find_again_behind(operation: Any, seen: set[int]) -> None:
     for node in operation._outbound_nodes:
         following = node.operation
+        if is_graph(following):
+            _tell(node, seen)
+            continue
         _find_again(following, node.input_tensors, node.arguments.kwargs)
-        if not (_bits(following) or is_graph(following)) and role(following) != OUTPUT:
-            _find_again_behind(following)
+        if not _bits(following) and role(following) != OUTPUT:
+            _find_again_behind(following, seen)
 
 
 def _made_by(tensor: Any) -> tuple[Any, Any]:

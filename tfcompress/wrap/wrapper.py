@@ -187,6 +187,7 @@ class CompressionWrapper(keras.layers.Layer):
         self.weight_transforms: list[WeightTransform] = []
         self.observer: Any = None
         self.sum: Sum | None = None
+        self._told = False
         self._allow_non_tensor_positional_args = layer._allow_non_tensor_positional_args
         if layer.built:
             self._attach()
@@ -252,6 +253,12 @@ class CompressionWrapper(keras.layers.Layer):
         return self.observer(args[0], lambda: self._compute(*args, training=training, **kwargs))
 
     def _compute(self, *args: Any, training: bool | None = None, **kwargs: Any) -> Any:
+        if not (training or self._told):
+            from tfcompress.wrap.sources import has_own_grid, tell_nested_models
+
+            if has_own_grid(self):
+                tell_nested_models(self)
+            self._told = True
         read = None if training or not self.transforms else getattr(self.sum, "read", None)
         if read is not None and read.exact:
             return self._in_integers(read, args[0])
