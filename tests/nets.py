@@ -59,6 +59,14 @@ def residual():
     return keras.Model(inputs, L.Dense(10, name="logits")(x), name="residual")
 
 
+def recurrent():
+    """Image rows, averaged to seven steps, read in both directions."""
+    inputs = keras.Input((28, 28, 1), name="image")
+    x = L.Reshape((7, 28))(L.AveragePooling2D((4, 1))(inputs))
+    x = L.Bidirectional(L.LSTM(12))(L.GRU(16, return_sequences=True)(x))
+    return keras.Model(inputs, L.Dense(10, name="logits")(x), name="recurrent")
+
+
 def _unit(x, filters, strides):
     x = L.Conv2D(filters, 3, strides, padding="same", use_bias=False)(x)
     return L.BatchNormalization(momentum=0.9)(x)

@@ -45,6 +45,8 @@ else:
 CASES = [
     ("jax", "residual"),
     pytest.param("jax", "conv", marks=pytest.mark.slow),
+    pytest.param("jax", "recurrent", marks=pytest.mark.slow),
+    pytest.param("torch", "recurrent", marks=pytest.mark.slow),
     pytest.param("torch", "residual", marks=pytest.mark.slow),
     pytest.param("torch", "conv", marks=pytest.mark.slow),
 ]

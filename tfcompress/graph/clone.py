@@ -34,14 +34,19 @@ def clone_layer(layer: Any, /, **overrides: Any) -> Any:
     known = {type(part).__name__: type(part) for part in inside}
     try:
         config = layer.get_config()
-        # Functions that are not registered with Keras likewise, lambdas among them.
-        own = {
-            name: getattr(layer, name)
-            for name, told in config.items()
-            if isinstance(told, dict) and inspect.isfunction(getattr(layer, name, None))
-        }
         with keras.saving.custom_object_scope(known):
-            return type(layer).from_config({**config, **own, **overrides})
+            try:
+                return type(layer).from_config({**config, **overrides})
+            except TypeError:
+                # Functions that Keras does not find by their names, lambdas among them.
+                own = {
+                    name: getattr(layer, name)
+                    for name, told in config.items()
+                    if isinstance(told, dict) and inspect.isfunction(getattr(layer, name, None))
+                }
+                if not own:
+                    raise
+                return type(layer).from_config({**config, **own, **overrides})
     except (NotImplementedError, TypeError) as error:
         raise ValueError(
             f"Layer {layer.name!r} ({type(layer).__name__}) cannot be copied: it must implement "

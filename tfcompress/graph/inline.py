@@ -220,10 +220,9 @@ def _read(layer: Any, args: Any, kwargs: Any, kind: type[keras.Model]) -> Any:
 
 def _runs(model: keras.Model) -> bool:
     """Returns whether what was read runs: code may have seen that the size of a batch is None."""
-    zeros = [
-        keras.ops.zeros([2 if size is None else size for size in t.shape], t.dtype)
-        for t in model.inputs
-    ]
+    if any(None in t.shape[1:] for t in model.inputs):
+        return True  # there is no telling what sizes it takes
+    zeros = [keras.ops.zeros((t.shape[0] or 2, *t.shape[1:]), t.dtype) for t in model.inputs]
     with contextlib.suppress(Exception):
         model(tree.pack_sequence_as(model.input, zeros), training=False)
         return True

@@ -333,7 +333,7 @@ def rounded(x: Any, source: Source | None, scale: Any) -> Any:
 
 def power_below(x: Any) -> Any:
     """Returns the largest power of two that is not above `x`, a scalar from 2**-30 to 2**30."""
-    powers = 2.0 ** np.arange(-30, 31, dtype=np.float32)
+    powers = ops.convert_to_tensor(2.0 ** np.arange(-30, 31, dtype=np.float32))
     return ops.max(ops.where(powers <= x, powers, powers[0]))
 
 
