@@ -54,22 +54,25 @@ def data(count=256):
     return x, (x[:, :, 0].sum(1) > 0).astype("int32")
 
 
-def trained(name, epochs=3):
-    model = tfc.quantize(model_of(name))
+def fitted(model, x, y, epochs=3):
+    aware = tfc.quantize(model)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(keras.optimizers.Adam(3e-3), loss)
-    model.fit(*data(), epochs=epochs, verbose=0)
-    return model
+    aware.compile(keras.optimizers.Adam(3e-3), loss)
+    aware.fit(x, y, epochs=epochs, verbose=0)
+    return aware
+
+
+def check_equal(model, x, path):
+    result = tfc.export_tflite(model, path)
+    assert result.float_tensors == []
+    found = measure(model, result.path, {model.inputs[0]._keras_history.operation.name: x})
+    assert found.max_steps < 0.01, found
 
 
 @pytest.mark.parametrize("name", [*CELLS, *BOTH])
 def test_file_and_model_are_equal_to_the_bit(name, tmp_path):
-    model = trained(name)
-    result = tfc.export_tflite(model, tmp_path / "m.tflite")
-    assert result.float_tensors == []
-    x, _ = data()
-    found = measure(model, result.path, {model.inputs[0]._keras_history.operation.name: x})
-    assert found.max_steps < 0.01, found
+    x, y = data()
+    check_equal(fitted(model_of(name), x, y), x, tmp_path / "m.tflite")
 
 
 @pytest.mark.parametrize("name", ["LSTM", "GRU", "SimpleRNN", "LSTM, concat, all states"])
@@ -115,15 +118,9 @@ def test_rows_of_a_table_are_read_as_integers(tmp_path):
     table = L.Embedding(40, 6)
     states = L.Bidirectional(L.GRU(5))(table(inputs))
     joined = L.Concatenate()([states, L.Flatten()(table(inputs))])
-    model = tfc.quantize(keras.Model(inputs, L.Dense(4)(joined)))
     x = np.random.default_rng(0).integers(0, 40, (256, STEPS))
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(keras.optimizers.Adam(3e-3), loss)
-    model.fit(x, x[:, 0] // 10, epochs=3, verbose=0)
-    result = tfc.export_tflite(model, tmp_path / "m.tflite")
-    assert result.float_tensors == []
-    found = measure(model, result.path, {model.inputs[0]._keras_history.operation.name: x})
-    assert found.max_steps < 0.01, found
+    model = fitted(keras.Model(inputs, L.Dense(4)(joined)), x, x[:, 0] // 10)
+    check_equal(model, x, tmp_path / "m.tflite")
 
 
 def test_states_beside_other_features(tmp_path):
@@ -131,26 +128,18 @@ def test_states_beside_other_features(tmp_path):
     inputs = keras.Input((STEPS, FEATURES))
     parts = [L.LSTM(6)(inputs), L.Flatten()(L.GRU(3, return_sequences=True)(inputs))]
     joined = L.Concatenate()([*parts, L.Dense(4)(L.Flatten()(inputs))])
-    model = tfc.quantize(keras.Model(inputs, L.Dense(4)(joined)))
     x, y = data()
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(keras.optimizers.Adam(3e-3), loss)
-    model.fit(x, y, epochs=2, verbose=0)
-    result = tfc.export_tflite(model, tmp_path / "m.tflite")
-    assert result.float_tensors == []
-    found = measure(model, result.path, {model.inputs[0]._keras_history.operation.name: x})
-    assert found.max_steps < 0.01, found
+    model = fitted(keras.Model(inputs, L.Dense(4)(joined)), x, y, epochs=2)
+    check_equal(model, x, tmp_path / "m.tflite")
 
 
 def test_a_shared_layer_that_reads_two_grids_computes_in_floats(tmp_path):
     keras.utils.set_random_seed(0)
     inputs = [keras.Input((STEPS, FEATURES)), keras.Input((STEPS, FEATURES))]
     shared = L.LSTM(6)
-    model = tfc.quantize(keras.Model(inputs, L.Dense(4)(ops.add(*map(shared, inputs)))))
+    plain = keras.Model(inputs, L.Dense(4)(ops.add(*map(shared, inputs))))
     x, y = data()
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(keras.optimizers.Adam(3e-3), loss)
-    model.fit([x, 3 * x], y, epochs=2, verbose=0)
+    model = fitted(plain, [x, 3 * x], y, epochs=2)
     (layer,) = (part for part in model._flatten_layers() if isinstance(part, RuntimeRecurrent))
     assert not layer.grids()
     result = tfc.export_tflite(model, tmp_path / "m.tflite")
@@ -158,8 +147,8 @@ def test_a_shared_layer_that_reads_two_grids_computes_in_floats(tmp_path):
 
 
 def test_a_loaded_model_computes_the_same(tmp_path):
-    model = trained("LSTM, concat, last", epochs=1)
-    x, _ = data()
+    x, y = data()
+    model = fitted(model_of("LSTM, concat, last"), x, y, epochs=1)
     model.save(tmp_path / "m.keras")
     loaded = keras.saving.load_model(tmp_path / "m.keras")
     np.testing.assert_array_equal(loaded.predict(x, verbose=0), model.predict(x, verbose=0))

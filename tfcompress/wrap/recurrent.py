@@ -229,7 +229,7 @@ def _gru(cell: Any, x: Value, steps: Stepwise) -> tuple[Any, dict[str, Value]]:
             memory = steps.multiply("reset", reset, steps.weighted("recurrent_h", seen, memory_of))
         elif cell.reset_after and after is not None:
             bare = ops.zeros_like(candidate.x) + after
-            memory = steps.multiply("reset", reset, steps.constant("recurrent_h", bare, candidate))
+            memory = steps.multiply("reset", reset, steps.constant("recurrent_h", bare))
         elif seen is not None:
             memory = steps.weighted("recurrent_h", steps.multiply("reset", reset, seen), memory_of)
         if memory is not None:

@@ -61,7 +61,8 @@ class Stepwise:
 
     Args:
         quantizers: Those of the steps, by name.
-        rounds: Whether results are rounded: the ranges were trained. As a tensor, 1.0 or 0.0.
+        rounds: Whether results are rounded: the ranges were trained. In training a tensor, 1.0 or
+            0.0; then `ends` are those of all steps.
         exact: Whether they are rounded as the runtime does; then what comes in has a `unit`.
     """
 
@@ -135,25 +136,29 @@ class Stepwise:
 
     def _scan(self, advance: Any, given: dict[str, Value], held: Sequence[Value]) -> Any:
         """Returns the states of further steps, by step."""
-        names = [name for name in self._seen if name.startswith(self.prefix)]
+        learns = not isinstance(self._rounds, bool)
+        names = [name for name in self._seen if learns and name.startswith(self.prefix)]
         units = [value.unit for value in held]
 
         def body(carried: Any, inputs: Any) -> Any:
-            tensors, low, high = carried
+            tensors, ends = carried
             seen, self._seen = self._seen, {name: [] for name in self._seen}
             before = [Value(x, unit) for x, unit in zip(tensors, units, strict=True)]
             inputs = {name: Value(x, given[name].unit) for name, x in inputs.items()}
             after = [value.x for value in advance(before, inputs)]
-            ends, self._seen = self.ends(), seen
-            low = ops.minimum(low, ops.stack([ends[name][0] for name in names]))
-            high = ops.maximum(high, ops.stack([ends[name][1] for name in names]))
-            return (after, low, high), (after, low, high)
+            if names:
+                found, (low, high) = self.ends(), ends
+                low = ops.minimum(low, ops.stack([found[name][0] for name in names]))
+                high = ops.maximum(high, ops.stack([found[name][1] for name in names]))
+                ends = [low, high]
+            self._seen = seen
+            return (after, ends), (after, ends)
 
-        none = ops.zeros((len(names),))  # a range holds zero in any case
+        none = [ops.zeros((len(names),))] * (2 if names else 0)  # a range holds zero in any case
         inputs = {name: ops.transpose(value.x, _TIME_SECOND) for name, value in given.items()}
-        (_, low, high), (after, _, _) = ops.scan(body, ([v.x for v in held], none, none), inputs)
+        (_, ends), (after, _) = ops.scan(body, ([v.x for v in held], none), inputs)
         for place, name in enumerate(names):
-            self._seen[name] += [low[place], high[place]]
+            self._seen[name] += [end[place] for end in ends]
         return after[0]
 
     def weighted(self, step: str, value: Value, kernel: Kernel) -> Value:
@@ -164,7 +169,7 @@ class Stepwise:
             value: Of shape (..., inputs).
             kernel: What `kernel` returned.
         """
-        if value.unit is None:
+        if not self._exact:
             x = ops.matmul(value.x, kernel.value)
             return self._round(step, x if kernel.bias is None else x + kernel.bias)
         x = ops.matmul(value.places(), kernel.places) * (value.unit * kernel.size) + kernel.offset
@@ -180,52 +185,45 @@ class Stepwise:
         return self._sum(step, a, b, -1)
 
     def _sum(self, step: str, a: Value, b: Value, sign: int) -> Value:
-        x = a.x + b.x if sign > 0 else a.x - b.x
-        if a.unit is None or b.unit is None:
-            return self._round(step, x)
-        places, units = [a.places(), sign * b.places()], [a.unit, b.unit]
-        return self._round(step, x, lambda x, scale: added(places, units, scale))
+        def steps(_: Any, scale: Any) -> Any:
+            return added([a.places(), sign * b.places()], [a.unit, b.unit], scale)
+
+        return self._round(step, a.x + b.x if sign > 0 else a.x - b.x, steps)
 
     def multiply(self, step: str, a: Value, b: Value) -> Value:
         """Returns the product of two values."""
-        known = a.unit is not None and b.unit is not None
-        return self._round(step, a.x * b.x, Total(a.unit * b.unit).steps if known else None)
+        return self._round(step, a.x * b.x, lambda x, scale: Total(a.unit * b.unit).steps(x, scale))
 
     def scale(self, step: str, a: Value, factor: float) -> Value:
         """Returns a value times a number, which the file stores as 255 steps."""
-        known = a.unit is not None
-        return self._round(
-            step, a.x * factor, Total(a.unit * (abs(factor) / 255)).steps if known else None
-        )
+        share = abs(factor) / 255
+        return self._round(step, a.x * factor, lambda x, to: Total(a.unit * share).steps(x, to))
 
     def move(self, step: str, a: Value) -> Value:
         """Returns a value of one grid on another."""
-        if self._frozen:
-            a = Value(GridCrossing.written(a.x))
-        unit = a.unit
-        known = unit is not None
-        return self._round(step, a.x, (lambda x, scale: moved(x, unit, scale)) if known else None)
+        x = GridCrossing.written(a.x) if self._frozen else a.x
+        return self._round(step, x, lambda x, scale: moved(x, a.unit, scale))
 
     def sigmoid(self, a: Value) -> Value:
         """Returns the sigmoid of a value as the runtime rounds it."""
-        return self._fixed(a, ops.sigmoid(a.x), SIGMOID_RANGE)
+        return self._fixed(ops.sigmoid(a.x), SIGMOID_RANGE)
 
     def tanh(self, a: Value) -> Value:
         """Returns the hyperbolic tangent of a value as the runtime rounds it."""
-        return self._fixed(a, ops.tanh(a.x), TANH_RANGE)
+        return self._fixed(ops.tanh(a.x), TANH_RANGE)
 
     def seen(self, state: Value) -> Value:
         """Returns a state as the recurrent kernels see it."""
         return state if self.of_state is None else Value(state.x * self.of_state)
 
-    def constant(self, step: str, x: Any, like: Value) -> Value:
-        """Returns numbers on the grid of a step, in integers if another value is."""
-        known = like.unit is not None
-        return self._round(step, x, (lambda x, scale: ops.round(x / scale)) if known else None)
+    def constant(self, step: str, x: Any) -> Value:
+        """Returns numbers on the grid of a step."""
+        return self._round(step, x, lambda x, scale: ops.round(x / scale))
 
-    def _fixed(self, a: Value, x: Any, ends: tuple[float, float]) -> Value:
-        unit = None if a.unit is None else (ends[1] - ends[0]) / 255
-        return Value(self._straight(x, round_onto(x, *ends)), unit)
+    def _fixed(self, x: Any, ends: tuple[float, float]) -> Value:
+        rounded = round_onto(x, *ends)
+        unit = (ends[1] - ends[0]) / 255
+        return Value(rounded if self._frozen else straight(x, rounded), unit)
 
     def _round(self, step: str, x: Any, steps: Callable[[Any, Any], Any] | None = None) -> Value:
         """Returns `x` rounded as a result of the step.
@@ -233,8 +231,7 @@ class Stepwise:
         Args:
             step: The name of the step.
             x: The result in floats.
-            steps: Returns it as integers of a grid, not clipped, if it is known how the runtime
-                rounds it.
+            steps: Where the pass is exact, returns it as integers of a grid, not clipped.
         """
         name = self.prefix + step
         quantizer = self._quantizers[name]
@@ -243,15 +240,12 @@ class Stepwise:
         self._seen[name].append(x)
         if self._rounds is False:
             return Value(x)
-        if steps is None:
+        if steps is None or not self._exact:
             difference = ops.stop_gradient(round_onto(x, *self._ranges[name]) - x)
             return Value(x + (difference if self._rounds is True else difference * self._rounds))
         scale, lowest = self._ranges[name]
         places = ops.clip(steps(x, scale), lowest, lowest + 255)
         return Value(straight(x, places * scale), scale)
-
-    def _straight(self, x: Any, rounded: Any) -> Any:
-        return rounded if self._frozen else straight(x, rounded)
 
     def ends(self) -> dict[str, tuple[Any, Any]]:
         """Returns the smallest and largest value of every step."""
