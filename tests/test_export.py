@@ -131,12 +131,12 @@ def test_the_converter_is_quiet(tmp_path, capfd):
 # What must never come out.
 
 
-def broken(make, **options):
+def broken(make, process, **options):
     """Stands for the converter's silent failure: a file with no weights in it."""
     model = make()
     empty = keras.models.clone_model(model)
     empty.set_weights([np.zeros_like(w) for w in model.get_weights()])
-    return real_convert(lambda: empty, **options)
+    return real_convert(lambda: empty, process, **options)
 
 
 real_convert = export.convert

@@ -31,8 +31,10 @@ from tfcompress.scheme import (
 from tfcompress.tables import as_text
 from tfcompress.tflite import verify as verification
 from tfcompress.tflite.convert import convert, output_names
+from tfcompress.tflite.converter_process import converter_process
 from tfcompress.tflite.inspect import FileReport, inspect_tflite
 from tfcompress.tflite.metadata import write_metadata
+from tfcompress.tflite.writing import HUGE
 from tfcompress.wrap.bake import bake
 from tfcompress.wrap.strip import (
     quantizers,
@@ -227,20 +229,23 @@ def export_tflite(
 
     say = _speaker(verbose, model)
     final = model
-    if integer and not use_ranges and not by_converter:
-        final = post_training(model, options or as_scheme(scheme), given or {}, say)
-    _check_finite(final)
-    say("converting")
-    content = convert(
-        lambda: bake(final, wide=by_converter),
-        names=output_names(model),
-        scheme=scheme,
-        io_dtype=io_dtype,
-        batch_size=batch_size,
-        sparse=sparse,
-        per_channel=rounds_per_channel(final),
-        calibration=given if by_converter else None,
-    )
+    keep = model.count_params() <= HUGE
+    with converter_process(keep=keep) as process:  # which loads while biases are corrected
+        if integer and not use_ranges and not by_converter:
+            final = post_training(model, options or as_scheme(scheme), given or {}, say)
+        _check_finite(final)
+        say("converting")
+        content = convert(
+            lambda: bake(final, wide=by_converter),
+            process,
+            names=output_names(model),
+            scheme=scheme,
+            io_dtype=io_dtype,
+            batch_size=batch_size,
+            sparse=sparse,
+            per_channel=rounds_per_channel(final),
+            calibration=given if by_converter else None,
+        )
     agreed = None
     if probes is not None:
         say("checking the file against the model")

@@ -9,7 +9,7 @@ import numpy as np
 from keras import layers
 
 from tfcompress.graph.clone import Rewriter
-from tfcompress.graph.read import Call, Graph, called_once
+from tfcompress.graph.read import Call, Graph, called_once, walk_layers
 from tfcompress.rewrite.kernels import WEIGHTED, array, scale_outputs
 from tfcompress.wrap.forms import affine_of, is_affine
 
@@ -23,7 +23,8 @@ def fold_batch_norm(model: keras.Model) -> keras.Model:
     Args:
         model: A built Sequential or Functional model, not wrapped. It is not changed.
     """
-    return _Fold(called_once(model)).run(model)
+    kinds = {type(layer) for _, layer in walk_layers(model)}
+    return _Fold(called_once(model)).run(model) if layers.BatchNormalization in kinds else model
 
 
 class _Fold(Rewriter):

@@ -18,6 +18,7 @@ from tfcompress.errors import ExportError
 from tfcompress.graph.read import input_specs
 from tfcompress.scheme import INTEGER_SCHEMES
 from tfcompress.stderr import captured_stderr
+from tfcompress.tflite.converter_process import ConverterProcess
 from tfcompress.tflite.edit import (
     plain_lookups,
     share_scales,
@@ -25,7 +26,13 @@ from tfcompress.tflite.edit import (
     use_integer_kernels,
 )
 from tfcompress.tflite.grids import join_grids
-from tfcompress.tflite.writing import HUGE, by_rows, large_products, write_convolutions
+from tfcompress.tflite.writing import (
+    HUGE,
+    by_rows,
+    constant_ranges,
+    large_products,
+    write_convolutions,
+)
 
 
 def output_names(model: keras.Model) -> list[str]:
@@ -52,6 +59,7 @@ def _maker(tensor: Any) -> str:
 
 def convert(
     make: Callable[[], keras.Model],
+    process: ConverterProcess,
     *,
     names: list[str],
     scheme: str,
@@ -67,6 +75,7 @@ def convert(
         make: Returns a float32 model; for a quantization-aware one, with constant
             fake-quantization in it. It is let go before it is converted, so that large models are
             not in memory once more.
+        process: Where the converter runs.
         names: Name of each output in the signature.
         scheme: What is written, a name of `SCHEMES`.
         io_dtype: "float32", "int8", "uint8" or "int16".
@@ -83,8 +92,9 @@ def convert(
 
     with (
         tempfile.TemporaryDirectory(prefix="tfcompress-") as folder,
-        captured_stderr() as log,
+        captured_stderr(),
         warnings.catch_warnings(),
+        process.serving(),
     ):
         warnings.filterwarnings("ignore", ".*Interpreter is deprecated")  # the calibrator's own
         try:
@@ -127,7 +137,7 @@ def convert(
             raise ExportError(
                 "The TFLite converter could not convert the model: "
                 + "\n".join(reason[:5])
-                + (f"\nIts log ends with:\n{log()}" if log() else "")
+                + (f"\nIts log ends with:\n{log}" if (log := process.log()) else "")
             ) from error
 
 
@@ -200,7 +210,8 @@ def _save(tf: Any, model: keras.Model, folder: str, names: list[str], batch_size
     def serve(*given: Any) -> dict[str, Any]:
         # The model is never called on variables: looking rows up in one is another operation.
         tensors = map(tf.convert_to_tensor, values)
-        with keras.StatelessScope(list(zip(variables, tensors, strict=True))):
+        scope = keras.StatelessScope(list(zip(variables, tensors, strict=True)))
+        with scope, constant_ranges(tf):
             packed = given[0] if single else tree.pack_sequence_as(structure, list(given))
             outputs = tree.flatten(model(packed, training=False))
         return dict(zip(names, outputs, strict=True))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import keras
 from keras import layers
 
 from tfcompress.graph.read import walk_layers
+from tfcompress.wrap.activations import rounding_by
 
 HUGE = 1 << 24  # numbers
 
@@ -27,6 +30,19 @@ def write_convolutions(tf: Any, model: keras.Model) -> None:
         single = type(layer) is layers.Conv1DTranspose and layer.filters == 1
         if single and max(_pair(layer.dilation_rate)) == 1 and layer.output_padding is None:
             layer.call = _over_two_axes(tf, layer)
+
+
+@contextlib.contextmanager
+def constant_ranges(tf: Any) -> Iterator[None]:
+    """Has ranges be attributes of the operations that round, in place of two constants each."""
+
+    def rounded(x: Any, minimum: Any, maximum: Any, **options: Any) -> Any:
+        if isinstance(minimum, float) and isinstance(maximum, float):
+            return tf.quantization.fake_quant_with_min_max_args(x, minimum, maximum, **options)
+        return keras.quantizers.fake_quant_with_min_max_vars(x, minimum, maximum, **options)
+
+    with rounding_by(rounded):
+        yield
 
 
 _DILATED = (layers.Conv1D, layers.Conv2D, layers.DepthwiseConv1D, layers.DepthwiseConv2D)

@@ -49,12 +49,7 @@ class RuntimeLayer(layers.Layer):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.supports_masking = True
-        self.rounding: dict[str, Any] = {
-            step: ActivationQuantizer(
-                self.fixed.get(step), non_negative=step in self.non_negative, name=step
-            )
-            for step in self.steps
-        }
+        self.rounding: dict[str, Any] = {}
         self._links = _Links()
         self._kernels: list[Kernel] = []
 
@@ -94,6 +89,14 @@ class RuntimeLayer(layers.Layer):
 
     def build(self, input_shape: Any) -> None:
         """Creates the ranges."""
+        if self.rounding:  # those of `frozen`
+            return
+        self.rounding = {
+            step: ActivationQuantizer(
+                self.fixed.get(step), non_negative=step in self.non_negative, name=step
+            )
+            for step in self.steps
+        }
         for quantizer in self.rounding.values():
             quantizer.build(())
             quantizer.built = True
@@ -122,7 +125,7 @@ class RuntimeLayer(layers.Layer):
     def _rounded(self, step: str, x: Any, training: bool | None) -> Any:
         quantizer = self.rounding[step]
         if isinstance(quantizer, FixedFakeQuant):
-            return quantizer(x)
+            return quantizer.call(x)
         return quantizer(x, training=training)
 
 

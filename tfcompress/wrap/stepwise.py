@@ -236,7 +236,7 @@ class Stepwise:
         name = self.prefix + step
         quantizer = self._quantizers[name]
         if self._frozen or quantizer.observer is not None:
-            return Value(quantizer(x))
+            return Value(quantizer.call(x))
         self._seen[name].append(x)
         if self._rounds is False:
             return Value(x)

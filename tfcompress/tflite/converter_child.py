@@ -1,0 +1,74 @@
+"""What the process of `converter_process` runs: a script that imports nothing of tfcompress."""
+
+import importlib
+import os
+import pickle
+import sys
+import types
+from typing import Any
+
+MODULES = {
+    "wrap_converter": "tensorflow.compiler.mlir.lite.python.wrap_converter",
+    "calibration_wrapper": (
+        "tensorflow.lite.python.optimize._pywrap_tensorflow_lite_calibration_wrapper"
+    ),
+}
+
+
+def load_native(folders: list[str]) -> None:
+    """Loads TensorFlow's native library and its converter, but none of its Python.
+
+    `import tensorflow` takes ten times as long.
+    """
+    sys.modules["tensorflow"] = tensorflow = types.ModuleType("tensorflow")
+    tensorflow.__path__ = folders
+    from tensorflow.compiler.mlir.quantization.tensorflow import python
+    from tensorflow.python import pywrap_tensorflow  # noqa: F401, which loads the library
+
+    from tensorflow.compiler.mlir.quantization.tensorflow.python import (  # isort: skip
+        pywrap_function_lib,
+    )
+
+    # In place of the Python functions of a quantizer that is not used here.
+    python.py_function_lib = pywrap_function_lib
+    sys.modules[f"{python.__name__}.py_function_lib"] = pywrap_function_lib
+    importlib.import_module(MODULES["wrap_converter"])
+
+
+def load(folders: list[str]) -> None:
+    """Loads what calls may ask for."""
+    try:
+        load_native(folders)
+    except (ImportError, AttributeError):  # another version of TensorFlow: the long way
+        for name in [name for name in sys.modules if name.split(".")[0] == "tensorflow"]:
+            del sys.modules[name]
+        importlib.import_module("tensorflow")
+
+
+def main() -> None:
+    """Answers calls from standard input until it ends."""
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # native code prints
+    sys.path[:], folders = pickle.load(sys.stdin.buffer)
+    load(folders)
+    # The last result that cannot be sent, such as a calibrator, and what it goes on to read.
+    made: list[Any] = []
+    while True:
+        try:
+            where, name, args = pickle.load(sys.stdin.buffer)
+        except EOFError:
+            return
+        try:
+            owner = made[0] if where == "made" else importlib.import_module(MODULES[where])
+            result = getattr(owner, name)(*args)
+            if type(result).__module__ != "builtins":
+                made, result = [result, args], ...
+            answer = True, result
+        except Exception as error:
+            answer = False, str(error) or type(error).__name__
+        pickle.dump(answer, answers, protocol=pickle.HIGHEST_PROTOCOL)
+        answers.flush()
+
+
+if __name__ == "__main__":
+    main()
