@@ -15,7 +15,7 @@ from tfcompress.rewrite.adaround import round_by_output
 from tfcompress.rewrite.equalize import equalize
 from tfcompress.rewrite.fold import fold_batch_norm
 from tfcompress.scheme import QuantizationScheme
-from tfcompress.wrap.apply import quantize
+from tfcompress.wrap.apply import quantized
 from tfcompress.wrap.calibrate import calibrate
 from tfcompress.wrap.recurrent import RuntimeRecurrent
 from tfcompress.wrap.strip import is_wrapped, without_transforms
@@ -54,19 +54,21 @@ def post_training(
         samples: Arrays by input name, like those of training.
         say: Is told what is being done.
     """
+    given = model
     if is_wrapped(model):
         model = without_transforms(model)
-    plain = fold_batch_norm(model)
+    folded = fold_batch_norm(model)
     if scheme.equalize:
         say("equalizing channels")
-        plain = equalize(plain)
+        folded = equalize(folded)
     if scheme.weight_range == "learned":
         scheme = dataclasses.replace(scheme, weight_range="mse")
-    quantized = quantize(plain, dataclasses.replace(scheme, overrides=_left(scheme, model, plain)))
+    scheme = dataclasses.replace(scheme, overrides=_left(scheme, model, folded))
+    made = quantized(folded, scheme, move=folded is not given)
     say("measuring the ranges of activations")
-    calibrate(quantized, samples, scheme.activation_range or _default_range(quantized))
+    calibrate(made, samples, scheme.activation_range or _default_range(made))
     adaptive = scheme.rounding == "adaround"
     if adaptive or scheme.correct_bias:
         say("choosing roundings")
-        round_by_output(quantized, samples, adaptive=adaptive, correct_bias=scheme.correct_bias)
-    return quantized
+        round_by_output(made, samples, adaptive=adaptive, correct_bias=scheme.correct_bias)
+    return made

@@ -12,7 +12,7 @@ from tfcompress.graph.read import Call, Graph, walk_layers
 from tfcompress.legacy.convert import last_name
 from tfcompress.transforms import FakeQuant
 from tfcompress.wrap.activations import ActivationQuantizer
-from tfcompress.wrap.apply import AddTransform
+from tfcompress.wrap.add_transform import AddTransform
 from tfcompress.wrap.placement import ChainedModel
 from tfcompress.wrap.wrapper import compressible_weights
 

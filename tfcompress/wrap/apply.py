@@ -2,31 +2,21 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import keras
 
-from tfcompress.errors import CompressionWarning
-from tfcompress.graph.clone import Rewriter, clone_layer
+from tfcompress.graph.clone import clone_layer
 from tfcompress.graph.cost import DEPTHWISE, plain
-from tfcompress.graph.expand import (
-    Expanded,
-    arguments_of,
-    expand_attention,
-    expandable,
-    inputs_of,
-    matching_variables,
-)
 from tfcompress.graph.inline import as_graph
-from tfcompress.graph.read import Call, Graph, read_graph, walk_layers
+from tfcompress.graph.read import walk_layers
 from tfcompress.graph.select import LayerSelection, select
 from tfcompress.scheme import QuantizationScheme, as_scheme
 from tfcompress.transforms import FakeQuant, SparsitySchedule, WeightTransform
 from tfcompress.transforms.patterns import NOfM, Pattern, as_pattern
 from tfcompress.wrap.activations import ActivationQuantizer
-from tfcompress.wrap.canonicalize import KERNELS, activation_name, original_variables, parts_of
+from tfcompress.wrap.add_transform import AddTransform
 from tfcompress.wrap.placement import PlaceQuantizers
 from tfcompress.wrap.sparsity import allocate, mask_of, masks
 from tfcompress.wrap.wrapper import CompressionWrapper, compressible_weights, input_axis, step_of
@@ -156,22 +146,37 @@ def quantize(
         if wrapped.built:
             wrapped.start()
         return wrapped
-    model_or_layer = as_graph(model_or_layer)
-    if any(isinstance(layer, ActivationQuantizer) for _, layer in walk_layers(model_or_layer)):
+    return quantized(as_graph(model_or_layer), scheme, layers)
+
+
+def quantized(
+    model: keras.Model,
+    scheme: QuantizationScheme,
+    layers: LayerSelection = None,
+    *,
+    move: bool = False,
+) -> keras.Model:
+    """Is `quantize` for a model; `move` takes its layers, and it must not be used any more."""
+    if any(isinstance(layer, ActivationQuantizer) for _, layer in walk_layers(model)):
         raise ValueError(
-            f"model {model_or_layer.name!r} is quantized already. To quantize it otherwise, "
-            "strip() it first."
+            f"model {model.name!r} is quantized already. To quantize it otherwise, strip() it "
+            "first."
         )
-    _check_adapters(model_or_layer)
+    _check_adapters(model)
     if scheme.weight_granularity == "tensor":
-        _check_granularity(model_or_layer, scheme)
+        _check_granularity(model, scheme)
     # Layers without weights take part too: rules rewrite them, and their outputs are quantized.
-    every = [(path, plain(layer)) for path, layer in walk_layers(model_or_layer)]
+    every = [(path, plain(layer)) for path, layer in walk_layers(model)]
     chosen = select(every, layers)
     schemes, left_out = _schemes(every, chosen, scheme)
     chosen = chosen - left_out
-    wrapper = AddTransform(lambda path, layer: weight_rounding(layer, schemes[path]), chosen, True)
-    model = wrapper.run(model_or_layer)
+    wrapper = AddTransform(
+        lambda path, layer: weight_rounding(layer, schemes[path]),
+        chosen,
+        canonicalize=True,
+        move=move,
+    )
+    model = wrapper.run(model)
     wide = {path for path, found in schemes.items() if found.activation_bits == 16}
     placed = PlaceQuantizers(
         None if layers is None else chosen | wrapper.added.keys(),
@@ -289,111 +294,3 @@ def _wrap_layer(layer: Any, transform: WeightTransform) -> CompressionWrapper:
         for old, new in zip(inner.variables, copy.variables, strict=True):
             new.assign(old)
     return CompressionWrapper(copy, transforms)
-
-
-class AddTransform(Rewriter):
-    """Wraps the chosen layers with one transform more, and optionally splits layers by rules."""
-
-    def __init__(
-        self,
-        transform: Callable[[str, Any], WeightTransform],
-        chosen: set[str],
-        canonicalize: bool = False,
-    ) -> None:
-        super().__init__()
-        self._transform = transform
-        self._chosen = chosen
-        self._canonicalize = canonicalize
-        self._expandable: set[int] = set()
-        self.added: dict[str, str] = {}
-
-    def run(self, model: keras.Model) -> keras.Model:
-        """Returns the wrapped model."""
-        if self._canonicalize:
-            self._expandable = expandable(model)
-        return super().run(model)
-
-    def visit(self, graph: Graph, call: Call, args: Any, kwargs: Any) -> Any:
-        """Calls the wrapped parts of a chosen layer one after the other."""
-        if call.path not in self._chosen:
-            return super().visit(graph, call, args, kwargs)
-        if id(call.operation) in self._expandable:
-            given = arguments_of(plain(call.operation), args, kwargs)
-            expanded = self.once(call.operation, lambda: self._expand(call, given))
-            return expanded([given[name] for name in inputs_of(given)])
-        first, *rest = self.once(call.operation, lambda: self._wrap(call))
-        kwargs = {name: value for name, value in kwargs.items() if value is not None}
-        outputs = first(*args, **kwargs)
-        for part in rest:
-            outputs = part(outputs)
-        return outputs
-
-    def _wrap(self, call: Call) -> list[CompressionWrapper]:
-        layer = plain(call.operation)
-        parts = parts_of(layer) if self._canonicalize else None
-        rewritten = parts is not None
-        transforms = [self._transform(call.path, layer)] if compressible_weights(layer) else []
-        if not (rewritten or transforms):
-            return [self.clone(call.operation)]
-        if isinstance(call.operation, CompressionWrapper):
-            transforms = [*call.operation.transforms, *transforms]
-        parts = parts or [clone_layer(layer)]
-        own_activation = hasattr(layer, "activation") and activation_name(layer) is None
-        if self._canonicalize and own_activation:
-            warnings.warn(
-                f"layer {call.path!r} has an activation that is no Keras activation "
-                f"({layer.activation!r}); it is quantized behind it, not before it.",
-                CompressionWarning,
-                stacklevel=2,
-            )
-        wrappers = []
-        for index, part in enumerate(parts):
-            origin = getattr(call.operation, "origin", None)
-            if rewritten:
-                origin = {"name": layer.name, "part": index, "parts": len(parts)}
-                if index == 0:
-                    origin["layer"] = keras.saving.serialize_keras_object(layer)
-            # Transforms go where the weights are; other parts are wrapped for their origin alone.
-            wrapper = CompressionWrapper(
-                part,
-                transforms if len(parts) == 1 or isinstance(part, KERNELS) else [],
-                origin=origin,
-            )
-            wrappers.append(wrapper)
-            self.added[call.path.removesuffix(call.operation.name) + wrapper.name] = call.path
-        self.carry(call.operation, wrappers)
-        return wrappers
-
-    def _expand(self, call: Call, given: dict[str, Any]) -> Expanded:
-        wrapper = isinstance(call.operation, CompressionWrapper)
-        before = call.operation.transforms if wrapper else []
-
-        def wrapped(part: Any) -> CompressionWrapper:
-            return CompressionWrapper(part, [*before, self._transform(call.path, part)])
-
-        expanded = expand_attention(plain(call.operation), given, wrapped)
-        inside = read_graph(expanded, call.path + "/").calls
-        self.added.update((inner.path, call.path) for inner in inside)
-        self.carry(call.operation, expanded)
-        return expanded
-
-    def match(self, old: Any, new: Any) -> Any:
-        """Pairs variables of the layer itself, and state of the transforms it had before."""
-        layer = plain(old)
-        if isinstance(new, Expanded):
-            pairs = matching_variables(layer, lambda name: plain(new.get_layer(name)))
-            wrappers = [part for part in new.layers if isinstance(part, CompressionWrapper)]
-        elif isinstance(new, list):
-            wrappers = new
-            parts = [wrapper.layer for wrapper in new]
-            pairs = list(zip(layer.variables, original_variables(parts), strict=True))
-        else:
-            return super().match(old, new)
-        if isinstance(old, CompressionWrapper):
-            twins = {id(before): id(after) for before, after in pairs}
-            chains = {id(w): chain for part in wrappers for w, chain in part.pipelines()}
-            for weight, before in old.pipelines():
-                kinds = {type(transform): transform for transform in chains[twins[id(weight)]]}
-                for transform in before:
-                    pairs += zip(transform.variables, kinds[type(transform)].variables, strict=True)
-        return pairs
