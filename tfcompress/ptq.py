@@ -11,7 +11,7 @@ import numpy as np
 
 from tfcompress.graph.cost import plain
 from tfcompress.graph.read import walk_layers
-from tfcompress.rewrite.adaround import round_by_output
+from tfcompress.rewrite.adaround import noting_floats, round_by_output
 from tfcompress.rewrite.equalize import equalize
 from tfcompress.rewrite.fold import fold_batch_norm
 from tfcompress.scheme import QuantizationScheme
@@ -65,10 +65,15 @@ def post_training(
         scheme = dataclasses.replace(scheme, weight_range="mse")
     scheme = dataclasses.replace(scheme, overrides=_left(scheme, model, folded))
     made = quantized(folded, scheme, move=folded is not given)
-    say("measuring the ranges of activations")
-    calibrate(made, samples, scheme.activation_range or _default_range(made))
     adaptive = scheme.rounding == "adaround"
-    if adaptive or scheme.correct_bias:
-        say("choosing roundings")
-        round_by_output(made, samples, adaptive=adaptive, correct_bias=scheme.correct_bias)
+    method = scheme.activation_range or _default_range(made)
+    say("measuring the ranges of activations")
+    if not (adaptive or scheme.correct_bias):
+        calibrate(made, samples, method)
+        return made
+    # Corrected outputs are near those of the float model, and so are their ranges.
+    with noting_floats(made, samples, adaptive=adaptive) as floats:
+        calibrate(made, samples, method)
+    say("choosing roundings")
+    round_by_output(made, samples, floats, adaptive=adaptive, correct_bias=scheme.correct_bias)
     return made

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -12,12 +14,12 @@ import numpy as np
 from keras import ops
 
 from tfcompress.graph.cost import DEPTHWISE, TRANSPOSED
-from tfcompress.graph.read import walk_layers
+from tfcompress.graph.read import called_once, walk_layers
 from tfcompress.graph.run import largest_tensor, run
 from tfcompress.rewrite.kernels import WEIGHTED, array
 from tfcompress.transforms import FakeQuant
 from tfcompress.wrap.integers import rounded_weight
-from tfcompress.wrap.strip import quantizers, rounding_in_floats
+from tfcompress.wrap.strip import rounding_in_floats
 from tfcompress.wrap.wrapper import CompressionWrapper
 
 _SAMPLES = (32, 256)  # least and most, about 4 million numbers of input in all
@@ -25,9 +27,69 @@ _LARGEST = 2**25  # numbers of one tensor inside the model: 128 MiB
 _POSITIONS = 128  # of the output of each sample that are looked at
 
 
+@dataclasses.dataclass
+class FloatOutputs:
+    """What layers read and put out before anything is rounded.
+
+    Attributes:
+        count: Of how many samples.
+        inputs: What each layer reads, by path, if the rounding of its weights is to be chosen.
+        means: The mean of each output channel, by path, of layers that are called once.
+    """
+
+    count: int
+    inputs: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    means: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@contextlib.contextmanager
+def noting_floats(
+    model: keras.Model, samples: Mapping[str, np.ndarray], *, adaptive: bool
+) -> Iterator[FloatOutputs]:
+    """Has a model without masks compute with unrounded weights, and notes what its layers do.
+
+    Args:
+        model: A model from `quantize` whose activations are not rounded either in the meantime.
+        samples: What will pass through it, by input name. Of it 32 to 256 samples are noted (about
+            4 million numbers of input), fewer where tensors are large.
+        adaptive: Whether inputs are noted.
+    """
+    size = sum(array[0].size for array in samples.values())
+    count = int(np.clip(2**22 // size, *_SAMPLES))
+    count = min(count, max(8, _LARGEST // largest_tensor(model)), *map(len, samples.values()))
+    floats = FloatOutputs(count)
+    once = called_once(model)
+    seen: collections.Counter[str] = collections.Counter()
+
+    def note(path: str, wrapper: CompressionWrapper, x: Any, run: Callable[[], Any]) -> Any:
+        outputs = run()
+        rows = min(count - seen[path], len(x))
+        seen[path] += rows
+        if rows and id(wrapper) in once:
+            means = _channel_means(outputs[:rows]) * (rows / count)
+            floats.means[path] = floats.means.get(path, 0) + means
+        if rows and adaptive and (id(wrapper) in once or path not in floats.inputs):
+            read = np.clip(ops.convert_to_numpy(x[:rows]), -65000, 65000).astype(np.float16)
+            before = [floats.inputs[path]] if path in floats.inputs else []
+            floats.inputs[path] = np.concatenate([*before, read])
+        return outputs
+
+    wrappers = [w for _, w in walk_layers(model) if isinstance(w, CompressionWrapper)]
+    transforms = [wrapper.transforms for wrapper in wrappers]
+    try:
+        with _observed(_wrappers(model), note):
+            for wrapper in wrappers:
+                wrapper.transforms = []
+            yield floats
+    finally:
+        for wrapper, own in zip(wrappers, transforms, strict=True):
+            wrapper.transforms = own
+
+
 def round_by_output(
     model: keras.Model,
     samples: Mapping[str, np.ndarray],
+    floats: FloatOutputs,
     *,
     adaptive: bool,
     correct_bias: bool,
@@ -46,8 +108,8 @@ def round_by_output(
     Args:
         model: A model from `quantize` with ranges. Its weights are changed: they lie on their grids
             afterwards.
-        samples: Arrays by input name, of which up to 256 samples are used, fewer where tensors are
-            large.
+        samples: Arrays by input name.
+        floats: What its layers do in floats, on these samples.
         adaptive: Whether roundings are chosen (AdaRound), or to the nearest.
         correct_bias: Whether biases are corrected by what the layers put out without any rounding.
         iterations: Steps of gradient descent for each layer.
@@ -56,76 +118,42 @@ def round_by_output(
         Nagel et al. 2020, arXiv:2004.10568 (AdaRound); Nagel et al. 2019, arXiv:1906.04721 (bias
         correction).
     """
-    size = sum(array[0].size for array in samples.values())
-    count = int(np.clip(2**22 // size, *_SAMPLES))
-    count = min(count, max(8, _LARGEST // largest_tensor(model)))
-    samples = {name: array[:count] for name, array in samples.items()}
-    wanted: dict[str, list[np.ndarray]] = {}
-    exact: dict[str, np.ndarray] = {}  # the rows of a layer's first call in the float model
 
     def rows_of(wrapper: CompressionWrapper, x: Any) -> np.ndarray:
         # At the same places of the output, whichever model is run.
         return _rows(wrapper.layer, ops.convert_to_numpy(x), np.random.default_rng(0))
 
-    def note(path: str, wrapper: CompressionWrapper, x: Any, run: Callable[[], Any]) -> Any:
-        outputs = run()
-        if correct_bias:
-            wanted.setdefault(path, []).append(_channel_means(outputs))
-        if adaptive and path not in exact:
-            exact[path] = np.clip(ops.convert_to_numpy(x), -65000, 65000).astype(np.float16)
-        return outputs
-
     def improve(path: str, wrapper: CompressionWrapper, x: Any, run: Callable[[], Any]) -> Any:
         wrapper.observer = None  # a shared layer is improved where it is called first
         if adaptive:
-            floats = rows_of(wrapper, exact.pop(path))
-            _choose(wrapper, rows_of(wrapper, x), floats, iterations)
+            read = floats.inputs.pop(path)
+            _choose(wrapper, rows_of(wrapper, x[: len(read)]), rows_of(wrapper, read), iterations)
         bias = getattr(wrapper.layer, "bias", None)
-        # Where a shared layer is called, its errors differ: one bias cannot correct them all.
         outputs = run()
-        if bias is not None and len(wanted.get(path, ())) == 1:
-            error = _channel_means(outputs) - wanted[path][0]
+        # Where a shared layer is called, its errors differ: one bias cannot correct them all.
+        if correct_bias and bias is not None and path in floats.means:
+            error = _channel_means(outputs) - floats.means[path]
             bias.assign_sub(error)
             outputs = outputs - ops.cast(error, outputs.dtype)
         return outputs
 
-    wrappers = _wrappers(model)
-    with _unrounded(model):
-        _pass(model, wrappers, samples, note)
-    _pass(model, wrappers, samples, improve)
+    batch = {name: array[: floats.count] for name, array in samples.items()}
+    # Rounding in floats takes half as long, and is no different in the mean.
+    with _observed(_wrappers(model), improve), rounding_in_floats(model):
+        for _ in run(model, batch, batch_size=floats.count):
+            pass
 
 
 @contextlib.contextmanager
-def _unrounded(model: keras.Model) -> Iterator[None]:
-    """Has a model without masks compute as it did before it was quantized."""
-    wrappers = [w for _, w in walk_layers(model) if isinstance(w, CompressionWrapper)]
-    before = [w.transforms for w in wrappers]
-    try:
-        for wrapper in wrappers:
-            wrapper.transforms = []
-        for quantizer in quantizers(model):
-            quantizer.observer = lambda values: None  # hands on, unrounded
-        yield
-    finally:
-        for wrapper, transforms in zip(wrappers, before, strict=True):
-            wrapper.transforms = transforms
-        for quantizer in quantizers(model):
-            quantizer.observer = None
-
-
-def _pass(
-    model: keras.Model,
+def _observed(
     wrappers: dict[str, CompressionWrapper],
-    samples: Mapping[str, np.ndarray],
     visit: Callable[[str, CompressionWrapper, Any, Callable[[], Any]], Any],
-) -> None:
-    """Runs all samples through a model as one batch, with `visit` in place of each layer."""
+) -> Iterator[None]:
+    """Calls `visit` in place of each layer."""
     try:
         for path, wrapper in wrappers.items():
             wrapper.observer = functools.partial(visit, path, wrapper)
-        with rounding_in_floats(model):  # half as long, and no different in the mean
-            for _ in run(model, samples, batch_size=len(next(iter(samples.values())))):
-                pass
+        yield
     finally:
         for wrapper in wrappers.values():
             wrapper.observer = None
