@@ -2,16 +2,21 @@
 
 The models are stacks of Dense layers and of 3x3 convolutions on 4x4 pixels, and VGG16 at 224x224.
 
-The peak of the memory of the process above what it was before, over the bytes of the weights, which
-the float model itself has once. By hand: python -m benchmarks.memory [MILLIONS ...]
+The peak of the memory of the process and of the converter's (their proportional set sizes, read
+every 20 ms) above what it was before, over the bytes of the weights, which the float model itself
+has once. The training steps that set the ranges are not counted. On Linux, by hand:
+python -m benchmarks.memory [MILLIONS ...]
 """
 
+import contextlib
 import itertools
 import json
-import resource
+import os
+import pathlib
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import warnings
 
@@ -41,6 +46,39 @@ def stack(kind, millions):
     return keras.Model(inputs, keras.layers.Dense(10)(x)), shape
 
 
+def used():
+    """Returns the bytes of memory that this process and those it started take."""
+    total = 0
+    children = pathlib.Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    for process in ("self", *children):
+        with contextlib.suppress(OSError):  # it has ended
+            lines = pathlib.Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+            total += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+    return total * 1024
+
+
+class Peak(threading.Thread):
+    """Remembers the most memory that was used inside of `with`."""
+
+    def __init__(self):
+        super().__init__(daemon=True)
+        self.most, self.before, self.counts = 0, used(), False
+        self.start()
+
+    def run(self):  # noqa: D102
+        while True:
+            found = used() if self.counts else 0
+            if self.counts:
+                self.most = max(self.most, found - self.before)
+            time.sleep(0.02)
+
+    def __enter__(self):
+        self.counts = True
+
+    def __exit__(self, *_):
+        self.counts = False
+
+
 def run(kind, way, millions):
     """Prints seconds and peak of one way in this process."""
     import keras
@@ -58,22 +96,26 @@ def run(kind, way, millions):
         tfc.export_tflite(
             small, f"{folder}/s.tflite", representative_dataset=data.reshape(-1, 4)[:64]
         )
-        before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+        peak, started = Peak(), time.perf_counter()
         if way == 0:
-            aware = tfc.quantize(model)
+            with peak:
+                aware = tfc.quantize(model)
             aware.compile("sgd", "mse")
             for _ in range(2):  # sets the ranges
                 aware(data[:4] if kind == "VGG16" else data, training=True)
-            tfc.export_tflite(aware, f"{folder}/m.tflite", **options)
+            with peak:
+                tfc.export_tflite(aware, f"{folder}/m.tflite", **options)
         elif way == 3:
-            tfc.prune_channels(model, 0.5, ranking="layer")
+            with peak:
+                tfc.prune_channels(model, 0.5, ranking="layer")
         else:
             data = data if way == 1 else None
-            tfc.export_tflite(model, f"{folder}/m.tflite", representative_dataset=data, **options)
+            with peak:
+                tfc.export_tflite(
+                    model, f"{folder}/m.tflite", representative_dataset=data, **options
+                )
         seconds = time.perf_counter() - started
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    weights = 4 * model.count_params()
-    print(json.dumps([seconds, (peak - before) * 1024 / weights]))
+    print(json.dumps([seconds, peak.most / (4 * model.count_params())]))
 
 
 def main():

@@ -39,6 +39,13 @@ def converter_process(*, keep: bool) -> Iterator[ConverterProcess]:
 
 _idle: list[ConverterProcess] = []
 
+_SETTINGS = {
+    "CUDA_VISIBLE_DEVICES": "-1",  # the memory of a GPU belongs to the caller
+    # Large arrays go back to the system once they are free.
+    "TF_ENABLE_ONEDNN_OPTS": "0",
+    "MALLOC_MMAP_THRESHOLD_": "1048576",
+}
+
 
 @atexit.register
 def _end_idle() -> None:
@@ -65,8 +72,7 @@ class ConverterProcess:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
-            # It computes on the CPU, and the memory of a GPU belongs to the caller.
-            env={**os.environ, "CUDA_VISIBLE_DEVICES": "-1"},
+            env={**os.environ, **_SETTINGS},
         )
         self._send((list(sys.path), list(tf.__path__)))
 
