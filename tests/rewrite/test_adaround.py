@@ -40,6 +40,25 @@ def test_biases_are_corrected(name):
     assert corrected[1] < 0.15 * plain[1] and corrected[0] < plain[0]
 
 
+@pytest.mark.parametrize("count", [90, 600])  # the last batch is smaller; not all are looked at
+def test_biases_of_what_reads_every_step_are_corrected(count):
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((6, 5, 5, 4)), L.TimeDistributed(L.Conv2D(8, 3))])
+    x = np.random.default_rng(0).normal(1, size=(count, 6, 5, 5, 4)).astype("float32")
+    x *= np.linspace(0.2, 2, count, dtype="float32")[:, None, None, None, None]
+    x += np.linspace(-1, 1, 6, dtype="float32")[:, None, None, None]
+    name = model.inputs[0]._keras_history.operation.name
+    looked_at = x[:256]
+
+    def error(correct_bias):
+        scheme = tfc.QuantizationScheme(4, correct_bias=correct_bias)
+        quantized = post_training(model, scheme, {name: x})
+        return quantized.predict(looked_at, verbose=0) - model.predict(looked_at, verbose=0)
+
+    plain, corrected = (np.abs(error(on).mean((0, 1, 2, 3))) for on in (False, True))
+    assert corrected.max() < 0.15 * plain.max()
+
+
 @pytest.mark.parametrize("name", ["conv", "valid", "dense"])
 def test_adaround_beats_the_nearest(name):
     nearest, chosen = (errors(LAYERS[name], rounding=how) for how in ("nearest", "adaround"))

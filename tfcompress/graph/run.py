@@ -20,13 +20,14 @@ _LARGEST = 2**24  # numbers of one tensor of a batch: 64 MiB
 
 def largest_tensor(model: keras.Model) -> int:
     """Returns how many numbers of one sample the largest tensor inside a model holds."""
-    return _largest(read_graphs(model))
-
-
-def _largest(graphs: Mapping[int, Graph]) -> int:
-    calls = [call for graph in graphs.values() for call in graph.calls]
+    calls = [call for graph in read_graphs(model).values() for call in graph.calls]
     shapes = [t.shape for call in calls for t in call.outputs]
     return max((math.prod(size or 1 for size in shape[1:]) for shape in shapes), default=1)
+
+
+def batch_size_for(model: keras.Model) -> int:
+    """Returns how many samples `run` passes through a model at once, if it is not told."""
+    return int(np.clip(_LARGEST // largest_tensor(model), 1, _BATCH))
 
 
 def packed(model: keras.Model, features: Mapping[str, np.ndarray]) -> Any:
@@ -53,7 +54,7 @@ def run(
     """
     graphs = read_graphs(model)
     if batch_size is None:
-        batch_size = int(np.clip(_LARGEST // _largest(graphs), 1, _BATCH))
+        batch_size = batch_size_for(model)
     for start in range(0, len(next(iter(samples.values()))), batch_size):
         rows = slice(start, start + batch_size)
         given = [samples[t._keras_history.operation.name][rows] for t in model.inputs]

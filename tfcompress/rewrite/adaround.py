@@ -15,7 +15,7 @@ from keras import ops
 
 from tfcompress.graph.cost import DEPTHWISE, TRANSPOSED
 from tfcompress.graph.read import called_once, walk_layers
-from tfcompress.graph.run import largest_tensor, run
+from tfcompress.graph.run import batch_size_for, largest_tensor, run
 from tfcompress.rewrite.kernels import WEIGHTED, array
 from tfcompress.transforms import FakeQuant
 from tfcompress.wrap.integers import rounded_weight
@@ -50,28 +50,33 @@ def noting_floats(
 
     Args:
         model: A model from `quantize` whose activations are not rounded either in the meantime.
-        samples: What will pass through it, by input name. Of it 32 to 256 samples are noted (about
-            4 million numbers of input), fewer where tensors are large.
+        samples: What `run` will pass through it, by input name. Noted are the first batches, of 32
+            to 256 samples (about 4 million numbers of input), fewer where tensors are large.
         adaptive: Whether inputs are noted.
     """
     size = sum(array[0].size for array in samples.values())
     count = int(np.clip(2**22 // size, *_SAMPLES))
-    count = min(count, max(8, _LARGEST // largest_tensor(model)), *map(len, samples.values()))
-    floats = FloatOutputs(count)
+    count = min(count, max(8, _LARGEST // largest_tensor(model)))
+    batches = max(count // batch_size_for(model), 1)
+    floats = FloatOutputs(batches * batch_size_for(model))
     once = called_once(model)
-    seen: collections.Counter[str] = collections.Counter()
+    seen: collections.Counter[str] = collections.Counter()  # calls of a layer
+    rows: collections.Counter[str] = collections.Counter()  # of what it reads
 
     def note(path: str, wrapper: CompressionWrapper, x: Any, run: Callable[[], Any]) -> Any:
         outputs = run()
-        rows = min(count - seen[path], len(x))
-        seen[path] += rows
-        if rows and id(wrapper) in once:
-            means = _channel_means(outputs[:rows]) * (rows / count)
-            floats.means[path] = floats.means.get(path, 0) + means
-        if rows and adaptive and (id(wrapper) in once or path not in floats.inputs):
-            read = np.clip(ops.convert_to_numpy(x[:rows]), -65000, 65000).astype(np.float16)
-            before = [floats.inputs[path]] if path in floats.inputs else []
-            floats.inputs[path] = np.concatenate([*before, read])
+        first, often = not seen[path], id(wrapper) not in once
+        seen[path] += 1
+        if seen[path] > batches:
+            return outputs
+        if not often:  # weighted by rows: the last batch may be smaller
+            rows[path] += len(x)
+            before = floats.means.get(path, 0)
+            change = (_channel_means(outputs) - before) * (len(x) / rows[path])
+            floats.means[path] = before + change
+        if adaptive and (first or not often):
+            read = np.clip(ops.convert_to_numpy(x), -65000, 65000).astype(np.float16)
+            floats.inputs[path] = read if first else np.concatenate([floats.inputs[path], read])
         return outputs
 
     wrappers = [w for _, w in walk_layers(model) if isinstance(w, CompressionWrapper)]
