@@ -59,6 +59,20 @@ def test_biases_of_what_reads_every_step_are_corrected(count):
     assert corrected.max() < 0.15 * plain.max()
 
 
+@pytest.mark.parametrize("count", [20, 160, 300])
+@pytest.mark.parametrize("rounding", ["nearest", "adaround"])
+def test_samples_that_pass_twice_count_once(count, rounding):
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((6,)), L.Dense(8)])
+    x = np.random.default_rng(0).normal(size=(count, 6)).astype("float32")
+    x += np.linspace(-1, 1, count, dtype="float32")[:, None]  # in an order, as by class or time
+    name = model.inputs[0]._keras_history.operation.name
+    scheme = tfc.QuantizationScheme(activation_range="percentile", rounding=rounding)
+    quantized = post_training(model, scheme, {name: x})
+    error = quantized.predict(x[:256], verbose=0) - model.predict(x[:256], verbose=0)
+    assert np.abs(error.mean(0)).max() < 0.01
+
+
 @pytest.mark.parametrize("name", ["conv", "valid", "dense"])
 def test_adaround_beats_the_nearest(name):
     nearest, chosen = (errors(LAYERS[name], rounding=how) for how in ("nearest", "adaround"))

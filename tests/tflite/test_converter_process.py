@@ -1,5 +1,6 @@
 """The converter in a process of its own."""
 
+import concurrent.futures
 import os
 import signal
 
@@ -35,7 +36,7 @@ def test_a_process_that_was_killed_is_replaced(tmp_path):
     kept._process.kill()
     kept._process.wait()
     assert export(small(), tmp_path).agreement.rmse < 1e-6
-    assert converter_process._idle != [kept]
+    assert converter_process._idle == [kept] and kept.is_usable()
 
 
 def test_what_crashes_the_converter_is_an_error(tmp_path, monkeypatch):
@@ -60,6 +61,26 @@ def test_a_process_that_ends_during_conversion_is_an_error(tmp_path, monkeypatch
     with pytest.raises(tfc.ExportError, match="SIGKILL, perhaps for want of memory"):
         export(small(), tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_process_that_ends_before_it_is_needed_is_replaced(tmp_path):
+    with converter_process.converter_process(keep=False) as process:
+        process._process.kill()
+        process._process.wait()
+        with process.serving():
+            assert process.is_usable()
+
+
+def test_threads_take_turns_and_leave_tensorflow_as_it_was(tmp_path):
+    from tensorflow.lite.python import convert as theirs
+
+    native = theirs.wrap_converter
+    models = [small() for _ in range(3)]
+    with concurrent.futures.ThreadPoolExecutor(3) as pool:
+        paths = [tmp_path / f"{i}.tflite" for i in range(3)]
+        results = list(pool.map(tfc.export_tflite, models, paths))
+    assert all(result.agreement.rmse < 1e-6 for result in results)
+    assert theirs.wrap_converter is native
 
 
 def test_errors_of_the_converter_come_with_its_log(tmp_path):

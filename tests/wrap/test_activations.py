@@ -6,6 +6,7 @@ from tfcompress.wrap.activations import (
     ActivationQuantizer,
     fake_quant,
 )
+from tfcompress.wrap.integers import ends_of_grid
 
 
 def observe(batches, **options):
@@ -89,3 +90,14 @@ def test_the_gradient_passes_straight_through():
         tape.watch(x)
         y = fake_quant(x, -1.0, 1.0) * tf.constant([[1.0, 2.0, 3.0, 4.0]])
     np.testing.assert_array_equal(tape.gradient(y, x), [[1, 2, 3, 4]])
+
+
+def test_the_ends_told_to_the_converter_are_those_of_the_grid():
+    generator = np.random.default_rng(0)
+    quantizer = ActivationQuantizer()
+    quantizer.build(())
+    for _ in range(200):
+        low, high = generator.normal(size=2) * 10 ** generator.uniform(-6, 4, 2)
+        quantizer.set_range(-abs(low) * (generator.random() > 0.3), abs(high))
+        grid = (float(keras.ops.convert_to_numpy(value)) for value in quantizer.grid())
+        assert quantizer.ends() == ends_of_grid(*grid)

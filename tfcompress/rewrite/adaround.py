@@ -6,6 +6,7 @@ import collections
 import contextlib
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -54,11 +55,14 @@ def noting_floats(
             to 256 samples (about 4 million numbers of input), fewer where tensors are large.
         adaptive: Whether inputs are noted.
     """
-    size = sum(array[0].size for array in samples.values())
-    count = int(np.clip(2**22 // size, *_SAMPLES))
+    numbers = sum(array[0].size for array in samples.values())
+    count = int(np.clip(2**22 // numbers, *_SAMPLES))
     count = min(count, max(8, _LARGEST // largest_tensor(model)))
-    batches = max(count // batch_size_for(model), 1)
-    floats = FloatOutputs(batches * batch_size_for(model))
+    size = batch_size_for(model)
+    # Of the first pass: histograms take another.
+    passed = math.ceil(len(next(iter(samples.values()))) / size)
+    batches = max(min(count // size, passed), 1)
+    floats = FloatOutputs(batches * size)
     once = called_once(model)
     seen: collections.Counter[str] = collections.Counter()  # calls of a layer
     rows: collections.Counter[str] = collections.Counter()  # of what it reads

@@ -92,9 +92,9 @@ def convert(
 
     with (
         tempfile.TemporaryDirectory(prefix="tfcompress-") as folder,
+        process.serving(),
         captured_stderr(),
         warnings.catch_warnings(),
-        process.serving(),
     ):
         warnings.filterwarnings("ignore", ".*Interpreter is deprecated")  # the calibrator's own
         try:

@@ -3,6 +3,7 @@
 import importlib
 import os
 import pickle
+import signal
 import sys
 import types
 from typing import Any
@@ -45,29 +46,45 @@ def load(folders: list[str]) -> None:
         importlib.import_module("tensorflow")
 
 
+def answer(made: list[Any], where: str, name: str, args: tuple[Any, ...]) -> tuple[bool, Any]:
+    """Returns whether a call succeeded, and its result or what went wrong.
+
+    Args:
+        made: The last result that cannot be sent, such as a calibrator, and what it goes on to
+            read; "made" names it.
+        where: A name of `MODULES`, or "made".
+        name: A function there.
+        args: Its arguments.
+    """
+    if where != "made":
+        made.clear()
+    try:
+        owner = made[0] if where == "made" else importlib.import_module(MODULES[where])
+        result = getattr(owner, name)(*args)
+    except Exception as error:
+        return False, str(error) or type(error).__name__
+    if type(result).__module__ != "builtins":
+        made[:] = [result, args]
+        result = ...
+    return True, result
+
+
 def main() -> None:
     """Answers calls from standard input until it ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the caller decides what Ctrl-C means
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # native code prints
     sys.path[:], folders = pickle.load(sys.stdin.buffer)
     load(folders)
-    # The last result that cannot be sent, such as a calibrator, and what it goes on to read.
     made: list[Any] = []
     while True:
         try:
-            where, name, args = pickle.load(sys.stdin.buffer)
+            request = pickle.load(sys.stdin.buffer)
         except EOFError:
             return
-        try:
-            owner = made[0] if where == "made" else importlib.import_module(MODULES[where])
-            result = getattr(owner, name)(*args)
-            if type(result).__module__ != "builtins":
-                made, result = [result, args], ...
-            answer = True, result
-        except Exception as error:
-            answer = False, str(error) or type(error).__name__
-        pickle.dump(answer, answers, protocol=pickle.HIGHEST_PROTOCOL)
+        pickle.dump(answer(made, *request), answers, protocol=pickle.HIGHEST_PROTOCOL)
         answers.flush()
+        del request  # it may hold a file, and the next may be far away
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,10 +23,11 @@ _CHILD = pathlib.Path(__file__).with_name("converter_child.py")
 @contextlib.contextmanager
 def converter_process(*, keep: bool) -> Iterator[ConverterProcess]:
     """Yields a converter; `keep` leaves it to the next export, which need not wait for it."""
-    process = _idle.pop() if _idle else None
-    if process is None or not process.is_usable():
+    try:
+        process = _idle.pop()
+    except IndexError:
         process = ConverterProcess()
-    process.clear_log()
+    process.make_usable()
     try:
         yield process
     except BaseException:
@@ -38,6 +40,7 @@ def converter_process(*, keep: bool) -> Iterator[ConverterProcess]:
 
 
 _idle: list[ConverterProcess] = []
+_TURNS = threading.RLock()  # of threads that export
 
 _SETTINGS = {
     "CUDA_VISIBLE_DEVICES": "-1",  # the memory of a GPU belongs to the caller
@@ -62,6 +65,9 @@ class ConverterProcess:
     """
 
     def __init__(self) -> None:
+        self._start()
+
+    def _start(self) -> None:
         import tensorflow as tf
 
         self._owner = os.getpid()
@@ -80,6 +86,15 @@ class ConverterProcess:
         """Whether it runs, and belongs to this process and not to one that forked this one."""
         return self._owner == os.getpid() and self._process.poll() is None
 
+    def make_usable(self) -> None:
+        """Starts another process in place of one that ended or is not ours; empties the log."""
+        if not self.is_usable():
+            if self._owner == os.getpid():
+                self.end()
+            self._start()
+        self._log.seek(0)  # where the process goes on to write
+        self._log.truncate()
+
     def end(self) -> None:
         """Ends the process, whatever it does."""
         self._process.kill()
@@ -91,10 +106,6 @@ class ConverterProcess:
         self._log.seek(0)
         return self._log.read().decode(errors="replace").strip()[-limit:]
 
-    def clear_log(self) -> None:
-        """Forgets what was written to standard error."""
-        self._log.truncate(0)
-
     @contextlib.contextmanager
     def serving(self) -> Iterator[None]:
         """Lets TensorFlow's Python call the functions of this process in place of native ones."""
@@ -104,14 +115,16 @@ class ConverterProcess:
 
         places = [(m, "wrap_converter") for m in (convert, metrics_wrapper)]
         places.append((calibrator, "_calibration_wrapper"))
-        saved = [getattr(module, name) for module, name in places]
-        for module, name in places:
-            setattr(module, name, _Functions(self._call, name.strip("_")))
-        try:
-            yield
-        finally:
-            for (module, name), native in zip(places, saved, strict=True):
-                setattr(module, name, native)
+        with _TURNS:
+            self.make_usable()  # minutes may have passed
+            saved = [getattr(module, name) for module, name in places]
+            for module, name in places:
+                setattr(module, name, _Functions(self._call, name.strip("_")))
+            try:
+                yield
+            finally:
+                for (module, name), native in zip(places, saved, strict=True):
+                    setattr(module, name, native)
 
     def _call(self, *request: Any) -> Any:
         """Returns what a function returns; (module, function, arguments), see `converter_child`."""
@@ -121,7 +134,8 @@ class ConverterProcess:
         answers: Any = self._process.stdout
         try:
             done, result = pickle.load(answers)
-        except EOFError:
+        except (EOFError, pickle.UnpicklingError):  # none, or half of one
+            self._process.kill()
             raise RuntimeError(_ENDED.format(_how(self._process.wait()))) from None
         if not done:
             raise RuntimeError(result)
@@ -129,7 +143,7 @@ class ConverterProcess:
 
     def _send(self, message: Any) -> None:
         pipe: Any = self._process.stdin
-        with contextlib.suppress(BrokenPipeError):  # `_call` says how the process ended
+        with contextlib.suppress(OSError):  # a broken pipe: `_call` says how the process ended
             pickle.dump(message, pipe, protocol=pickle.HIGHEST_PROTOCOL)
             pipe.flush()
 

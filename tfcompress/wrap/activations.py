@@ -274,9 +274,9 @@ class ActivationQuantizer(keras.layers.Layer):
         if self.fixed_range is not None:
             return self.fixed_range
         low, high = (ops.convert_to_numpy(v) for v in (self.minimum, self.maximum))
+        high = max(high, low + np.float32(_NARROWEST))
         if self.learned:
             low, high = min(low, np.float32(0)), max(high, np.float32(_NARROWEST))
-        high = max(high, low + np.float32(_NARROWEST))
         if self.bits == 16:
             low, high = -max(-low, high), max(-low, high)
         return float(low), float(high)
