@@ -65,11 +65,11 @@ class Peak(threading.Thread):
         self.most, self.before, self.counts = 0, used(), False
         self.start()
 
-    def run(self):  # noqa: D102
+    def run(self):
+        """Looks for as long as the process lives."""
         while True:
-            found = used() if self.counts else 0
             if self.counts:
-                self.most = max(self.most, found - self.before)
+                self.most = max(self.most, used() - self.before)
             time.sleep(0.02)
 
     def __enter__(self):

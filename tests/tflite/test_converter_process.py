@@ -83,7 +83,7 @@ def test_threads_take_turns_and_leave_tensorflow_as_it_was(tmp_path):
     assert theirs.wrap_converter is native
 
 
-def test_errors_of_the_converter_come_with_its_log(tmp_path):
+def test_an_error_of_the_converter_leaves_its_process_running():
     with converter_process.converter_process(keep=False) as process, process.serving():
         from tensorflow.lite.python import convert as theirs
 
