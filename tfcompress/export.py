@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import math
 import os
 import time
 import warnings
@@ -346,9 +347,7 @@ def _check_finite(model: keras.Model) -> None:
     """Refuses what the converter would crash on, or make a useless file of."""
     for _, layer in walk_layers(model):
         for weight in own_weights(layer):
-            if not np.isfinite(
-                keras.ops.convert_to_numpy(weight).astype(np.float32, copy=False)
-            ).all():
+            if not _is_finite(weight):
                 raise ValueError(
                     f"The weight {weight.path!r} holds NaN or infinity: training has diverged. "
                     "Load weights from before, and train on with a smaller learning rate."
@@ -360,6 +359,14 @@ def _check_finite(model: keras.Model) -> None:
                 "there, on the samples or in training. Check the data, and the layer before it "
                 "(a logarithm or division of what may be zero?)."
             )
+
+
+def _is_finite(weight: Any) -> bool:
+    value = keras.ops.cast(weight, "float32")
+    # The sum of a large weight takes no memory, and keeps NaN and infinity; it may overflow.
+    if math.prod(weight.shape) > HUGE and math.isfinite(keras.ops.sum(value)):
+        return True
+    return bool(np.isfinite(keras.ops.convert_to_numpy(value)).all())
 
 
 def _computes_in_half(model: keras.Model) -> bool:

@@ -103,7 +103,10 @@ def read_graph(model: keras.Model, path: str = "") -> Graph:
         model: A built Sequential or Functional model.
         path: Path of the model itself if it is nested, ending in "/".
     """
-    function = keras.Function(model.inputs, model.outputs)
+    # A Sequential model holds a Functional one, which is a Function already.
+    function = getattr(model, "_functional", None) or model
+    if not isinstance(function, keras.Function):
+        function = keras.Function(model.inputs, model.outputs)
     calls: list[Call] = []
     consumers: dict[int, list[Call]] = {}
     for depth in sorted(function._nodes_by_depth, reverse=True):

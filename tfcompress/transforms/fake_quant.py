@@ -140,14 +140,15 @@ class FakeQuant(WeightTransform):
 
     def _rounded(self, weight: Any, end: Any, learned: bool = False) -> Any:
         scale = self.step(end)
+        if not learned:  # no name holds what is done with: weights may be half a gigabyte
+            return ops.round(self._places(weight, scale)) * scale
         places = self._places(weight, scale)
-        rounded = ops.round(places)
-        if learned:
-            rounded = places + ops.stop_gradient(rounded - places)
-        return rounded * scale
+        return (places + ops.stop_gradient(ops.round(places) - places)) * scale
 
     def _places(self, weight: Any, scale: Any) -> Any:
-        return ops.clip(weight / scale, -self.steps, self.steps)
+        places = weight / scale
+        # A grid that ends at the largest weight clips nothing.
+        return places if self.range == "min_max" else ops.clip(places, -self.steps, self.steps)
 
     def _channels(self, rank: int) -> set[int]:
         axes = self.channel_axes if self.granularity == "channel" else ()

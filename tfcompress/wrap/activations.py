@@ -294,7 +294,8 @@ class ActivationQuantizer(keras.layers.Layer):
         """Sets the range, which counts as trained then."""
         self.minimum.assign(0.0 if self.non_negative else min(minimum, 0.0))
         self.maximum.assign(max(maximum, 0.0))
-        self.step.assign(ops.maximum(self.step, 1))
+        if not self.is_trained:
+            self.step.assign(1)
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         """Returns the shape of the input."""

@@ -96,12 +96,14 @@ class Sum:
             The kernel with all scalings in it, or what each channel is multiplied by where there
             is none; what is added to each channel; and the step of each sum.
         """
-        ends, unit, offset = map(ops.convert_to_numpy, self._channels())
-        offset = (np.round(offset / unit) * unit).astype(np.float32)
         if self.wrapper is None:
-            return ends, offset, unit
+            ends, unit, offset = map(ops.convert_to_numpy, self._channels())
+            return ends, (np.round(offset / unit) * unit).astype(np.float32), unit
         value, rounding = rounded_weight(self.wrapper)
-        scale, value = rounding.scale(value), ops.convert_to_numpy(value)
+        end = rounding.end(value)
+        ends, unit, offset = map(ops.convert_to_numpy, self._channels(end))
+        offset = (np.round(offset / unit) * unit).astype(np.float32)
+        scale, value = rounding.step(end), ops.convert_to_numpy(value)
         ends, steps = np.reshape(ends, scale.shape), np.float32(rounding.steps)
         kernel = np.empty(value.shape, np.float32)
         pieces = max(kernel.size >> 24, 1)  # the kernel may be large
@@ -115,15 +117,18 @@ class Sum:
                 np.copyto(made, sign * ends, where=places == sign * steps)
         return kernel, offset, unit
 
-    def _channels(self) -> tuple[Any, Any, Any]:
+    def _channels(self, end: Any = None) -> tuple[Any, Any, Any]:
         """Returns the end of the weights of each channel, the step of its sum and its offset.
 
         All behind the scalings.
+
+        Args:
+            end: Where the grids of the weights end, if that is known.
         """
         ends, largest, offset = ops.ones(()), 127, ops.zeros(())
         if self.wrapper is not None:
             value, rounding = rounded_weight(self.wrapper)
-            largest, end = rounding.steps, rounding.end(value)
+            largest, end = rounding.steps, rounding.end(value) if end is None else end
             ends = ops.reshape(ops.where(end > 0, rounding.step(end) * largest, 0.0), (-1,))
             if self.wrapper.layer.bias is not None:
                 offset = ops.convert_to_tensor(self.wrapper.layer.bias)

@@ -344,6 +344,10 @@ class ChannelScale(layers.Layer):
         x = inputs if self.gamma is None else inputs * self.gamma
         return x if self.beta is None else x + self.beta
 
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        """Returns the shape of the input; without this, Keras would trace the call."""
+        return input_shape
+
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor arguments."""
         own = {"center": self.center, "scale": self.scale, "options": self.options}
