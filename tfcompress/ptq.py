@@ -11,6 +11,7 @@ import numpy as np
 
 from tfcompress.graph.cost import plain
 from tfcompress.graph.read import walk_layers
+from tfcompress.graph.run import run
 from tfcompress.rewrite.adaround import noting_floats, round_by_output
 from tfcompress.rewrite.equalize import equalize
 from tfcompress.rewrite.fold import fold_batch_norm
@@ -20,12 +21,27 @@ from tfcompress.wrap.calibrate import calibrate
 from tfcompress.wrap.recurrent import RuntimeRecurrent
 from tfcompress.wrap.strip import is_wrapped, without_transforms
 
+_TRIED = 64  # samples
 
-def _default_range(model: keras.Model) -> str:
-    """Returns how ranges are chosen where the scheme does not say."""
-    # A cell adds up over the steps: few sequences reach its ends, and all share its grid.
-    recurrent = any(isinstance(plain(layer), RuntimeRecurrent) for _, layer in walk_layers(model))
-    return "moving_average" if recurrent else "min_max"
+
+def _default_range(made: keras.Model, given: keras.Model, samples: Mapping[str, np.ndarray]) -> str:
+    """Returns how ranges are chosen where the scheme does not say: the better way, on samples."""
+    if not any(isinstance(plain(layer), RuntimeRecurrent) for _, layer in walk_layers(made)):
+        return "min_max"
+    # A cell adds up over the steps, which share its grid: of long sequences few reach its ends.
+    few = {name: array[:_TRIED] for name, array in samples.items()}
+    wanted = _outputs(given, few)
+    errors = {}
+    for method in ("moving_average", "min_max"):
+        calibrate(made, few, method)
+        pairs = zip(_outputs(made, few), wanted, strict=True)
+        errors[method] = sum(np.var(a - b) / (np.var(b) or 1) for a, b in pairs)
+    return min(errors, key=lambda method: errors[method])
+
+
+def _outputs(model: keras.Model, samples: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    batches = zip(*run(model, samples), strict=True)
+    return [np.concatenate([*map(keras.ops.convert_to_numpy, parts)]) for parts in batches]
 
 
 def _left(
@@ -66,8 +82,8 @@ def post_training(
     scheme = dataclasses.replace(scheme, overrides=_left(scheme, model, folded))
     made = quantized(folded, scheme, move=folded is not given)
     adaptive = scheme.rounding == "adaround"
-    method = scheme.activation_range or _default_range(made)
     say("measuring the ranges of activations")
+    method = scheme.activation_range or _default_range(made, given, samples)
     if not (adaptive or scheme.correct_bias):
         calibrate(made, samples, method)
         return made

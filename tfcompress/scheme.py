@@ -51,7 +51,8 @@ class QuantizationScheme:
             batches' ends, or "learned"; every other value means the average. PTQ: "min_max" over
             all samples, "moving_average", "percentile" (99.99% of the values), "mse", or "kl"
             (least Kullback-Leibler divergence); "learned" means "mse". None is "moving_average"
-            for QAT; for PTQ "min_max", but "moving_average" for models with recurrent layers.
+            for QAT; for PTQ "min_max", but for models with recurrent layers, which average over
+            their steps as well, whichever of the two computes 64 of the samples better.
         equalize: PTQ: evens out the scales of the channels between layers first, where nothing but
             ReLU stands between them.
         rounding: PTQ: "nearest", or "adaround", which decides for each weight whether to round up

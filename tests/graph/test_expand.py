@@ -57,7 +57,7 @@ def test_what_is_written_out_computes_what_the_layer_does(case):
     call = next(c for c in read_graph(model).calls if c.path == "look")
     layer = call.operation
     given = attention_call(layer, call.args, call.kwargs)
-    expanded = expand_attention(layer, given, lambda part: part)
+    expanded = expand_attention(layer, given, inputs_of(given), lambda part: part)
     for old, new in matching_variables(layer, expanded.get_layer):
         new.assign(keras.ops.reshape(old, new.shape))
     ids = token_ids()
@@ -162,7 +162,7 @@ def test_selection(selected):
 def odd_attention(kind):
     keras.utils.set_random_seed(0)
     ids = keras.Input((None if kind == "length" else TOKENS,), dtype="int32")
-    carried = kind in ("carried mask", "mask into a nested model")
+    carried = kind in ("carried masks, two calls", "mask into a nested model")
     x = L.Embedding(WORDS, WIDTH, mask_zero=carried)(ids)
     options = {"shape": {"output_shape": 5}, "constraint": {"kernel_constraint": "non_neg"}}
     look = L.MultiHeadAttention(2, 8, name="look", **options.get(kind, {}))
@@ -172,6 +172,8 @@ def odd_attention(kind):
         inner = keras.Input((TOKENS, WIDTH))
         nested = keras.Model(inner, look(inner, inner), name="nested")
         return keras.Model(ids, L.GlobalAveragePooling1D()(nested(x)))
+    if kind == "carried masks, two calls":
+        return keras.Model(ids, look(look(x, x), x))
     if kind == "calls that differ":
         return keras.Model(ids, look(look(x, x, use_causal_mask=True), x))
     if kind == "query mask":  # which Keras ignores
@@ -182,9 +184,9 @@ def odd_attention(kind):
 
 
 KINDS = (
-    "scores, shape, constraint, length, carried mask, mask into a nested model, "
-    "calls that differ, query mask, constant mask"
-).split(", ")
+    "scores; shape; constraint; length; carried masks, two calls; mask into a nested model; "
+    "calls that differ; query mask; constant mask"
+).split("; ")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -197,6 +199,53 @@ def test_others_are_left_as_they_are(kind):
     stripped = tfc.strip(quantized)
     np.testing.assert_allclose(quantized(ids), stripped(ids), atol=1e-5)
     np.testing.assert_allclose(stripped(ids), model(ids), atol=0.02)  # weights are rounded
+
+
+def padded_net(kind):
+    """Returns an encoder that reads padded texts; the words carry a mask along."""
+    keras.utils.set_random_seed(0)
+    ids = keras.Input((TOKENS,), dtype="int32", name="ids")
+    spread = keras.initializers.RandomNormal(stddev=1.0)
+    x = L.Embedding(WORDS, WIDTH, embeddings_initializer=spread, mask_zero=True)(ids)
+    if kind == "grouped":
+        x = L.GroupQueryAttention(4, 4, 2, name="look")(x, x)
+    elif kind == "key and value":
+        other = L.Embedding(WORDS, WIDTH, embeddings_initializer=spread)(ids)
+        x = L.MultiHeadAttention(2, 8, name="look")(other, other, x)
+    elif kind == "residual":  # the second layer sees no mask: Keras took it off
+        x = L.Add()([x, L.MultiHeadAttention(2, 8, name="look")(x, x)])
+        x = L.Add()([x, L.MultiHeadAttention(2, 8, name="again")(x, x)])
+    else:
+        causal = kind == "causal"
+        x = L.MultiHeadAttention(2, 8, name="look")(x, x, use_causal_mask=causal)
+        x = L.MultiHeadAttention(2, 8, name="again")(L.Dense(WIDTH)(x), x)
+    y = L.LSTM(6)(x) if kind == "recurrent" else x[:, 0] + x[:, -1]
+    return keras.Model(ids, L.Dense(3)(y))
+
+
+@pytest.mark.parametrize(
+    "kind", ["", "grouped", "key and value", "residual", "causal", "recurrent"]
+)
+def test_masks_that_tensors_carry_along(kind, tmp_path):
+    model, ids = padded_net(kind), token_ids()
+    wanted = model(ids)
+    unmasked = np.where(ids == 0, WORDS - 1, ids)
+    assert np.std(model(unmasked) - wanted) > 0.05 * np.std(wanted)  # the padding is seen somewhere
+    quantized = tfc.quantize(model)
+    assert isinstance(quantized.get_layer("look"), Expanded)
+    # Nothing is rounded yet but scores, to 1/256.
+    assert np.std(without_transforms(quantized)(ids) - wanted) < 0.02 * np.std(wanted)
+    stripped = tfc.strip(quantized)
+    assert np.std(stripped(ids) - wanted) < 0.02 * np.std(wanted)  # weights are rounded
+    assert len(read_graph(stripped).calls) == len(read_graph(model).calls)
+    quantized.compile(keras.optimizers.Adam(1e-3), "mse")
+    quantized.fit(ids, wanted, epochs=2, verbose=0)
+    quantized.save(tmp_path / "m.keras")
+    loaded = keras.saving.load_model(tmp_path / "m.keras")
+    np.testing.assert_array_equal(loaded(ids), quantized(ids))
+    result = tfc.export_tflite(loaded, tmp_path / "m.tflite")
+    assert result.float_tensors == []
+    assert result.agreement.max_steps <= 2, result.agreement
 
 
 def test_a_frozen_layer_stays_frozen():

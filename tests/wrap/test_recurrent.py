@@ -1,5 +1,7 @@
 """Recurrent layers: a loop in training and at inference, written out in the file."""
 
+import dataclasses
+
 import keras
 import numpy as np
 import pytest
@@ -8,11 +10,13 @@ from keras import ops
 
 import tfcompress as tfc
 from tfcompress.agreement import measure
+from tfcompress.ptq import post_training
 from tfcompress.wrap.calibrate import calibrate
 from tfcompress.wrap.recurrent import RuntimeRecurrent
 from tfcompress.wrap.strip import quantizers
 
 STEPS, FEATURES = 4, 5
+MIN_MAX = tfc.QuantizationScheme(activation_range="min_max", correct_bias=False)
 CELLS = {
     "SimpleRNN": lambda **o: L.SimpleRNN(6, **o),
     "LSTM": lambda **o: L.LSTM(6, **o),
@@ -121,6 +125,136 @@ def test_rows_of_a_table_are_read_as_integers(tmp_path):
     x = np.random.default_rng(0).integers(0, 40, (256, STEPS))
     model = fitted(keras.Model(inputs, L.Dense(4)(joined)), x, x[:, 0] // 10)
     check_equal(model, x, tmp_path / "m.tflite")
+
+
+@pytest.mark.parametrize("name", [*CELLS, *BOTH])
+def test_the_file_is_the_measured_model_where_biases_are_alike(name, tmp_path):
+    """As they are before any training; the converter takes them for one number."""
+    x, _ = data()
+    model = model_of(name)
+    for variable in model.variables:
+        if variable.name == "bias" and len(variable.shape) == (2 if "GRU" in name else 1):
+            variable.assign(keras.ops.ones_like(variable) * 0.7)
+    samples = {model.inputs[0]._keras_history.operation.name: x}
+    measured = post_training(model, MIN_MAX, samples)
+    tfc.export_tflite(model, tmp_path / "m.tflite", scheme=MIN_MAX, representative_dataset=x)
+    got = tfc.TFLiteModel(tmp_path / "m.tflite").predict(x)
+    assert np.abs(got - measured(x)).max() < 1e-6
+
+
+@pytest.mark.parametrize("outliers", [False, True])
+def test_ranges_are_chosen_by_what_computes_better(outliers):
+    """A few cells that add up to much spoil the grid of all steps; of none, all is needed."""
+    x, _ = data(64)
+    inputs = keras.Input((STEPS, FEATURES), name="x")
+    layer = L.LSTM(6)
+    model = keras.Model(inputs, layer(inputs))
+    if outliers:
+        x[:2] *= 100
+        layer.cell.kernel.assign(layer.cell.kernel * 3)
+    errors = {}
+    for method in ("min_max", "moving_average", None):
+        scheme = dataclasses.replace(MIN_MAX, activation_range=method)
+        measured = post_training(model, scheme, {"x": x})
+        errors[method] = float(np.var(measured(x) - model(x)))
+    assert errors[None] == min(errors.values())
+    assert (errors["moving_average"] < errors["min_max"]) == outliers, errors
+
+
+MASKED = {
+    "LSTM": lambda: L.LSTM(6),
+    "GRU": lambda: L.GRU(6, return_sequences=True),
+    "GRU, zeros": lambda: L.GRU(6, return_sequences=True, zero_output_for_mask=True),
+    "SimpleRNN": lambda: L.SimpleRNN(6),
+    "backwards": lambda: L.LSTM(6, go_backwards=True, dropout=0.1),
+    "both": lambda: L.Bidirectional(L.GRU(6), merge_mode="ave"),
+    "both, all states": lambda: L.Bidirectional(L.LSTM(6, return_sequences=True)),
+}
+
+
+def padded_texts(count=256):
+    generator = np.random.default_rng(0)
+    ids = generator.integers(1, 40, (count, STEPS))
+    ids[np.arange(STEPS) >= generator.integers(0, STEPS + 1, count)[:, None]] = 0
+    ids[::7, 0] = 0  # the first step of some does not count
+    return ids
+
+
+def reader_of_padded_texts(name):
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((STEPS,), dtype="int32")
+    spread = keras.initializers.RandomNormal(stddev=1.0)
+    x = L.Embedding(40, 6, mask_zero=True, embeddings_initializer=spread)(inputs)
+    x = MASKED[name]()(L.Dense(6, activation="relu")(x))
+    return keras.Model(inputs, L.Dense(4)(L.GRU(5)(x) if len(x.shape) == 3 else x))
+
+
+@pytest.mark.parametrize("name", MASKED)
+def test_masked_steps(name, tmp_path):
+    x = padded_texts()
+    wanted = reader_of_padded_texts(name)(x)
+    aware = tfc.quantize(reader_of_padded_texts(name))
+    # Before ranges were trained nothing is rounded but gates, to 1/256.
+    assert np.std(aware(x) - wanted) < 0.02 * np.std(wanted)
+    aware = fitted(reader_of_padded_texts(name), x, x[:, 1] % 4)
+    assert any(isinstance(part, RuntimeRecurrent) for part in aware._flatten_layers())
+    check_equal(aware, x, tmp_path / "m.tflite")
+    longer = np.where(x == 0, 7, x)  # read as words, padding makes a difference
+    assert np.abs(aware.predict(longer, verbose=0) - aware.predict(x, verbose=0)).max() > 0.01
+    plain = reader_of_padded_texts(name)
+    measured = tfc.export_tflite(
+        plain, tmp_path / "p.tflite", scheme=MIN_MAX, representative_dataset=x
+    )
+    assert measured.float_tensors == []
+    assert measured.agreement.rmse < 0.04
+
+
+def test_the_loss_sees_the_masks_of_a_tagger(tmp_path):
+    """Of padding, which Keras leaves out of the loss."""
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((STEPS,), dtype="int32")
+    x = L.Embedding(40, 6, mask_zero=True)(inputs)
+    x = L.Bidirectional(L.LSTM(6, return_sequences=True))(x)
+    model = keras.Model(inputs, L.TimeDistributed(L.Dense(3))(x))
+    ids = padded_texts()
+    tags = np.where(ids == 0, 2, ids % 2)  # what padding is tagged with would be seen in the loss
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.Adam(1e-2), loss)
+    model.fit(ids, tags, epochs=5, verbose=0)
+    aware = fitted(model, ids, tags)
+    with pytest.warns(tfc.CompressionWarning, match="drops"):
+        stripped = tfc.strip(aware)
+    for each in (stripped, aware):
+        each.compile("sgd", loss)
+    expected = stripped.evaluate(ids, tags, verbose=0)
+    assert abs(aware.evaluate(ids, tags, verbose=0) - expected) < 0.1 * expected
+    check_equal(aware, ids, tmp_path / "m.tflite")
+
+
+@pytest.mark.parametrize("way", ["Masking", "argument"])
+def test_a_mask_of_values_sees_them_as_they_come_in(way, tmp_path):
+    """-9.7 lies on no grid: rounded first, no step would be masked."""
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((STEPS, FEATURES))
+    if way == "Masking":
+        states = L.LSTM(6)(L.Masking(-9.7)(inputs))
+    else:
+        states = L.LSTM(6)(inputs, mask=ops.any(ops.not_equal(inputs, -9.7), axis=-1))
+    model = keras.Model(inputs, L.Dense(4)(states))
+    x, y = data()
+    x[padded_texts() == 0] = -9.7
+    aware = fitted(model, x, y)
+    result = tfc.export_tflite(aware, tmp_path / "m.tflite")
+    assert len(result.float_tensors) <= 1  # the number that is compared with
+    assert result.agreement.max_steps < 0.01, result.agreement
+    other = np.where(x == np.float32(-9.7), np.float32(-9.6), x)
+    assert np.abs(aware(other) - aware(x)).max() > 0.05
+    with pytest.warns(tfc.CompressionWarning, match="drops"):
+        stripped = tfc.strip(aware)
+    measured = tfc.export_tflite(
+        stripped, tmp_path / "p.tflite", scheme=MIN_MAX, representative_dataset=x
+    )
+    assert measured.agreement.rmse < 0.1
 
 
 def test_states_beside_other_features(tmp_path):

@@ -9,6 +9,7 @@ bias and keeps a scale for each of their channels, which it does not for `Einsum
 
 from __future__ import annotations
 
+import functools
 import inspect
 import json
 import math
@@ -17,6 +18,7 @@ from typing import Any
 
 import keras
 from keras import layers, ops, tree
+from keras.src.backend.common.masking import get_keras_mask, set_keras_mask
 
 from tfcompress.graph.cost import plain
 from tfcompress.graph.read import is_graph, read_graph, walk_layers
@@ -62,6 +64,27 @@ class Expanded(keras.Model):
 
     source = ""
     layer_class: type | None = None
+
+    @functools.cached_property
+    def _class_name(self) -> str:
+        return json.loads(self.source)["layer"]["class_name"]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Calls the graph; attention with masks of its own, not those that its inputs carry.
+
+        These are among the inputs (see `explicit_masks`). MultiHeadAttention takes them off the
+        tensors as well, so that what reads these later, a residual connection say, sees none.
+        """
+        if not (self.source and self._class_name in _KINDS):
+            return super().__call__(*args, **kwargs)
+        given = tree.flatten((args, kwargs))
+        masks = [get_keras_mask(value) for value in given]
+        _carry(given, [None] * len(given))
+        outputs = super().__call__(*args, **kwargs)
+        if self._class_name != "MultiHeadAttention":
+            _carry(given, masks)
+        _carry([outputs], masks[:1])
+        return outputs
 
     def get_config(self) -> dict[str, Any]:
         """Returns the graph and what it was made of."""
@@ -110,8 +133,8 @@ def expandable(model: keras.Model) -> set[int]:
     """Returns the `id` of each attention layer, wrapped or not, that can be written out.
 
     Every call of the layer must be one that `attention_call` understands, and all must be alike: on
-    the same shapes, with the same masks. Inside a nested model that is called on a tensor with a
-    mask, none can.
+    the same shapes, with the same masks. Where tensors carry masks along, there must be one call
+    alone. Inside a nested model that is called on a tensor with a mask, none can.
     """
     found: dict[int, set[Any]] = {}
     _find(model, False, found)
@@ -122,7 +145,7 @@ def _find(model: keras.Model, masked: bool, found: dict[int, set[Any]]) -> None:
     for call in read_graph(model).calls:
         if is_graph(call.operation):
             given_mask = any(mask is not None for mask in tree.flatten(call.kwargs.get("mask")))
-            carried = any(_mask_of(tensor) is not None for tensor in call.inputs)
+            carried = any(get_keras_mask(tensor) is not None for tensor in call.inputs)
             _find(call.operation, masked or given_mask or carried, found)
         elif type(plain(call.operation)) in _ATTENTION:
             given = attention_call(plain(call.operation), call.args, call.kwargs)
@@ -130,11 +153,9 @@ def _find(model: keras.Model, masked: bool, found: dict[int, set[Any]]) -> None:
             if given is not None and not masked:
                 shapes = [tuple(given[name].shape[1:]) for name in inputs_of(given)]
                 kind = (*inputs_of(given), *shapes, bool(given.get("use_causal_mask")))
+                if any(get_keras_mask(given[name]) is not None for name in inputs_of(given)):
+                    kind = (call.path, len(found.get(id(call.operation), ())))  # like no other
             found.setdefault(id(call.operation), set()).add(kind)
-
-
-def _mask_of(tensor: Any) -> Any:
-    return getattr(tensor, "_keras_mask", None)
 
 
 def attention_call(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict | None:
@@ -142,8 +163,7 @@ def attention_call(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
 
     Left as they are: what Keras adds to the attention of the paper (gates, sliding windows, some of
     several axes), constraints, sequences of unknown length, calls that ask for the scores, constant
-    masks, masks by any name but `attention_mask`, and tensors that carry a mask along: Keras takes
-    it off the query while it runs, so that which layers see it depends on their order.
+    masks, and masks by any name but `attention_mask`.
     """
     config = layer.get_config()
     if config.get("use_gate") or config.get("sliding_window") or config.get("output_shape"):
@@ -152,7 +172,7 @@ def attention_call(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
         return None
     given = arguments_of(layer, args, kwargs)
     tensors = [given[name] for name in inputs_of(given)]
-    if not all(isinstance(t, keras.KerasTensor) and _mask_of(t) is None for t in tensors):
+    if not all(isinstance(t, keras.KerasTensor) for t in tensors):
         return None
     if any(None in t.shape[1:] for t in tensors[:3]) or not _is_in_one_row(config, given):
         return None
@@ -166,7 +186,33 @@ def _is_in_one_row(config: dict[str, Any], given: dict[str, Any]) -> bool:
     if rank == 3:
         return True
     masked = given.get("attention_mask") is not None or bool(given.get("use_causal_mask"))
+    masked = masked or any(get_keras_mask(given[name]) is not None for name in inputs_of(given))
     return [*config.get("attention_axes", ())] == [*range(1, rank - 1)] and not masked
+
+
+def explicit_masks(layer: Any, given: dict[str, Any]) -> dict[str, Any]:
+    """Returns the arguments of an attention layer with the masks that they carry among them.
+
+    Args:
+        layer: The layer.
+        given: What `arguments_of` returned, of the graph that is being built.
+    """
+    told = {name: get_keras_mask(given[name]) for name in ("query", "value", "key")}
+    if given["key"] is given["value"]:
+        told["key"] = None
+    if all(mask is None for mask in told.values()):
+        return given
+    masks = {f"{name}_mask": mask for name, mask in told.items()}
+    made = layer._compute_attention_mask(
+        given["query"], given["value"], **masks, attention_mask=given.get("attention_mask")
+    )
+    return {**given, "attention_mask": made}
+
+
+def _carry(tensors: list[Any], masks: list[Any]) -> None:
+    for tensor, mask in zip(tensors, masks, strict=True):
+        if get_keras_mask(tensor) is not mask:
+            set_keras_mask(tensor, mask)
 
 
 def arguments_of(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -182,12 +228,15 @@ def inputs_of(given: dict[str, Any]) -> list[str]:
     return [name for name in _TENSORS if name in given]
 
 
-def expand_attention(layer: Any, given: dict[str, Any], wrap: Callable[[Any], Any]) -> Expanded:
+def expand_attention(
+    layer: Any, given: dict[str, Any], told: list[str], wrap: Callable[[Any], Any]
+) -> Expanded:
     """Writes out an attention layer.
 
     Args:
         layer: A built MultiHeadAttention or GroupQueryAttention layer.
-        given: What `attention_call` returned.
+        given: What `explicit_masks` returned.
+        told: The names of the tensors that the layer itself is called on.
         wrap: Is given each projection and returns what to call instead.
 
     Returns:
@@ -248,7 +297,7 @@ def expand_attention(layer: Any, given: dict[str, Any], wrap: Callable[[Any], An
     model.source = json.dumps(
         {
             "layer": keras.saving.serialize_keras_object(layer),
-            "inputs": {name: place for place, name in enumerate(names)},
+            "inputs": {name: place for place, name in enumerate(names) if name in told},
             "options": {"use_causal_mask": True} if causal else {},
         }
     )
@@ -256,6 +305,7 @@ def expand_attention(layer: Any, given: dict[str, Any], wrap: Callable[[Any], An
 
 
 _ATTENTION = (layers.MultiHeadAttention, layers.GroupQueryAttention)
+_KINDS = tuple(layer.__name__ for layer in _ATTENTION)
 _TENSORS = ("query", "value", "key", "attention_mask")
 _SUBLAYERS = {
     "query": "_query_dense",

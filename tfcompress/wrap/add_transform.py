@@ -16,6 +16,7 @@ from tfcompress.graph.expand import (
     arguments_of,
     expand_attention,
     expandable,
+    explicit_masks,
     inputs_of,
     matching_variables,
 )
@@ -55,11 +56,16 @@ class AddTransform(Rewriter):
         if call.path not in self._chosen:
             return super().visit(graph, call, args, kwargs)
         if id(call.operation) in self._expandable:
-            given = arguments_of(plain(call.operation), args, kwargs)
-            expanded = self.once(call.operation, lambda: self._expand(call, given))
+            told = arguments_of(plain(call.operation), args, kwargs)
+            given = explicit_masks(plain(call.operation), told)
+            expanded = self.once(call.operation, lambda: self._expand(call, given, inputs_of(told)))
             return expanded([given[name] for name in inputs_of(given)])
         first, *rest = self.once(call.operation, lambda: self._wrap(call))
-        kwargs = {name: value for name, value in kwargs.items() if value is not None}
+        # Tensors carry masks along themselves.
+        left_out = () if plain(first)._call_has_mask_arg else ("mask",)
+        kwargs = {
+            k: value for k, value in kwargs.items() if value is not None and k not in left_out
+        }
         outputs = first(*args, **kwargs)
         for part in rest:
             outputs = part(outputs)
@@ -109,14 +115,14 @@ class AddTransform(Rewriter):
             self.carry(call.operation, wrappers)
         return wrappers
 
-    def _expand(self, call: Call, given: dict[str, Any]) -> Expanded:
+    def _expand(self, call: Call, given: dict[str, Any], told: list[str]) -> Expanded:
         wrapper = isinstance(call.operation, CompressionWrapper)
         before = call.operation.transforms if wrapper else []
 
         def wrapped(part: Any) -> CompressionWrapper:
             return CompressionWrapper(part, [*before, self._transform(call.path, part)])
 
-        expanded = expand_attention(plain(call.operation), given, wrapped)
+        expanded = expand_attention(plain(call.operation), given, told, wrapped)
         inside = read_graph(expanded, call.path + "/").calls
         self.added.update((inner.path, call.path) for inner in inside)
         self.carry(call.operation, expanded)

@@ -291,7 +291,7 @@ class _Bake(Rewriter):
                 pairs.append((uneven(offset), new.bias))
             return pairs
         if isinstance(old, RuntimeLayer):
-            return zip(old.original_variables(), new.original_variables(), strict=True)
+            return zip(old.constants(), new.original_variables(), strict=True)
         return super().match(old, new)
 
     def _sums_matrices(self, call: Call) -> bool:

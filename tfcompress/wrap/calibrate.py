@@ -23,8 +23,8 @@ def calibrate(model: keras.Model, samples: Mapping[str, np.ndarray], method: str
     Args:
         model: A model from `quantize`. Its ranges are changed.
         samples: Arrays by input name.
-        method: "min_max", "moving_average" (the mean of the batches' ends), "percentile", "mse" or
-            "kl"; see `QuantizationScheme`.
+        method: "min_max", "moving_average" (the mean of the ends of batches, and of the steps of
+            recurrent layers), "percentile", "mse" or "kl"; see `QuantizationScheme`.
     """
     learning = [q for q in quantizers(model) if q.fixed_range is None]
     ends: dict[int, list[tuple[float, float]]] = {id(q): [] for q in learning}

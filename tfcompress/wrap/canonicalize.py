@@ -241,6 +241,18 @@ class NormalizeInIntegers(Rule):
         return [normalized, _runtime(ChannelScale, layer, center=center, scale=scale, options=kept)]
 
 
+class UnfoldDense(Rule):
+    """A Dense layer applied to every step of a sequence is a Dense layer, which takes any rank."""
+
+    def matches(self, layer: Any) -> bool:
+        """Returns whether `layer` applies a Dense layer to steps."""
+        return type(layer) is layers.TimeDistributed and type(layer.layer) is layers.Dense
+
+    def parts(self, layer: Any) -> list[Any]:
+        """Returns the Dense layer under the name of the whole."""
+        return [clone_layer(layer.layer, name=layer.name, trainable=layer.trainable)]
+
+
 class FoldTime(Rule):
     """A layer applied to every step of a sequence is applied to all of them as one batch."""
 
@@ -273,9 +285,8 @@ class WriteOutLoop(Rule):
         if not (layer.built and layer._inbound_nodes and understands(layer)):
             return False
         for node in layer._inbound_nodes:
-            masked = getattr(node.input_tensors[0], "_keras_mask", None) is not None
             options = {name: v for name, v in node.arguments.kwargs.items() if v is not None}
-            if masked or len(node.input_tensors) != 1 or set(options) - {"training"}:
+            if len(node.arguments.args) != 1 or set(options) - {"training", "mask"}:
                 return False
         lengths = {node.input_tensors[0].shape[1] for node in layer._inbound_nodes}
         longest = max(length or LONGEST + 1 for length in lengths)
@@ -311,6 +322,7 @@ RULES: list[Rule] = [
     SplitHardSigmoid(),
     MergePairwise(),
     NormalizeInIntegers(),
+    UnfoldDense(),
     FoldTime(),
     WriteOutLoop(),
 ]

@@ -19,6 +19,7 @@ from tfcompress.wrap.recurrent import RuntimeRecurrent
 from tfcompress.wrap.roles import (
     AVERAGE,
     BINARY,
+    COMPARE,
     FUSES,
     JOIN,
     MOVE,
@@ -178,6 +179,7 @@ class PlaceQuantizers(Rewriter):
                 return operation(*args, **kwargs)
         bits = self._bits(call, kind)
         exactly = kind == PRECISE or reads_indices(call, self._indices)
+        exactly = exactly or (kind == COMPARE and all(map(_comes_in, call.inputs)))
         args, kwargs = keras.tree.map_structure(
             lambda t: self._handed(t, call, kind, bits, exactly), (args, kwargs)
         )
@@ -381,6 +383,10 @@ def _kind(relu: Any) -> Any:
 
 def _is_tensor(value: Any) -> bool:
     return isinstance(value, keras.KerasTensor)
+
+
+def _comes_in(tensor: Any) -> bool:
+    return isinstance(tensor._keras_history.operation, keras.layers.InputLayer)
 
 
 def _maker(tensor: Any) -> str:

@@ -11,11 +11,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
+import numpy as np
 from keras import layers, ops, random
 
 from tfcompress.wrap.activations import ActivationQuantizer
+from tfcompress.wrap.forms import uneven
 from tfcompress.wrap.runtime import RuntimeLayer
-from tfcompress.wrap.stepwise import TANH_RANGE, Stepwise, Value
+from tfcompress.wrap.stepwise import TANH_RANGE, Mask, Stepwise, Value
 
 LONGEST = 128
 """Steps of the longest sequence that is written out."""
@@ -34,6 +36,15 @@ _STEPS = {
     ).split(),
     layers.SimpleRNN: "input recurrent sum state".split(),
 }
+_HELD = {
+    layers.LSTM: ("state", "carry"),
+    layers.GRU: ("state",),
+    layers.SimpleRNN: ("state",),
+}
+"""What each remembers from step to step."""
+
+_GATES = {layers.LSTM: 4, layers.GRU: 3, layers.SimpleRNN: 1}
+
 _MERGING = {"ave": ("added", "merged")}
 
 
@@ -84,7 +95,6 @@ class RuntimeRecurrent(RuntimeLayer):
             if type(cell) is layers.SimpleRNN
         }
         super().__init__(**kwargs)
-        self.supports_masking = False
         self.inner = inner
 
     def result(self) -> ActivationQuantizer:
@@ -101,16 +111,39 @@ class RuntimeRecurrent(RuntimeLayer):
         """Returns the variables of the Keras layer."""
         return self.inner.variables
 
-    def call(self, inputs: Any, training: bool | None = None) -> Any:
-        """Returns what the Keras layer would, rounded on the way."""
+    def constants(self) -> list[Any]:
+        """Returns the values of these variables, biases as the converter reads them rightly."""
+        gates = {
+            id(cell.cell.bias): _GATES[type(cell)]
+            for cell in self.directions.values()
+            if cell.use_bias
+        }
+
+        def apart(variable: Any) -> Any:
+            if id(variable) not in gates:
+                return variable
+            rows = np.atleast_2d(ops.convert_to_numpy(variable))
+            pieces = [map(uneven, np.split(row, gates[id(variable)])) for row in rows]
+            return np.reshape([np.concatenate([*row]) for row in pieces], variable.shape)
+
+        return [apart(variable) for variable in self.original_variables()]
+
+    def call(self, inputs: Any, mask: Any = None, training: bool | None = None) -> Any:
+        """Returns what the Keras layer would, rounded on the way.
+
+        Args:
+            inputs: Sequences, of shape (samples, steps, features).
+            mask: Of shape (samples, steps): false at steps that leave the states as they are.
+            training: Whether dropout is applied and ranges are learned.
+        """
         learned = {name: q for name, q in self.rounding.items() if hasattr(q, "step")}
         if not learned or next(iter(learned.values())).observer is not None:
-            outputs = self._run(Value(inputs), Stepwise(self.rounding), {}).x
+            outputs = self._run(Value(inputs), mask, Stepwise(self.rounding), {}).x
             return outputs if learned else self.result()(outputs)  # which tells the converter
         trained = ops.convert_to_tensor(learned[min(learned)].step) > 0
         if training:
             steps = Stepwise(self.rounding, ops.cast(trained, self.compute_dtype))
-            outputs = self._run(Value(inputs), steps, self._dropped(inputs))
+            outputs = self._run(Value(inputs), mask, steps, self._dropped(inputs))
             for name, ends in steps.ends().items():
                 if name in learned:
                     learned[name].observe(*ends)
@@ -120,12 +153,16 @@ class RuntimeRecurrent(RuntimeLayer):
 
         def rounded() -> Any:
             unit = grids[0].grid()[0] if exact else None
-            return self._run(Value(inputs, unit), Stepwise(self.rounding, exact=exact), {}).x
+            return self._run(Value(inputs, unit), mask, Stepwise(self.rounding, exact=exact), {}).x
 
         def untrained() -> Any:
-            return self._run(Value(inputs), Stepwise(self.rounding, False), {}).x
+            return self._run(Value(inputs), mask, Stepwise(self.rounding, False), {}).x
 
         return ops.cond(trained, rounded, untrained)
+
+    def compute_mask(self, inputs: Any, previous_mask: Any) -> Any:
+        """Returns the mask of the Keras layer's output."""
+        return self.inner.compute_mask(inputs, previous_mask)
 
     def _dropped(self, inputs: Any) -> dict[str, tuple[Any, Any]]:
         """Returns, by direction, what inputs and states are multiplied with: one for all steps."""
@@ -141,7 +178,7 @@ class RuntimeRecurrent(RuntimeLayer):
             masks[name] = (of_input, mask(cell, rate, state) if rate else None)
         return masks
 
-    def _run(self, inputs: Value, steps: Stepwise, dropped: Any) -> Value:
+    def _run(self, inputs: Value, mask: Any, steps: Stepwise, dropped: Any) -> Value:
         results = []
         for name, cell in self.directions.items():
             steps.prefix = f"{name}_"
@@ -149,6 +186,8 @@ class RuntimeRecurrent(RuntimeLayer):
             given = inputs if of_input is None else Value(inputs.x * of_input)
             advance, gates = _CELLS[type(cell)](cell, given, steps)
             turned = name == "backward" if cell.return_sequences else None
+            if mask is not None:
+                steps.mask = Mask(mask, _HELD[type(cell)], cell.zero_output_for_mask)
             results.append(steps.loop(advance, gates, bool(cell.go_backwards), turned))
         steps.prefix = ""
         if len(results) == 1:
@@ -160,7 +199,7 @@ class RuntimeRecurrent(RuntimeLayer):
         """Returns the shape that the Keras layer gives."""
         return self.inner.compute_output_shape(input_shape)
 
-    def compute_output_spec(self, inputs: Any, training: bool | None = None) -> Any:
+    def compute_output_spec(self, inputs: Any, mask: Any = None, training: Any = None) -> Any:
         """Returns shape and dtype that the Keras layer gives."""
         return keras.KerasTensor(self.compute_output_shape(inputs.shape), self.compute_dtype)
 

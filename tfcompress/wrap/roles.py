@@ -47,7 +47,8 @@ MOVE = "move"  # values pass unchanged: the output has the grid of the input
 JOIN = "join"  # a concatenation or selection: its inputs are on the grid of its output
 TABLE = "table"  # rows of a weight: on the grid of the weight
 AVERAGE = "average"  # the grid of the input, but values must be rounded onto it again
-PRECISE = "precise"  # its input must not be rounded to zero, unless it was before
+PRECISE = "precise"  # its input must not be rounded, to zero say, unless it was before
+COMPARE = "compare"  # an input of the model must not be rounded before it is compared
 OUTPUT = "output"  # anything else: quantized at its output
 
 ROLES: dict[str, str] = {
@@ -75,6 +76,7 @@ ROLES: dict[str, str] = {
     ),
     "Clip": CLIP,
     **dict.fromkeys("Rsqrt Reciprocal Log Log1p Log2 Log10".split(), PRECISE),
+    **dict.fromkeys("Masking Equal NotEqual Greater GreaterEqual Less LessEqual".split(), COMPARE),
     **dict.fromkeys("Concatenate Stack Maximum Minimum Where".split(), JOIN),
     "Embedding": TABLE,
     **dict.fromkeys(

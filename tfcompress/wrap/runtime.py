@@ -109,6 +109,10 @@ class RuntimeLayer(layers.Layer):
         """Returns the variables that the Keras layer has as well, in its order."""
         return []
 
+    def constants(self) -> list[Any]:
+        """Returns the values of these variables that the converter should see."""
+        return self.original_variables()
+
     def frozen(self) -> RuntimeLayer:
         """Returns a copy in which the ranges are constants, for conversion."""
         copy = clone_layer(self, dtype="float32")

@@ -19,6 +19,7 @@ TANH_RANGE = (-1.0, 127 / 128)
 """What the runtime prescribes for the result of a tanh."""
 
 _TIME_SECOND = (1, 0, 2)
+_COUNTS = "counts"  # beside the inputs of the gates
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +37,21 @@ class Value:
     def places(self) -> Any:
         """Returns the integers, as floats."""
         return straight(self.x / self.unit, ops.round(self.x / self.unit))
+
+
+@dataclasses.dataclass(frozen=True)
+class Mask:
+    """The steps of sequences that count; the others leave what is remembered as it is.
+
+    Args:
+        counts: Of shape (samples, steps), booleans.
+        held: The names of what is remembered, the state first.
+        zeros: Whether the output is zero at the others, and not the state from before.
+    """
+
+    counts: Any
+    held: tuple[str, ...]
+    zeros: bool
 
 
 class Kernel:
@@ -69,6 +85,7 @@ class Stepwise:
     def __init__(self, quantizers: dict[str, Any], rounds: Any = True, exact: bool = False) -> None:
         self.prefix = ""
         self.of_state: Any = None  # what dropout multiplies states with
+        self.mask: Mask | None = None  # of the loop to come
         self._quantizers = quantizers
         self._rounds = rounds
         self._exact = exact
@@ -93,7 +110,7 @@ class Stepwise:
         backwards: bool,
         turned: bool | None,
     ) -> Value:
-        """Returns the states after the steps of a sequence.
+        """Returns the outputs of the steps of a sequence: the states.
 
         Args:
             advance: Returns the state, and what else is remembered, of one step from those of the
@@ -105,8 +122,13 @@ class Stepwise:
         Returns:
             Of shape (samples, steps, units), or (samples, units) for the last state alone.
         """
-        count = next(iter(given.values())).x.shape[1]
+        first = next(iter(given.values())).x
+        count = first.shape[1]
         order = range(count)[::-1] if backwards else range(count)
+        held: Sequence[Value] = ()
+        if self.mask is not None:
+            given = {**given, _COUNTS: Value(ops.expand_dims(self.mask.counts, -1))}
+            held = [self._zeros(name, first[:, 0]) for name in self.mask.held]
 
         def at(step: int) -> dict[str, Value]:
             # Slices, not unstack: of that, the converter leaves in float what has an unused result.
@@ -114,11 +136,10 @@ class Stepwise:
 
         # What the first step returns may be on other grids than what the others do.
         apart = count if self.written_out else min(count, 2)
-        held: Sequence[Value] = ()
         states = []
         for step in order[:apart]:
-            held = advance(held, at(step))
-            states.append(held[0].x)
+            held, output = self._step(advance, held, at(step))
+            states.append(output)
         unit = held[0].unit
         if apart == count:
             if turned is None:
@@ -134,8 +155,37 @@ class Stepwise:
         every = ops.concatenate([ops.stack(states), rest], axis=0)
         return Value(ops.transpose(ops.flip(every, 0) if turned else every, _TIME_SECOND), unit)
 
+    def _step(
+        self, advance: Any, held: Sequence[Value], given: dict[str, Value]
+    ) -> tuple[Sequence[Value], Any]:
+        """Returns what is remembered after a step, and its output."""
+        if self.mask is None:
+            held = advance(held, given)
+            return held, held[0].x
+        counts = given.pop(_COUNTS).x
+        after = [
+            Value(self._chosen(name, counts, new.x, old.x), new.unit)
+            for name, new, old in zip(self.mask.held, advance(held, given), held, strict=True)
+        ]
+        if not self.mask.zeros:
+            return after, after[0].x
+        none = self._zeros(self.mask.held[0], after[0].x).x
+        return after, self._chosen(self.mask.held[0], counts, after[0].x, none)
+
+    def _chosen(self, name: str, counts: Any, new: Any, old: Any) -> Any:
+        """Returns one of two values on the grid of a step."""
+        x = ops.where(counts, new, old)
+        return self._quantizers[self.prefix + name].call(x) if self._frozen else x
+
+    def _zeros(self, name: str, like: Any) -> Value:
+        """Returns zeros on the grid of a step."""
+        x, quantizer = ops.zeros_like(like), self._quantizers[self.prefix + name]
+        if not self._frozen and quantizer.fixed_range is not None:
+            return self._fixed(x, quantizer.fixed_range)
+        return self.constant(name, x)
+
     def _scan(self, advance: Any, given: dict[str, Value], held: Sequence[Value]) -> Any:
-        """Returns the states of further steps, by step."""
+        """Returns the outputs of further steps, by step."""
         learns = not isinstance(self._rounds, bool)
         names = [name for name in self._seen if learns and name.startswith(self.prefix)]
         units = [value.unit for value in held]
@@ -145,21 +195,22 @@ class Stepwise:
             seen, self._seen = self._seen, {name: [] for name in self._seen}
             before = [Value(x, unit) for x, unit in zip(tensors, units, strict=True)]
             inputs = {name: Value(x, given[name].unit) for name, x in inputs.items()}
-            after = [value.x for value in advance(before, inputs)]
+            remembered, output = self._step(advance, before, inputs)
+            after = [value.x for value in remembered]
             if names:
                 found, (low, high) = self.ends(), ends
                 low = ops.minimum(low, ops.stack([found[name][0] for name in names]))
                 high = ops.maximum(high, ops.stack([found[name][1] for name in names]))
                 ends = [low, high]
             self._seen = seen
-            return (after, ends), (after, ends)
+            return (after, ends), ([output, *after[1:]], ends)  # both alike, for ops.scan
 
         none = [ops.zeros((len(names),))] * (2 if names else 0)  # a range holds zero in any case
         inputs = {name: ops.transpose(value.x, _TIME_SECOND) for name, value in given.items()}
-        (_, ends), (after, _) = ops.scan(body, ([v.x for v in held], none), inputs)
+        (_, ends), ((outputs, *_), _) = ops.scan(body, ([v.x for v in held], none), inputs)
         for place, name in enumerate(names):
             self._seen[name] += [end[place] for end in ends]
-        return after[0]
+        return outputs
 
     def weighted(self, step: str, value: Value, kernel: Kernel) -> Value:
         """Returns the product with a kernel, and its bias added.
