@@ -41,7 +41,8 @@ def _default_range(made: keras.Model, given: keras.Model, samples: Mapping[str, 
 
 def _outputs(model: keras.Model, samples: Mapping[str, np.ndarray]) -> list[np.ndarray]:
     batches = zip(*run(model, samples), strict=True)
-    return [np.concatenate([*map(keras.ops.convert_to_numpy, parts)]) for parts in batches]
+    arrays = [np.concatenate([*map(keras.ops.convert_to_numpy, parts)]) for parts in batches]
+    return [array.astype(np.float64) for array in arrays]
 
 
 def _left(

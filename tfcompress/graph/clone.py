@@ -200,7 +200,10 @@ class Rewriter:
     def _assemble(self, model: keras.Model, inputs: list[Any], outputs: list[Any]) -> keras.Model:
         new_class = self.class_for(model)
         if issubclass(new_class, keras.Sequential):
-            layers = [c.operation for c in read_graph(keras.Model(inputs, outputs)).calls]
+            calls = read_graph(keras.Model(inputs, outputs)).calls
+            # Masks, which a Sequential model computes by itself, are operations in between.
+            masks = [all(t.dtype == "bool" for t in call.outputs) for call in calls]
+            layers = [c.operation for c, mask in zip(calls, masks, strict=True) if not mask]
             layers.insert(0, inputs[0]._keras_history.operation)
             new = keras.Sequential(layers, name=model.name)
         else:

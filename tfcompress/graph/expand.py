@@ -28,18 +28,20 @@ from tfcompress.graph.read import is_graph, read_graph, walk_layers
 class MaskScores(layers.Layer):
     """Puts a very low score where attention must not look.
 
-    The integer runtime has no lower score than the lowest on the grid. Training shows the quantizer
-    behind this layer scores a margin below the lowest of the batch, so that all masked keys
-    together weigh at most 1/3000 of one that is not; otherwise the score is far below any grid, and
-    is clipped to its end. A query that may look nowhere looks everywhere alike.
+    The integer runtime has no lower score than the lowest on the grid. Training, and measuring
+    likewise, shows the quantizer behind this layer scores a margin below the lowest of the batch,
+    so that all masked keys together weigh at most 1/3000 of one that is not; otherwise the score is
+    far below any grid, and is clipped to its end. A query that may look nowhere looks everywhere
+    alike.
     """
 
     margin = 8.0  # exp(-8) is 1/3000
+    measured = False  # whether ranges are measured, which is as good as training
 
     def call(self, scores: Any, mask: Any, training: bool | None = None) -> Any:
         """Returns the scores where `mask` is true, and low ones elsewhere."""
         low = ops.convert_to_tensor(-3e4, scores.dtype)
-        if training:
+        if training or self.measured:
             keys = scores.shape[-1]
             low = ops.stop_gradient(ops.min(scores)) - self.margin - math.log(keys)
         return ops.where(mask, scores, low)
@@ -67,7 +69,8 @@ class Expanded(keras.Model):
 
     @functools.cached_property
     def _class_name(self) -> str:
-        return json.loads(self.source)["layer"]["class_name"]
+        told = json.loads(self.source)["layer"]
+        return told["class_name"] if told["module"] == "keras.layers" else ""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Calls the graph; attention with masks of its own, not those that its inputs carry.
@@ -151,10 +154,12 @@ def _find(model: keras.Model, masked: bool, found: dict[int, set[Any]]) -> None:
             given = attention_call(plain(call.operation), call.args, call.kwargs)
             kind: Any = None
             if given is not None and not masked:
-                shapes = [tuple(given[name].shape[1:]) for name in inputs_of(given)]
-                kind = (*inputs_of(given), *shapes, bool(given.get("use_causal_mask")))
-                if any(get_keras_mask(given[name]) is not None for name in inputs_of(given)):
-                    kind = (call.path, len(found.get(id(call.operation), ())))  # like no other
+                names = inputs_of(given)
+                carried = any(get_keras_mask(given[name]) is not None for name in names)
+                causal = bool(given.get("use_causal_mask"))
+                kind = (*names, *(tuple(given[n].shape[1:]) for n in names), causal, carried)
+                if carried and id(call.operation) in found:
+                    kind = None
             found.setdefault(id(call.operation), set()).add(kind)
 
 

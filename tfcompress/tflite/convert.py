@@ -154,12 +154,18 @@ _LOOPS = (
 
 
 def _float_inputs(content: bytes) -> list[str]:
-    """Returns the names of the inputs of a file that are float32."""
+    """Returns the names of the inputs of a file that are float32, or are read as if they were.
+
+    Where an operation compares the floats, the converter makes it read nothing at all.
+    """
     from tensorflow.lite.python import schema_py_generated as schema
 
     graph = schema.Model.GetRootAsModel(content, 0).Subgraphs(0)
+    operators = [graph.Operators(i) for i in range(graph.OperatorsLength())]
+    unread = any(op.InputsLength() and op.Inputs(0) < 0 for op in operators)
     inputs = [graph.Tensors(graph.Inputs(i)) for i in range(graph.InputsLength())]
-    names = [t.Name().decode() for t in inputs if t.Type() == schema.TensorType.FLOAT32]
+    floats = (schema.TensorType.FLOAT32, schema.TensorType.INT8 if unread else None)
+    names = [t.Name().decode() for t in inputs if t.Type() in floats]
     return [name.removeprefix("serving_default_").split(":")[0] for name in names]
 
 

@@ -9,6 +9,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from tfcompress.graph.expand import MaskScores
+from tfcompress.graph.read import walk_layers
 from tfcompress.graph.run import run
 from tfcompress.wrap.activations import ActivationQuantizer
 from tfcompress.wrap.strip import quantizers
@@ -65,6 +67,8 @@ def _watch(
 ) -> None:
     """Runs the model, without rounding of activations, and shows each quantizer's input."""
     every = quantizers(model)
+    parts = [part for _, layer in walk_layers(model) for part in layer._flatten_layers()]
+    masking = [part for part in parts if isinstance(part, MaskScores)]
     known = {id(q) for q in learning}
 
     def observer(quantizer: ActivationQuantizer) -> Callable[[Any], None]:
@@ -75,11 +79,15 @@ def _watch(
         )
 
     try:
+        for part in masking:
+            part.measured = True
         for quantizer in every:
             quantizer.observer = observer(quantizer)
         for _ in run(model, samples):
             pass
     finally:
+        for part in masking:
+            part.measured = False
         for quantizer in every:
             quantizer.observer = None
 

@@ -17,16 +17,14 @@ from keras import layers
 
 from tfcompress.errors import CompressionWarning
 from tfcompress.graph.clone import clone_layer
+from tfcompress.wrap.parts import ChannelScale, FoldSteps, UnfoldSteps
 from tfcompress.wrap.recurrent import BYTES_PER_STEP, LONGEST, RuntimeRecurrent, understands
 from tfcompress.wrap.runtime import (
-    ChannelScale,
-    FoldSteps,
     RuntimeHardSwish,
     RuntimeLayer,
     RuntimeMerge,
     RuntimeNormalization,
     RuntimeSwish,
-    UnfoldSteps,
 )
 
 KERNELS = (
@@ -287,6 +285,8 @@ class WriteOutLoop(Rule):
         for node in layer._inbound_nodes:
             options = {name: v for name, v in node.arguments.kwargs.items() if v is not None}
             if len(node.arguments.args) != 1 or set(options) - {"training", "mask"}:
+                return False
+            if len(getattr(options.get("mask"), "shape", (0, 0))) != 2:
                 return False
         lengths = {node.input_tensors[0].shape[1] for node in layer._inbound_nodes}
         longest = max(length or LONGEST + 1 for length in lengths)

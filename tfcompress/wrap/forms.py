@@ -27,7 +27,7 @@ import numpy as np
 from keras import layers, ops
 
 from tfcompress.graph.cost import einsum_letters
-from tfcompress.wrap.runtime import ChannelScale
+from tfcompress.wrap.parts import ChannelScale
 from tfcompress.wrap.scalings import constant_operand, scale_and_offset
 
 

@@ -179,7 +179,7 @@ class PlaceQuantizers(Rewriter):
                 return operation(*args, **kwargs)
         bits = self._bits(call, kind)
         exactly = kind == PRECISE or reads_indices(call, self._indices)
-        exactly = exactly or (kind == COMPARE and all(map(_comes_in, call.inputs)))
+        exactly = exactly or (kind == COMPARE and all(_comes_in(graph, t) for t in call.inputs))
         args, kwargs = keras.tree.map_structure(
             lambda t: self._handed(t, call, kind, bits, exactly), (args, kwargs)
         )
@@ -385,8 +385,10 @@ def _is_tensor(value: Any) -> bool:
     return isinstance(value, keras.KerasTensor)
 
 
-def _comes_in(tensor: Any) -> bool:
-    return isinstance(tensor._keras_history.operation, keras.layers.InputLayer)
+def _comes_in(graph: Graph, tensor: Any) -> bool:
+    """Returns whether a tensor is an input, and not selected from as well: that is one grid."""
+    joined = [reader for reader in graph.consumers[id(tensor)] if role(reader.operation) == JOIN]
+    return isinstance(tensor._keras_history.operation, keras.layers.InputLayer) and not joined
 
 
 def _maker(tensor: Any) -> str:

@@ -27,11 +27,9 @@ from tfcompress.transforms import FakeQuant
 from tfcompress.wrap.canonicalize import activation_name
 from tfcompress.wrap.custom import description
 from tfcompress.wrap.forms import is_affine
+from tfcompress.wrap.parts import ChannelScale, FoldSteps, UnfoldSteps
 from tfcompress.wrap.runtime import (
-    ChannelScale,
-    FoldSteps,
     RuntimeMerge,
-    UnfoldSteps,
 )
 from tfcompress.wrap.scalings import constant_operand
 from tfcompress.wrap.stepwise import SIGMOID_RANGE, TANH_RANGE
@@ -48,7 +46,7 @@ JOIN = "join"  # a concatenation or selection: its inputs are on the grid of its
 TABLE = "table"  # rows of a weight: on the grid of the weight
 AVERAGE = "average"  # the grid of the input, but values must be rounded onto it again
 PRECISE = "precise"  # its input must not be rounded, to zero say, unless it was before
-COMPARE = "compare"  # an input of the model must not be rounded before it is compared
+COMPARE = "compare"  # what compares inputs of the model alone must see them unrounded
 OUTPUT = "output"  # anything else: quantized at its output
 
 ROLES: dict[str, str] = {

@@ -8,6 +8,7 @@ in `canonicalize.py`), with quantizers inside, and `strip` puts the original bac
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import types
 from collections.abc import Mapping, Sequence
@@ -45,6 +46,7 @@ class RuntimeLayer(layers.Layer):
     steps: tuple[str, ...] = ()
     non_negative: tuple[str, ...] = ()
     fixed: Mapping[str, tuple[float, float]] = types.MappingProxyType({})
+    hands_masks_on = True
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -104,6 +106,13 @@ class RuntimeLayer(layers.Layer):
     def compute_output_shape(self, input_shape: Any) -> Any:
         """Returns the shape of the input."""
         return input_shape
+
+    def compute_mask(self, inputs: Any, previous_mask: Any) -> Any:
+        """Returns the mask that the Keras layer hands on; of several inputs, if all carry one."""
+        masks = previous_mask if isinstance(previous_mask, (list, tuple)) else [previous_mask]
+        if not self.hands_masks_on or any(mask is None for mask in masks):
+            return None
+        return functools.reduce(ops.logical_or, masks)
 
     def original_variables(self) -> list[Any]:
         """Returns the variables that the Keras layer has as well, in its order."""
@@ -183,6 +192,7 @@ class RuntimeMerge(RuntimeLayer):
         self, how: str, count: int, *, operation: str | None = None, **kwargs: Any
     ) -> None:
         self.how, self.count, self.operation = how, count, operation
+        self.hands_masks_on = operation is None
         rounded = count - 1 if how == "average" else count - 2
         self.steps = tuple(f"first_{number + 2}" for number in range(rounded))
         super().__init__(**kwargs)
@@ -240,6 +250,7 @@ class RuntimeNormalization(RuntimeLayer):
         **kwargs: Any,
     ) -> None:
         self.groups, self.epsilon, self.subtract_mean = groups, epsilon, subtract_mean
+        self.hands_masks_on = subtract_mean  # RMSNormalization drops them
         centering = ("mean", "centered") if subtract_mean else ()
         self.steps = (*centering, "squares", "variance", "inverse")
         super().__init__(**kwargs)
@@ -312,82 +323,3 @@ class RuntimeNormalization(RuntimeLayer):
             "epsilon": self.epsilon,
             "subtract_mean": self.subtract_mean,
         }
-
-
-@keras.saving.register_keras_serializable("tfcompress")
-class ChannelScale(layers.Layer):
-    """The scale and offset per channel that follow a normalization.
-
-    Args:
-        center: Whether there is a `beta`.
-        scale: Whether there is a `gamma`.
-        options: Initializers and regularizers of the two, by the names that Keras gives them.
-        **kwargs: Arguments of `keras.layers.Layer`.
-    """
-
-    def __init__(self, center: bool, scale: bool, options: dict[str, Any], **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.supports_masking = True
-        self.center, self.scale, self.options = center, scale, options
-
-    def build(self, input_shape: Any) -> None:
-        """Creates scale and offset."""
-        self.gamma = self._weight("gamma", input_shape[-1:]) if self.scale else None
-        self.beta = self._weight("beta", input_shape[-1:]) if self.center else None
-
-    def _weight(self, name: str, shape: Any) -> Any:
-        given = {
-            key.removeprefix(f"{name}_"): value
-            for key, value in self.options.items()
-            if key.startswith(f"{name}_")
-        }
-        return self.add_weight(name=name, shape=shape, **given)
-
-    def call(self, inputs: Any) -> Any:
-        """Returns the scaled inputs."""
-        x = inputs if self.gamma is None else inputs * self.gamma
-        return x if self.beta is None else x + self.beta
-
-    def compute_output_shape(self, input_shape: Any) -> Any:
-        """Returns the shape of the input; without this, Keras would trace the call."""
-        return input_shape
-
-    def get_config(self) -> dict[str, Any]:
-        """Returns the constructor arguments."""
-        own = {"center": self.center, "scale": self.scale, "options": self.options}
-        return {**super().get_config(), **own}
-
-
-@keras.saving.register_keras_serializable("tfcompress")
-class FoldSteps(layers.Layer):
-    """Makes one batch of all steps of all sequences."""
-
-    def call(self, inputs: Any) -> Any:
-        """Returns the steps."""
-        return ops.reshape(inputs, (-1, *inputs.shape[2:]))
-
-    def get_config(self) -> dict[str, Any]:
-        """Returns the constructor arguments, under any dtype policy."""
-        return super().get_config()
-
-
-@keras.saving.register_keras_serializable("tfcompress")
-class UnfoldSteps(layers.Layer):
-    """Makes sequences of a batch of steps again.
-
-    Args:
-        steps: Steps of each sequence.
-        **kwargs: Arguments of `keras.layers.Layer`.
-    """
-
-    def __init__(self, steps: int, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.steps = steps
-
-    def call(self, inputs: Any) -> Any:
-        """Returns the sequences."""
-        return ops.reshape(inputs, (-1, self.steps, *inputs.shape[1:]))
-
-    def get_config(self) -> dict[str, Any]:
-        """Returns the constructor arguments."""
-        return {**super().get_config(), "steps": self.steps}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import warnings
 from collections.abc import Iterator
@@ -235,7 +236,8 @@ class _Strip(Rewriter):
     def _restored(self, wrappers: list[CompressionWrapper]) -> Any:
         def make() -> Any:
             origin = wrappers[0].origin or {}
-            layer = keras.saving.deserialize_keras_object(origin["layer"])
+            # Some layers take their config apart.
+            layer = keras.saving.deserialize_keras_object(copy.deepcopy(origin["layer"]))
             self.carry(wrappers, layer)
             return layer
 

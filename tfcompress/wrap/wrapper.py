@@ -260,7 +260,7 @@ class CompressionWrapper(keras.layers.Layer):
                 tell_nested_models(self)
             self._told = True
         read = None if training or not self.transforms else getattr(self.sum, "read", None)
-        if read is not None and read.exact:
+        if read is not None and read.exact and _is_float32(args[0]):
             return self._in_integers(read, args[0])
         update = bool(training) and first_call_in_pass(self)
         # Every variable is mapped, at its current value: one that is missing would be read past an
@@ -345,6 +345,10 @@ class CompressionWrapper(keras.layers.Layer):
 
     def build_from_config(self, config: Any) -> None:
         """Does nothing: a layer that was built when saved is built by its own config."""
+
+
+def _is_float32(x: Any) -> bool:
+    return keras.backend.standardize_dtype(x.dtype) == "float32"
 
 
 def _symbolic(value: Any) -> Any:

@@ -1,0 +1,87 @@
+"""Plain layers that rules of `canonicalize.py` write, beside those of Keras and of `runtime.py`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+from keras import layers, ops
+
+
+@keras.saving.register_keras_serializable("tfcompress")
+class ChannelScale(layers.Layer):
+    """The scale and offset per channel that follow a normalization.
+
+    Args:
+        center: Whether there is a `beta`.
+        scale: Whether there is a `gamma`.
+        options: Initializers and regularizers of the two, by the names that Keras gives them.
+        **kwargs: Arguments of `keras.layers.Layer`.
+    """
+
+    def __init__(self, center: bool, scale: bool, options: dict[str, Any], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.supports_masking = True
+        self.center, self.scale, self.options = center, scale, options
+
+    def build(self, input_shape: Any) -> None:
+        """Creates scale and offset."""
+        self.gamma = self._weight("gamma", input_shape[-1:]) if self.scale else None
+        self.beta = self._weight("beta", input_shape[-1:]) if self.center else None
+
+    def _weight(self, name: str, shape: Any) -> Any:
+        given = {
+            key.removeprefix(f"{name}_"): value
+            for key, value in self.options.items()
+            if key.startswith(f"{name}_")
+        }
+        return self.add_weight(name=name, shape=shape, **given)
+
+    def call(self, inputs: Any) -> Any:
+        """Returns the scaled inputs."""
+        x = inputs if self.gamma is None else inputs * self.gamma
+        return x if self.beta is None else x + self.beta
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        """Returns the shape of the input; without this, Keras would trace the call."""
+        return input_shape
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor arguments."""
+        own = {"center": self.center, "scale": self.scale, "options": self.options}
+        return {**super().get_config(), **own}
+
+
+@keras.saving.register_keras_serializable("tfcompress")
+class FoldSteps(layers.Layer):
+    """Makes one batch of all steps of all sequences."""
+
+    def call(self, inputs: Any) -> Any:
+        """Returns the steps."""
+        return ops.reshape(inputs, (-1, *inputs.shape[2:]))
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor arguments, under any dtype policy."""
+        return super().get_config()
+
+
+@keras.saving.register_keras_serializable("tfcompress")
+class UnfoldSteps(layers.Layer):
+    """Makes sequences of a batch of steps again.
+
+    Args:
+        steps: Steps of each sequence.
+        **kwargs: Arguments of `keras.layers.Layer`.
+    """
+
+    def __init__(self, steps: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.steps = steps
+
+    def call(self, inputs: Any) -> Any:
+        """Returns the sequences."""
+        return ops.reshape(inputs, (-1, self.steps, *inputs.shape[1:]))
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor arguments."""
+        return {**super().get_config(), "steps": self.steps}
