@@ -200,10 +200,9 @@ class Rewriter:
     def _assemble(self, model: keras.Model, inputs: list[Any], outputs: list[Any]) -> keras.Model:
         new_class = self.class_for(model)
         if issubclass(new_class, keras.Sequential):
+            # Operations in between compute masks, which a Sequential model does by itself.
             calls = read_graph(keras.Model(inputs, outputs)).calls
-            # Masks, which a Sequential model computes by itself, are operations in between.
-            masks = [all(t.dtype == "bool" for t in call.outputs) for call in calls]
-            layers = [c.operation for c, mask in zip(calls, masks, strict=True) if not mask]
+            layers = [call.operation for call in calls if not _makes_masks(call)]
             layers.insert(0, inputs[0]._keras_history.operation)
             new = keras.Sequential(layers, name=model.name)
         else:
@@ -213,6 +212,11 @@ class Rewriter:
         if isinstance(model, Expanded) and isinstance(new, Expanded):
             new.source, new.layer_class = model.source, model.layer_class
         return new
+
+
+def _makes_masks(call: Call) -> bool:
+    is_layer = isinstance(call.operation, keras.layers.Layer)
+    return not is_layer and all(tensor.dtype == "bool" for tensor in call.outputs)
 
 
 def _name_apart(inputs: list[Any], outputs: list[Any]) -> None:
