@@ -10,7 +10,7 @@ import numpy as np
 
 from tfcompress.data import InputSpec
 from tfcompress.graph.read import walk_layers
-from tfcompress.graph.run import packed, run
+from tfcompress.graph.run import outputs_of, packed
 from tfcompress.tflite.convert import output_names
 from tfcompress.tflite.run import TFLiteModel
 from tfcompress.tflite.verify import Agreement, compare_outputs, synthetic
@@ -33,8 +33,7 @@ def measure(
     names = output_names(model)
     file = TFLiteModel(content)
     # Eagerly: for so few samples, compiling the model for predict() takes ten times as long.
-    made = zip(*run(model, probes), strict=True)
-    expected = [np.concatenate([np.asarray(part) for part in parts]) for parts in made]
+    expected = outputs_of(model, probes)
     actual = file.predict(probes)
     if not isinstance(actual, dict):
         actual = {names[0]: actual}

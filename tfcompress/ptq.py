@@ -11,7 +11,7 @@ import numpy as np
 
 from tfcompress.graph.cost import plain
 from tfcompress.graph.read import walk_layers
-from tfcompress.graph.run import run
+from tfcompress.graph.run import outputs_of
 from tfcompress.rewrite.adaround import noting_floats, round_by_output
 from tfcompress.rewrite.equalize import equalize
 from tfcompress.rewrite.fold import fold_batch_norm
@@ -30,19 +30,17 @@ def _default_range(made: keras.Model, given: keras.Model, samples: Mapping[str, 
         return "min_max"
     # A cell adds up over the steps, which share its grid: of long sequences few reach its ends.
     few = {name: array[:_TRIED] for name, array in samples.items()}
-    wanted = _outputs(given, few)
+    wanted = _numbers(given, few)
     errors = {}
     for method in ("moving_average", "min_max"):
         calibrate(made, few, method)
-        pairs = zip(_outputs(made, few), wanted, strict=True)
+        pairs = zip(_numbers(made, few), wanted, strict=True)
         errors[method] = sum(np.var(a - b) / (np.var(b) or 1) for a, b in pairs)
     return min(errors, key=lambda method: errors[method])
 
 
-def _outputs(model: keras.Model, samples: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-    batches = zip(*run(model, samples), strict=True)
-    arrays = [np.concatenate([*map(keras.ops.convert_to_numpy, parts)]) for parts in batches]
-    return [array.astype(np.float64) for array in arrays]
+def _numbers(model: keras.Model, samples: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    return [array.astype(np.float64) for array in outputs_of(model, samples)]  # booleans, too
 
 
 def _left(

@@ -127,3 +127,24 @@ def test_normalized_layers_agree_with_the_file(tmp_path):
     file = tfc.TFLiteModel(result.path)
     steps = np.abs(file.predict(x) - model.predict(x, verbose=0)) / file.outputs[0].scale
     assert (steps > 0.5).mean() < 0.05 and steps.max() < 3.1  # default kernels
+
+
+@pytest.mark.filterwarnings("ignore::tfcompress.CompressionWarning")
+def test_stripping_twice_gives_the_same():
+    inputs = keras.Input((4, 5))
+    steps = keras.layers.TimeDistributed(keras.layers.Dense(6))(inputs)
+    model = tfc.quantize(keras.Model(inputs, keras.layers.Flatten()(steps)))
+    x = np.random.default_rng(0).normal(size=(8, 4, 5)).astype("float32")
+    first, second = tfc.strip(model), tfc.strip(model)
+    np.testing.assert_array_equal(first(x), second(x))
+
+
+def test_a_head_in_single_precision_behind_half():
+    inputs = keras.Input((5,), dtype="float16")
+    x = keras.layers.Dense(4, dtype="mixed_float16")(inputs)
+    model = keras.Model(inputs, keras.layers.Dense(3, dtype="float32")(x))
+    samples = np.random.default_rng(0).normal(size=(32, 5)).astype("float16")
+    aware = tfc.quantize(model)
+    aware(samples, training=True)
+    wanted = model(samples)
+    assert np.std(aware(samples) - wanted) < 0.05 * np.std(wanted)

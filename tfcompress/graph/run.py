@@ -61,6 +61,12 @@ def run(
         yield _outputs(model, graphs, given)
 
 
+def outputs_of(model: keras.Model, samples: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    """Returns the outputs of a model on all samples, flat; see `run`."""
+    batches = zip(*run(model, samples), strict=True)
+    return [np.concatenate([np.asarray(part) for part in parts]) for parts in batches]
+
+
 def _outputs(model: keras.Model, graphs: Mapping[int, Graph], given: list[Any]) -> list[Any]:
     """Returns the outputs of a model; takes its inputs out of the list."""
     values = {id(t): keras.ops.convert_to_tensor(given.pop(0), dtype=t.dtype) for t in model.inputs}

@@ -43,8 +43,6 @@ _HELD = {
 }
 """What each remembers from step to step."""
 
-_GATES = {layers.LSTM: 4, layers.GRU: 3, layers.SimpleRNN: 1}
-
 _MERGING = {"ave": ("added", "merged")}
 
 
@@ -114,7 +112,7 @@ class RuntimeRecurrent(RuntimeLayer):
     def constants(self) -> list[Any]:
         """Returns the values of these variables, biases as the converter reads them rightly."""
         gates = {
-            id(cell.cell.bias): _GATES[type(cell)]
+            id(cell.cell.bias): cell.cell.kernel.shape[1] // cell.units
             for cell in self.directions.values()
             if cell.use_bias
         }

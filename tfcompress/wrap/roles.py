@@ -28,9 +28,7 @@ from tfcompress.wrap.canonicalize import activation_name
 from tfcompress.wrap.custom import description
 from tfcompress.wrap.forms import is_affine
 from tfcompress.wrap.parts import ChannelScale, FoldSteps, UnfoldSteps
-from tfcompress.wrap.runtime import (
-    RuntimeMerge,
-)
+from tfcompress.wrap.runtime import RuntimeMerge
 from tfcompress.wrap.scalings import constant_operand
 from tfcompress.wrap.stepwise import SIGMOID_RANGE, TANH_RANGE
 from tfcompress.wrap.wrapper import channel_axes

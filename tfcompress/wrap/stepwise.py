@@ -126,9 +126,11 @@ class Stepwise:
         count = first.shape[1]
         order = range(count)[::-1] if backwards else range(count)
         held: Sequence[Value] = ()
+        nothing = None
         if self.mask is not None:
             given = {**given, _COUNTS: Value(ops.expand_dims(self.mask.counts, -1))}
             held = [self._zeros(name, first[:, 0]) for name in self.mask.held]
+            nothing = held[0].x
 
         def at(step: int) -> dict[str, Value]:
             # Slices, not unstack: of that, the converter leaves in float what has an unused result.
@@ -138,7 +140,7 @@ class Stepwise:
         apart = count if self.written_out else min(count, 2)
         states = []
         for step in order[:apart]:
-            held, output = self._step(advance, held, at(step))
+            held, output = self._step(advance, held, at(step), nothing)
             states.append(output)
         unit = held[0].unit
         if apart == count:
@@ -149,16 +151,16 @@ class Stepwise:
             name: Value(ops.flip(v.x[:, :-apart], 1) if backwards else v.x[:, apart:], v.unit)
             for name, v in given.items()
         }
-        rest = self._scan(advance, following, held)
+        rest = self._scan(advance, following, held, nothing)
         if turned is None:
             return Value(rest[-1], unit)
         every = ops.concatenate([ops.stack(states), rest], axis=0)
         return Value(ops.transpose(ops.flip(every, 0) if turned else every, _TIME_SECOND), unit)
 
     def _step(
-        self, advance: Any, held: Sequence[Value], given: dict[str, Value]
+        self, advance: Any, held: Sequence[Value], given: dict[str, Value], nothing: Any
     ) -> tuple[Sequence[Value], Any]:
-        """Returns what is remembered after a step, and its output."""
+        """Returns what is remembered after a step, and its output; `nothing` is zeros."""
         if self.mask is None:
             held = advance(held, given)
             return held, held[0].x
@@ -169,8 +171,7 @@ class Stepwise:
         ]
         if not self.mask.zeros:
             return after, after[0].x
-        none = self._zeros(self.mask.held[0], after[0].x).x
-        return after, self._chosen(self.mask.held[0], counts, after[0].x, none)
+        return after, self._chosen(self.mask.held[0], counts, after[0].x, nothing)
 
     def _chosen(self, name: str, counts: Any, new: Any, old: Any) -> Any:
         """Returns one of two values on the grid of a step."""
@@ -184,7 +185,9 @@ class Stepwise:
             return self._fixed(x, quantizer.fixed_range)
         return self.constant(name, x)
 
-    def _scan(self, advance: Any, given: dict[str, Value], held: Sequence[Value]) -> Any:
+    def _scan(
+        self, advance: Any, given: dict[str, Value], held: Sequence[Value], nothing: Any
+    ) -> Any:
         """Returns the outputs of further steps, by step."""
         learns = not isinstance(self._rounds, bool)
         names = [name for name in self._seen if learns and name.startswith(self.prefix)]
@@ -195,7 +198,7 @@ class Stepwise:
             seen, self._seen = self._seen, {name: [] for name in self._seen}
             before = [Value(x, unit) for x, unit in zip(tensors, units, strict=True)]
             inputs = {name: Value(x, given[name].unit) for name, x in inputs.items()}
-            remembered, output = self._step(advance, before, inputs)
+            remembered, output = self._step(advance, before, inputs, nothing)
             after = [value.x for value in remembered]
             if names:
                 found, (low, high) = self.ends(), ends
