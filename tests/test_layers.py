@@ -66,6 +66,7 @@ INTEGER = {
         [keras.Input((12,), dtype="int32"), L.Embedding(10, 8), L.Dense(4)]
     ),
     "MultiHeadAttention": graph(lambda x: L.MultiHeadAttention(2, 4)(x, x), SERIES),
+    "Attention": graph(lambda x: L.Attention()([x, x]), SERIES),
     "GroupQueryAttention": graph(lambda x: L.GroupQueryAttention(4, 4, 2)(x, x), SERIES),
     "LayerNormalization": chain(SERIES, L.LayerNormalization),
     "RMSNormalization": chain(SERIES, L.RMSNormalization),
@@ -119,6 +120,11 @@ INTEGER = {
     "stack": graph(lambda x: ops.stack([conv(x), x], axis=1), IMAGE),
     "negative": graph(lambda x: -conv(x), IMAGE),
     "split": graph(lambda x: sum(ops.split(conv(x), 2, axis=-1)), IMAGE),
+    "array_split": graph(lambda x: ops.array_split(conv(x), 3, axis=2)[1], IMAGE),
+    "unstack": graph(lambda x: sum(ops.unstack(conv(x), axis=1)[1:3]), IMAGE),
+    "swapaxes": graph(lambda x: ops.swapaxes(conv(x), 1, 2), IMAGE),
+    "moveaxis": graph(lambda x: ops.moveaxis(conv(x), -1, 1), IMAGE),
+    "take": graph(lambda x: ops.take(conv(x), [0, 2], axis=1), IMAGE),
     "squeeze and excite": graph(squeeze_excite, IMAGE),
     "called twice": graph(
         lambda x: (lambda layer: layer(layer(x)))(L.Conv2D(4, 3, activation="tanh")), IMAGE
@@ -131,7 +137,6 @@ KEPT_IN_FLOAT = {
     "selu": act("selu"),
     "mish": act("mish"),
     "divide": graph(lambda x: conv(x) / (ops.relu(conv(x)) + 1.0), IMAGE),
-    "Attention": graph(lambda x: L.Attention()([x, x]), SERIES),
     "UnitNormalization": chain(SERIES, L.UnitNormalization),
 }
 """Kinds for which the runtime has no integers; they must still agree."""

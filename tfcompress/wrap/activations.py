@@ -220,13 +220,14 @@ class ActivationQuantizer(keras.layers.Layer):
 
     def grid(self) -> tuple[Any, Any]:
         """Returns the step and the lowest integer, the real zero being the integer 0."""
-        ends = self.fixed_range or self.current_range()
-        low, high = (ops.convert_to_tensor(end, "float32") for end in ends)
+        low, high = (ops.convert_to_tensor(end, "float32") for end in self.current_range())
         scale = integers.divided(high - low, 255.0)
         return scale, ops.round(low / scale)
 
     def current_range(self) -> tuple[Any, Any]:
-        """Returns (minimum, maximum) as tensors."""
+        """Returns (minimum, maximum) as tensors, or as numbers if they are fixed."""
+        if self.fixed_range is not None:
+            return self.fixed_range
         minimum = ops.convert_to_tensor(self.minimum)
         # A tensor that was always zero still needs a grid of some width.
         maximum = ops.maximum(ops.convert_to_tensor(self.maximum), minimum + _NARROWEST)

@@ -284,9 +284,13 @@ class WriteOutLoop(Rule):
             return False
         for node in layer._inbound_nodes:
             options = {name: v for name, v in node.arguments.kwargs.items() if v is not None}
-            if len(node.arguments.args) != 1 or set(options) - {"training", "mask"}:
+            states = [*node.arguments.args[1:], options.pop("initial_state", ())]
+            if not all(isinstance(t, keras.KerasTensor) for t in keras.tree.flatten(states)):
                 return False
-            if len(getattr(options.get("mask"), "shape", (0, 0))) != 2:
+            mask = options.pop("mask", None)
+            if mask is not None and (mask.dtype != "bool" or len(mask.shape) != 2):
+                return False
+            if len(node.arguments.args) not in (1, 2) or set(options) - {"training"}:
                 return False
         lengths = {node.input_tensors[0].shape[1] for node in layer._inbound_nodes}
         longest = max(length or LONGEST + 1 for length in lengths)

@@ -271,13 +271,14 @@ def pooled_in_turns(layer: Any, tensor: Any) -> Any:
 
 def _slices(operation: Any, x: Any) -> Any:
     # Of a split, the converter leaves results in float now and then, depending on their values.
-    axis, cuts = operation.axis % len(x.shape), operation.indices_or_sections
+    axis = operation.axis % len(x.shape)
     if x.shape[axis] is None:
         return operation(x)
-    if isinstance(cuts, int):
-        cuts = [x.shape[axis] // cuts * number for number in range(1, cuts)]
-    ends = [0, *cuts, x.shape[axis]]
     before = (slice(None),) * axis
+    parts = operation.compute_output_spec(x)
+    if len(parts[0].shape) < len(x.shape):  # unstacked
+        return [x[(*before, place)] for place in range(len(parts))]
+    ends = itertools.accumulate((part.shape[axis] for part in parts), initial=0)
     return [x[(*before, slice(a, b))] for a, b in itertools.pairwise(ends)]
 
 
@@ -327,6 +328,8 @@ WRITTEN: dict[str, Callable[..., Any]] = {
     "OneHot": _one_hot,
     "Negative": lambda operation, x: x * -1.0,
     "Split": _slices,
+    "ArraySplit": _slices,
+    "Unstack": _slices,
     "Square": lambda operation, x: x * x,
     "Divide": _quotient,
     "TrueDivide": _quotient,

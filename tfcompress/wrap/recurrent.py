@@ -51,11 +51,9 @@ def understands(layer: Any) -> bool:
     cells = [layer]
     if type(layer) is layers.Bidirectional:
         cells = [layer.forward_layer, layer.backward_layer]
-        if layer.merge_mode is None or layer.return_state:
-            return False
     return all(
         type(cell) in _STEPS
-        and not (cell.return_state or cell.stateful)
+        and not cell.stateful
         and cell.activation is keras.activations.tanh
         and getattr(cell, "recurrent_activation", keras.activations.sigmoid)
         is keras.activations.sigmoid
@@ -85,8 +83,14 @@ class RuntimeRecurrent(RuntimeLayer):
             for name, cell in self.directions.items()
             for step in _STEPS[type(cell)]
         )
-        if isinstance(inner, layers.Bidirectional):
+        states = [
+            f"{name}_{held}" for name, cell in self.directions.items() for held in _HELD[type(cell)]
+        ]
+        outputs = [f"{name}_state" for name in self.directions]
+        if getattr(inner, "merge_mode", None) is not None:
             self.steps += _MERGING.get(inner.merge_mode, ("merged",))
+            outputs = [*self.steps[-1:]]
+        self.returned = (*outputs, *states) if inner.return_state else (*outputs,)
         self.fixed = {
             f"{name}_state": TANH_RANGE
             for name, cell in self.directions.items()
@@ -95,9 +99,9 @@ class RuntimeRecurrent(RuntimeLayer):
         super().__init__(**kwargs)
         self.inner = inner
 
-    def result(self) -> ActivationQuantizer:
-        """Returns the quantizer of what the layer returns."""
-        return self.rounding[self.steps[-1]]
+    def results(self) -> list[ActivationQuantizer]:
+        """Returns the quantizers of what the layer returns, in its order."""
+        return [self.rounding[name] for name in self.returned]
 
     def build(self, input_shape: Any) -> None:
         """Creates the weights and the ranges."""
@@ -126,37 +130,50 @@ class RuntimeRecurrent(RuntimeLayer):
 
         return [apart(variable) for variable in self.original_variables()]
 
-    def call(self, inputs: Any, mask: Any = None, training: bool | None = None) -> Any:
+    def call(
+        self,
+        inputs: Any,
+        initial_state: Any = None,
+        mask: Any = None,
+        training: bool | None = None,
+    ) -> Any:
         """Returns what the Keras layer would, rounded on the way.
 
         Args:
             inputs: Sequences, of shape (samples, steps, features).
+            initial_state: What is remembered from before them, of shape (samples, units) each; for
+                two directions those of the first one first. None for zeros.
             mask: Of shape (samples, steps): false at steps that leave the states as they are.
             training: Whether dropout is applied and ranges are learned.
         """
+        given = [inputs, *keras.tree.flatten([] if initial_state is None else initial_state)]
         learned = {name: q for name, q in self.rounding.items() if hasattr(q, "step")}
-        if not learned or next(iter(learned.values())).observer is not None:
-            outputs = self._run(Value(inputs), mask, Stepwise(self.rounding), {}).x
-            return outputs if learned else self.result()(outputs)  # which tells the converter
-        trained = ops.convert_to_tensor(learned[min(learned)].step) > 0
+        first = next(iter(learned.values()), None)  # of the inputs, which every sequence has
+        if first is None or first.observer is not None:
+            outputs = self._run([*map(Value, given)], mask, Stepwise(self.rounding), {})
+            if first is None:  # the converter wants to be told
+                outputs = [to(x) for to, x in zip(self.results(), outputs, strict=True)]
+            return _whole(outputs)
+        trained = ops.convert_to_tensor(first.step) > 0
         if training:
             steps = Stepwise(self.rounding, ops.cast(trained, self.compute_dtype))
-            outputs = self._run(Value(inputs), mask, steps, self._dropped(inputs))
+            outputs = self._run([*map(Value, given)], mask, steps, self._dropped(inputs))
             for name, ends in steps.ends().items():
                 if name in learned:
                     learned[name].observe(*ends)
-            return outputs.x
+            return _whole(outputs)
         grids = self.grids()
         exact = bool(grids) and all(q.exact for q in grids)
 
         def rounded() -> Any:
-            unit = grids[0].grid()[0] if exact else None
-            return self._run(Value(inputs, unit), mask, Stepwise(self.rounding, exact=exact), {}).x
+            units = [grid.grid()[0] for grid in grids[:-1]] if exact else [None] * len(given)
+            values = [*map(Value, given, units)]
+            return self._run(values, mask, Stepwise(self.rounding, exact=exact), {})
 
         def untrained() -> Any:
-            return self._run(Value(inputs), mask, Stepwise(self.rounding, False), {}).x
+            return self._run([*map(Value, given)], mask, Stepwise(self.rounding, False), {})
 
-        return ops.cond(trained, rounded, untrained)
+        return _whole(ops.cond(trained, rounded, untrained))
 
     def compute_mask(self, inputs: Any, previous_mask: Any) -> Any:
         """Returns the mask of the Keras layer's output."""
@@ -176,35 +193,47 @@ class RuntimeRecurrent(RuntimeLayer):
             masks[name] = (of_input, mask(cell, rate, state) if rate else None)
         return masks
 
-    def _run(self, inputs: Value, mask: Any, steps: Stepwise, dropped: Any) -> Value:
-        results = []
+    def _run(self, given: list[Value], mask: Any, steps: Stepwise, dropped: Any) -> list[Any]:
+        inputs, *starts = given
+        each = len(starts) // len(self.directions)
+        results: list[Value] = []
+        states: list[Value] = []
         for name, cell in self.directions.items():
-            steps.prefix = f"{name}_"
+            steps.prefix, steps.held = f"{name}_", _HELD[type(cell)]
             of_input, steps.of_state = dropped.get(name, (None, None))
-            given = inputs if of_input is None else Value(inputs.x * of_input)
-            advance, gates = _CELLS[type(cell)](cell, given, steps)
+            seen = inputs if of_input is None else Value(inputs.x * of_input)
+            advance, gates = _CELLS[type(cell)](cell, seen, steps)
             turned = name == "backward" if cell.return_sequences else None
             if mask is not None:
-                steps.mask = Mask(mask, _HELD[type(cell)], cell.zero_output_for_mask)
-            results.append(steps.loop(advance, gates, bool(cell.go_backwards), turned))
+                steps.mask = Mask(mask, cell.zero_output_for_mask)
+            start, starts = starts[:each], starts[each:]
+            output, held = steps.loop(advance, gates, start, bool(cell.go_backwards), turned)
+            results.append(output)
+            states += held[: len(steps.held)]
         steps.prefix = ""
-        if len(results) == 1:
-            return results[0]
-        forward, backward = results
-        return _merged(self.inner.merge_mode, forward, backward, steps)
+        if getattr(self.inner, "merge_mode", None) is not None:
+            results = [_merged(self.inner.merge_mode, results, steps)]
+        returned = [*results, *states] if self.inner.return_state else results
+        return [value.x for value in returned]
 
-    def compute_output_shape(self, input_shape: Any) -> Any:
-        """Returns the shape that the Keras layer gives."""
+    def compute_output_shape(self, input_shape: Any, initial_state_shape: Any = None) -> Any:
+        """Returns the shapes that the Keras layer gives."""
         return self.inner.compute_output_shape(input_shape)
 
-    def compute_output_spec(self, inputs: Any, mask: Any = None, training: Any = None) -> Any:
-        """Returns shape and dtype that the Keras layer gives."""
-        return keras.KerasTensor(self.compute_output_shape(inputs.shape), self.compute_dtype)
+    def compute_output_spec(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """Returns shapes and dtype that the Keras layer gives."""
+        shapes = self.compute_output_shape(inputs.shape)
+        shapes = shapes if len(self.returned) > 1 else [shapes]
+        return _whole([keras.KerasTensor(shape, self.compute_dtype) for shape in shapes])
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor arguments."""
         inner = keras.saving.serialize_keras_object(self.inner)
         return {**super().get_config(), "inner": inner}
+
+
+def _whole(outputs: Any) -> Any:
+    return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
 
 def _inputs(
@@ -230,7 +259,8 @@ def _lstm(cell: Any, x: Value, steps: Stepwise) -> tuple[Any, dict[str, Value]]:
         for gate in gates if held else ():
             product = steps.weighted(f"recurrent{gate}", steps.seen(held[0]), kernels[gate])
             z[gate] = steps.add(f"sum{gate}", z[gate], product)
-        carry = steps.multiply("added", steps.sigmoid(z["_i"]), steps.tanh(z["_c"]))
+        to = "added" if held or steps.count > 1 else "carry"  # which may be returned
+        carry = steps.multiply(to, steps.sigmoid(z["_i"]), steps.tanh(z["_c"]))
         if held:
             kept = steps.multiply("kept", steps.sigmoid(z["_f"]), held[1])
             carry = steps.add("carry", kept, carry)
@@ -297,7 +327,8 @@ def _simple(cell: Any, x: Value, steps: Stepwise) -> tuple[Any, dict[str, Value]
 _CELLS = {layers.LSTM: _lstm, layers.GRU: _gru, layers.SimpleRNN: _simple}
 
 
-def _merged(mode: str, forward: Value, backward: Value, steps: Stepwise) -> Value:
+def _merged(mode: str, results: list[Value], steps: Stepwise) -> Value:
+    forward, backward = results
     if mode == "concat":
         parts = [steps.move("merged", part) for part in (forward, backward)]
         return Value(ops.concatenate([part.x for part in parts], axis=-1), parts[0].unit)

@@ -66,7 +66,8 @@ ROLES: dict[str, str] = {
             "Cropping2D Cropping3D Reshape Flatten Permute RepeatVector Identity Dropout "
             "SpatialDropout1D SpatialDropout2D SpatialDropout3D AlphaDropout GaussianDropout "
             "GaussianNoise ActivityRegularization Transpose Squeeze ExpandDims GetItem "
-            "UpSampling1D UpSampling3D Split Max Amax Min Amin Repeat Tile Flip Roll BroadcastTo"
+            "UpSampling1D UpSampling3D Split Max Amax Min Amin Repeat Tile Flip Roll BroadcastTo "
+            "Swapaxes Moveaxis Rot90 Ravel Take TakeAlongAxis Unstack ArraySplit Slice"
         ).split(),
         MOVE,
     ),

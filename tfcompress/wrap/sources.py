@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -36,6 +37,7 @@ from tfcompress.wrap.roles import (
     OUTPUT,
     RELU,
     TABLE,
+    is_float,
     keras_name,
     role,
 )
@@ -64,7 +66,7 @@ def source_of(tensor: Any, result: Grid) -> Source | None:
         crossed = grid_of(inputs[0])
         return None if crossed is None else Moved(crossed)
     if isinstance(layer, RuntimeRecurrent):
-        return Moved(layer.result())
+        return Moved(layer.results()[tensor._keras_history.tensor_index])
     if isinstance(layer, MaskScores):  # what is masked is off the grid by any rule
         return source_of(inputs[0], result)
     if kind in (RELU, CLIP):
@@ -128,20 +130,24 @@ def _sum(operation: Any, given: Any, scalings: tuple[Any, ...]) -> Source | None
     return None if read is None else Sum(operation, scalings, read)
 
 
-def sum_of(wrapper: Any, args: tuple[Any, ...]) -> Sum | None:
+def sum_of(wrapper: Any, given: Sequence[Any]) -> Sum | None:
     """Returns what a wrapped layer adds up, called on symbolic tensors; None if not on integers.
 
-    None as well if another call of the layer reads another grid. A recurrent layer is told the grid
-    that it reads, if there is one.
+    None as well if another call of the layer reads other grids. A recurrent layer is told the grids
+    that it reads, if there are any.
     """
     layer = plain(wrapper)
     steps = isinstance(layer, RuntimeRecurrent)
-    read = grid_of(args[0]) if args and (steps or adds_integers(wrapper)) else None
-    others = {id(grid_of(node.input_tensors[0])) for node in wrapper._inbound_nodes}
-    read = None if others - {id(read)} else read
+    if not (steps or adds_integers(wrapper)):
+        return None
+    calls = [given, *(node.input_tensors for node in wrapper._inbound_nodes)]
+    read, *others = [[grid_of(t) for t in call if is_float(t)] for call in calls]
+    if any(list(map(id, other)) != list(map(id, read)) for other in others):
+        read = [None]
     if steps:
-        layer.link([read], layer.result())
-    return None if steps or read is None else Sum(wrapper, (), read)
+        layer.link(read, layer.results()[0])
+    grid = None if steps or not read else read[0]
+    return None if grid is None else Sum(wrapper, (), grid)
 
 
 def adds_integers(operation: Any) -> bool:
@@ -201,7 +207,7 @@ def grid_of(tensor: Any) -> Grid | None:
     if is_graph(operation):
         return grid_of(operation.outputs[tensor._keras_history.tensor_index])
     if isinstance(plain(operation), RuntimeRecurrent):
-        return plain(operation).result()
+        return plain(operation).results()[tensor._keras_history.tensor_index]
     if role(operation) == TABLE:
         return _table(operation)
     if isinstance(operation, layers.InputLayer):
@@ -280,10 +286,10 @@ def _tell(node: Any, seen: set[int]) -> None:
             _tell(following, seen)
 
 
-def _find_again(layer: Any, inputs: Any, kwargs: Any) -> None:
+def _find_again(layer: Any, inputs: Sequence[Any], kwargs: Any) -> None:
     """Finds out again what a layer adds up, or what a quantizer rounds."""
     if getattr(layer, "is_compression_wrapper", False):
-        layer.sum = sum_of(layer, tuple(inputs))
+        layer.sum = sum_of(layer, inputs)
     elif _bits(layer) == 8 and not kwargs.get("averaged"):
         layer.source = source_of(inputs[0], layer)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -45,12 +46,10 @@ class Mask:
 
     Args:
         counts: Of shape (samples, steps), booleans.
-        held: The names of what is remembered, the state first.
         zeros: Whether the output is zero at the others, and not the state from before.
     """
 
     counts: Any
-    held: tuple[str, ...]
     zeros: bool
 
 
@@ -84,6 +83,8 @@ class Stepwise:
 
     def __init__(self, quantizers: dict[str, Any], rounds: Any = True, exact: bool = False) -> None:
         self.prefix = ""
+        self.held: tuple[str, ...] = ()  # the names of what is remembered, the state first
+        self.count = 0  # of the steps of a sequence
         self.of_state: Any = None  # what dropout multiplies states with
         self.mask: Mask | None = None  # of the loop to come
         self._quantizers = quantizers
@@ -96,7 +97,7 @@ class Stepwise:
         self._ranges = {
             name: quantizer.grid() if exact else quantizer.current_range()
             for name, quantizer in quantizers.items()
-            if rounds is not False and not self.written_out and quantizer.fixed_range is None
+            if rounds is not False and not self.written_out
         }
 
     def kernel(self, value: Any, bias: Any = None) -> Kernel:
@@ -107,37 +108,41 @@ class Stepwise:
         self,
         advance: Callable[[Sequence[Value], dict[str, Value]], Sequence[Value]],
         given: dict[str, Value],
+        held: Sequence[Value],
         backwards: bool,
         turned: bool | None,
-    ) -> Value:
-        """Returns the outputs of the steps of a sequence: the states.
+    ) -> tuple[Value, Sequence[Value]]:
+        """Returns the outputs of the steps of a sequence: the states; and what is remembered.
 
         Args:
             advance: Returns the state, and what else is remembered, of one step from those of the
                 step before (nothing in the first) and from its inputs.
             given: The inputs of all steps, of shape (samples, steps, units).
+            held: What is remembered from before the first step; nothing for zeros.
             backwards: Whether the last step comes first.
             turned: Whether states are returned in the opposite order; None for the last one alone.
 
         Returns:
-            Of shape (samples, steps, units), or (samples, units) for the last state alone.
+            The outputs, of shape (samples, steps, units), or (samples, units) for the last alone.
+            What is remembered after the last step, of shape (samples, units) each.
         """
         first = next(iter(given.values())).x
-        count = first.shape[1]
+        count = self.count = first.shape[1]
         order = range(count)[::-1] if backwards else range(count)
-        held: Sequence[Value] = ()
         nothing = None
         if self.mask is not None:
             given = {**given, _COUNTS: Value(ops.expand_dims(self.mask.counts, -1))}
-            held = [self._zeros(name, first[:, 0]) for name in self.mask.held]
-            nothing = held[0].x
+            zeros = [self.constant(name, ops.zeros_like(first[:, 0])) for name in self.held]
+            nothing = zeros[0].x
+            # On the grids that are selected from; what is put out starts at zero in any case.
+            held = [*map(self.move, self.held, held), zeros[0]] if held else zeros
 
         def at(step: int) -> dict[str, Value]:
             # Slices, not unstack: of that, the converter leaves in float what has an unused result.
             return {name: Value(value.x[:, step], value.unit) for name, value in given.items()}
 
-        # What the first step returns may be on other grids than what the others do.
-        apart = count if self.written_out else min(count, 2)
+        # What the first step starts from may be on other grids than what the others do.
+        apart = count if self.written_out else min(count, 1 + self._exact)
         states = []
         for step in order[:apart]:
             held, output = self._step(advance, held, at(step), nothing)
@@ -145,17 +150,18 @@ class Stepwise:
         unit = held[0].unit
         if apart == count:
             if turned is None:
-                return Value(states[-1], unit)
-            return Value(ops.stack(states[::-1] if turned else states, axis=1), unit)
+                return Value(states[-1], unit), held
+            return Value(ops.stack(states[::-1] if turned else states, axis=1), unit), held
         following = {
             name: Value(ops.flip(v.x[:, :-apart], 1) if backwards else v.x[:, apart:], v.unit)
             for name, v in given.items()
         }
-        rest = self._scan(advance, following, held, nothing)
+        rest, held = self._scan(advance, following, held, nothing)
         if turned is None:
-            return Value(rest[-1], unit)
+            return Value(rest[-1], unit), held
         every = ops.concatenate([ops.stack(states), rest], axis=0)
-        return Value(ops.transpose(ops.flip(every, 0) if turned else every, _TIME_SECOND), unit)
+        every = ops.transpose(ops.flip(every, 0) if turned else every, _TIME_SECOND)
+        return Value(every, unit), held
 
     def _step(
         self, advance: Any, held: Sequence[Value], given: dict[str, Value], nothing: Any
@@ -167,28 +173,24 @@ class Stepwise:
         counts = given.pop(_COUNTS).x
         after = [
             Value(self._chosen(name, counts, new.x, old.x), new.unit)
-            for name, new, old in zip(self.mask.held, advance(held, given), held, strict=True)
+            for name, new, old in zip(self.held, advance(held, given), held, strict=False)
         ]
-        if not self.mask.zeros:
+        before = held[len(after) :]  # the output, where it is not the state
+        if not (before or self.mask.zeros):
             return after, after[0].x
-        return after, self._chosen(self.mask.held[0], counts, after[0].x, nothing)
+        old = nothing if self.mask.zeros else before[0].x
+        output = self._chosen(self.held[0], counts, after[0].x, old)
+        return [*after, *(Value(output, after[0].unit) for _ in before)], output
 
     def _chosen(self, name: str, counts: Any, new: Any, old: Any) -> Any:
         """Returns one of two values on the grid of a step."""
         x = ops.where(counts, new, old)
         return self._quantizers[self.prefix + name].call(x) if self._frozen else x
 
-    def _zeros(self, name: str, like: Any) -> Value:
-        """Returns zeros on the grid of a step."""
-        x, quantizer = ops.zeros_like(like), self._quantizers[self.prefix + name]
-        if not self._frozen and quantizer.fixed_range is not None:
-            return self._fixed(x, quantizer.fixed_range)
-        return self.constant(name, x)
-
     def _scan(
         self, advance: Any, given: dict[str, Value], held: Sequence[Value], nothing: Any
-    ) -> Any:
-        """Returns the outputs of further steps, by step."""
+    ) -> tuple[Any, Sequence[Value]]:
+        """Returns the outputs of further steps, by step, and what is remembered at the end."""
         learns = not isinstance(self._rounds, bool)
         names = [name for name in self._seen if learns and name.startswith(self.prefix)]
         units = [value.unit for value in held]
@@ -204,16 +206,17 @@ class Stepwise:
                 found, (low, high) = self.ends(), ends
                 low = ops.minimum(low, ops.stack([found[name][0] for name in names]))
                 high = ops.maximum(high, ops.stack([found[name][1] for name in names]))
-                ends = [low, high]
+                ends = [ops.stop_gradient(low), ops.stop_gradient(high)]
             self._seen = seen
             return (after, ends), ([output, *after[1:]], ends)  # both alike, for ops.scan
 
         none = [ops.zeros((len(names),))] * (2 if names else 0)  # a range holds zero in any case
         inputs = {name: ops.transpose(value.x, _TIME_SECOND) for name, value in given.items()}
-        (_, ends), ((outputs, *_), _) = ops.scan(body, ([v.x for v in held], none), inputs)
+        start = [value.x for value in held]
+        (last, ends), ((outputs, *_), _) = ops.scan(body, (start, none), inputs)
         for place, name in enumerate(names):
             self._seen[name] += [end[place] for end in ends]
-        return outputs
+        return outputs, [Value(x, unit) for x, unit in zip(last, units, strict=True)]
 
     def weighted(self, step: str, value: Value, kernel: Kernel) -> Value:
         """Returns the product with a kernel, and its bias added.
@@ -317,6 +320,8 @@ def straight(x: Any, rounded: Any) -> Any:
 def _ends(values: list[Any]) -> tuple[Any, Any]:
     if not values:
         return ops.zeros(()), ops.zeros(())
-    found = [ops.cast(ops.stop_gradient(value), "float32") for value in values]
-    lowest, highest = ops.stack(list(map(ops.min, found))), ops.stack(list(map(ops.max, found)))
-    return ops.min(lowest), ops.max(highest)
+    lowest = functools.reduce(ops.minimum, map(ops.min, values))
+    highest = functools.reduce(ops.maximum, map(ops.max, values))
+    # Behind the rest, of which no gradient is made then.
+    low, high = (ops.stop_gradient(ops.cast(end, "float32")) for end in (lowest, highest))
+    return low, high

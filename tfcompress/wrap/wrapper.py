@@ -307,7 +307,7 @@ class CompressionWrapper(keras.layers.Layer):
         from tfcompress.wrap.sources import sum_of
 
         if getattr(args[0] if args else None, "_keras_history", None) is not None:
-            self.sum = sum_of(self, args)
+            self.sum = sum_of(self, tree.flatten((args, kwargs)))
         kwargs.pop("training", None)
         return self.layer.compute_output_spec(*args, **kwargs)
 
