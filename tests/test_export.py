@@ -160,6 +160,28 @@ def test_a_file_with_missing_weights_is_refused(scheme, tmp_path, monkeypatch):
     assert target.read_bytes() == b"the old file" and os.listdir(tmp_path) == ["m.tflite"]
 
 
+@pytest.mark.parametrize("correct_bias", [True, False])
+def test_errors_of_the_converter_do_not_hide_behind_the_rounding(
+    correct_bias, tmp_path, monkeypatch
+):
+    """A fifth of the deviation: little enough for 8 bits, too much for the converter."""
+    model = keras.Sequential([keras.Input((6,)), L.Dense(8, activation="relu"), L.Dense(4)])
+    data = nets.samples_for(model, 64)
+    wanted = np.asarray(model(data))
+
+    def inexact(make, process, **options):
+        baked = make()
+        (bias,) = (w for w in baked.weights if w.shape == (4,))
+        bias.assign_add(np.full(4, 0.2 * wanted.std()))
+        return real_convert(lambda: baked, process, **options)
+
+    monkeypatch.setattr(export, "convert", inexact)
+    scheme = tfc.QuantizationScheme(correct_bias=correct_bias)
+    with pytest.raises(tfc.ExportError, match="the converter did not keep its integers"):
+        tfc.export_tflite(model, tmp_path / "m.tflite", scheme=scheme, representative_dataset=data)
+    assert not os.listdir(tmp_path)
+
+
 def test_a_poor_ptq_warns_with_figures(tmp_path):
     model = keras.Sequential([keras.Input((6,)), L.Dense(4)])
     kernel = np.random.default_rng(0).normal(size=(6, 4)).astype("float32")

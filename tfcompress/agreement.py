@@ -9,14 +9,37 @@ import keras
 import numpy as np
 
 from tfcompress.data import InputSpec
+from tfcompress.errors import ExportError
+from tfcompress.graph.cost import plain
 from tfcompress.graph.read import walk_layers
 from tfcompress.graph.run import outputs_of, packed
+from tfcompress.ptq import Measured
 from tfcompress.tflite.convert import output_names
 from tfcompress.tflite.run import TFLiteModel
-from tfcompress.tflite.verify import Agreement, compare_outputs, synthetic
+from tfcompress.tflite.verify import WARNED, Agreement, compare_outputs, judge, synthetic
 from tfcompress.wrap.samples import InputSamples
 
 VERIFICATION_SAMPLES = 64
+_COPIED = 8  # samples that a file is compared on with a model quantized after training
+
+
+class _File:
+    """A file, to be compared with models."""
+
+    def __init__(self, content: Any, names: list[str]) -> None:
+        self._file, self._names = TFLiteModel(content), names
+        self._scales = _output_scales(content)
+
+    def against(
+        self, expected: list[np.ndarray], probes: dict[str, np.ndarray], source: str
+    ) -> Agreement:
+        """Measures how well the file agrees with what a model puts out, flat."""
+        actual = self._file.predict(probes)
+        if not isinstance(actual, dict):
+            actual = {self._names[0]: actual}
+        wanted = dict(zip(self._names, expected, strict=True))
+        kernels = self._file.runtime
+        return compare_outputs(wanted, actual, self._scales, source=source, kernels=kernels)
 
 
 def measure(
@@ -30,20 +53,59 @@ def measure(
         probes: Samples by input name.
         source: Where the samples come from, for the record.
     """
-    names = output_names(model)
-    file = TFLiteModel(content)
     # Eagerly: for so few samples, compiling the model for predict() takes ten times as long.
-    expected = outputs_of(model, probes)
-    actual = file.predict(probes)
-    if not isinstance(actual, dict):
-        actual = {names[0]: actual}
-    return compare_outputs(
-        dict(zip(names, expected, strict=True)),
-        actual,
-        _output_scales(content),
-        source=source,
-        kernels=file.runtime,
-    )
+    return _File(content, output_names(model)).against(outputs_of(model, probes), probes, source)
+
+
+def check(
+    model: keras.Model,
+    content: bytes,
+    probes: dict[str, np.ndarray],
+    source: str,
+    tolerance: str,
+    measured: Measured | None,
+) -> tuple[Agreement, str | None]:
+    """Measures how well a new file agrees with its model.
+
+    Args:
+        model: The Keras model.
+        content: The file.
+        probes: Samples by input name.
+        source: Where the samples come from.
+        tolerance: How well it must agree: a key of `verify.REFUSED`.
+        measured: The model quantized after training, if it was. Against the float model, what the
+            converter does wrong would hide behind the rounding.
+
+    Returns:
+        The agreement, and a warning if it is poor.
+
+    Raises:
+        ExportError: If the file cannot be run, or does not compute what its model does.
+    """
+    try:
+        file = _File(content, output_names(model))
+        agreed = file.against(outputs_of(model, probes), probes, source)
+        found = [(agreed, tolerance)]
+        if measured is not None and not computes_in_half(model):
+            seen, outputs = measured.put_out(_COPIED)
+            copied = file.against(outputs, seen, source)
+            if copied.rmse > WARNED["int8 measured"]:  # deep networks in floats may be as far off
+                copied = file.against(outputs_of(measured.model, seen), seen, source)
+            found.append((copied, "int8 measured"))
+    except (RuntimeError, ValueError) as error:
+        raise ExportError(
+            f"The runtime here cannot run the file: {' '.join(str(error).split())}. It is not "
+            "written. Another scheme may do; of a layer without kernels in this one, the message "
+            "names the operation."
+        ) from error
+    problems = [judge(each, allowed) for each, allowed in found]
+    return agreed, next(filter(None, problems), None)
+
+
+def computes_in_half(model: keras.Model) -> bool:
+    """Returns whether the model itself is less precise than its float32 file."""
+    dtypes = {plain(layer).compute_dtype for _, layer in walk_layers(model)}
+    return bool(dtypes & {"float16", "bfloat16"})
 
 
 def predict(model: keras.Model, features: dict[str, np.ndarray]) -> Any:

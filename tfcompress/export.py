@@ -18,10 +18,10 @@ from tfcompress.data import samples
 from tfcompress.ends import labels_by_output, normalization_by_input
 from tfcompress.errors import CompressionWarning, ExportError
 from tfcompress.files import check_path, write_whole
-from tfcompress.graph.cost import own_weights, plain
+from tfcompress.graph.cost import own_weights
 from tfcompress.graph.inline import as_graph
 from tfcompress.graph.read import input_specs, walk_layers
-from tfcompress.ptq import post_training
+from tfcompress.ptq import measured_model
 from tfcompress.scheme import (
     INTEGER_SCHEMES,
     SCHEMES,
@@ -30,7 +30,6 @@ from tfcompress.scheme import (
     check_choice,
 )
 from tfcompress.tables import as_text
-from tfcompress.tflite import verify as verification
 from tfcompress.tflite.convert import convert, output_names
 from tfcompress.tflite.converter_process import converter_process
 from tfcompress.tflite.inspect import FileReport, inspect_tflite
@@ -65,7 +64,7 @@ class ExportResult:
     path: str
     scheme: str
     trained: bool
-    agreement: verification.Agreement | None
+    agreement: agreement.Agreement | None
     report: FileReport
     seconds: float
 
@@ -229,11 +228,12 @@ def export_tflite(
         raise ExportError(backend_problem)
 
     say = _speaker(verbose, model)
-    final = model
+    final, measured = model, None
     keep = model.count_params() <= HUGE
     with converter_process(keep=keep) as process:  # which loads while biases are corrected
         if integer and not use_ranges and not by_converter:
-            final = post_training(model, options or as_scheme(scheme), given or {}, say)
+            measured = measured_model(model, options or as_scheme(scheme), given or {}, say)
+            final = measured.model
         _check_finite(final)
         say("converting")
         content = convert(
@@ -250,19 +250,11 @@ def export_tflite(
     agreed = None
     if probes is not None:
         say("checking the file against the model")
-        try:
-            agreed = agreement.measure(model, content, probes, source)
-        except (RuntimeError, ValueError) as error:
-            raise ExportError(
-                f"The runtime here cannot run the {scheme} file: {' '.join(str(error).split())}. "
-                "It is not written. Another scheme may do; of a layer without kernels in this one, "
-                "the message names the operation."
-            ) from error
-        measured = scheme if by_converter or not integer else "int8"
-        tolerance = "int8 trained" if use_ranges else measured
-        if (use_ranges or scheme == "float32") and _computes_in_half(model):
+        tolerance = "int8 trained" if use_ranges else "int8" if measured else scheme
+        if (use_ranges or scheme == "float32") and agreement.computes_in_half(model):
             tolerance += " of half"
-        if warning := verification.judge(agreed, tolerance):
+        agreed, warning = agreement.check(model, content, probes, source, tolerance, measured)
+        if warning:
             warnings.warn(warning, CompressionWarning, stacklevel=2)
     if metadata:
         made = _recipe(model, scheme, use_ranges, agreed)
@@ -367,12 +359,6 @@ def _is_finite(weight: Any) -> bool:
     if math.prod(weight.shape) > HUGE and math.isfinite(keras.ops.sum(value)):
         return True
     return bool(np.isfinite(keras.ops.convert_to_numpy(value)).all())
-
-
-def _computes_in_half(model: keras.Model) -> bool:
-    """Whether the model itself is less precise than its float32 file."""
-    dtypes = {plain(layer).compute_dtype for _, layer in walk_layers(model)}
-    return bool(dtypes & {"float16", "bfloat16"})
 
 
 def _backend_problem() -> str | None:

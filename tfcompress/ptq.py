@@ -19,7 +19,7 @@ from tfcompress.scheme import QuantizationScheme
 from tfcompress.wrap.apply import quantized
 from tfcompress.wrap.calibrate import calibrate
 from tfcompress.wrap.recurrent import RuntimeRecurrent
-from tfcompress.wrap.strip import is_wrapped, without_transforms
+from tfcompress.wrap.strip import is_wrapped, rounding_in_floats, without_transforms
 
 _TRIED = 64  # samples
 
@@ -55,13 +55,44 @@ def _left(
     }
 
 
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """A model quantized without training.
+
+    Attributes:
+        model: The model, as `quantize` would return it trained.
+        samples: What it was measured on, by input name.
+        outputs: What it puts out for the first of them, flat, rounded in floats; None if that was
+            not computed on the way.
+    """
+
+    model: keras.Model
+    samples: Mapping[str, np.ndarray]
+    outputs: list[np.ndarray] | None = None
+
+    def put_out(self, count: int) -> tuple[dict[str, np.ndarray], list[np.ndarray]]:
+        """Returns the first samples and what the model puts out for them, rounded in floats."""
+        few = {name: array[:count] for name, array in self.samples.items()}
+        if self.outputs is not None:
+            return few, [array[:count] for array in self.outputs]
+        with rounding_in_floats(self.model):
+            return few, outputs_of(self.model, few)
+
+
 def post_training(
+    model: keras.Model, scheme: QuantizationScheme, samples: Mapping[str, np.ndarray]
+) -> keras.Model:
+    """Returns the model that `measured_model` makes of another."""
+    return measured_model(model, scheme, samples).model
+
+
+def measured_model(
     model: keras.Model,
     scheme: QuantizationScheme,
     samples: Mapping[str, np.ndarray],
     say: Callable[[str], None] = lambda text: None,
-) -> keras.Model:
-    """Returns the model quantized without training, as `quantize` would return it trained.
+) -> Measured:
+    """Quantizes a model without training.
 
     Args:
         model: A float model, pruned or not. It is not changed.
@@ -85,10 +116,12 @@ def post_training(
     method = scheme.activation_range or _default_range(made, given, samples)
     if not (adaptive or scheme.correct_bias):
         calibrate(made, samples, method)
-        return made
+        return Measured(made, samples)
     # Corrected outputs are near those of the float model, and so are their ranges.
     with noting_floats(made, samples, adaptive=adaptive) as floats:
         calibrate(made, samples, method)
     say("choosing roundings")
-    round_by_output(made, samples, floats, adaptive=adaptive, correct_bias=scheme.correct_bias)
-    return made
+    outputs = round_by_output(
+        made, samples, floats, adaptive=adaptive, correct_bias=scheme.correct_bias
+    )
+    return Measured(made, samples, outputs)

@@ -18,6 +18,7 @@ REFUSED = {
     "int8": 0.5,
     "int8 trained": 0.1,
     "int8 trained of half": 0.5,
+    "int8 measured": 0.1,
 }
 """Largest RMSE, over the deviation of the model's outputs, of a file that is handed back."""
 
@@ -30,6 +31,7 @@ WARNED = {
     "int8": 0.1,
     "int8 trained": 0.02,
     "int8 trained of half": 0.1,
+    "int8 measured": 0.02,
 }
 """Largest RMSE, likewise, of a file that is handed back without a warning."""
 
@@ -150,7 +152,8 @@ def judge(agreement: Agreement, tolerance: str) -> str | None:
             f"The {tolerance} file does not compute what its model computes: {agreement}. The "
             f"largest RMSE allowed is {REFUSED[tolerance]}. {_hint(tolerance)} No file was written."
         )
-    if tolerance.startswith("int8 trained") and steps is not None and steps < EXACT_STEPS + 0.5:
+    copy = tolerance.startswith("int8 trained") or tolerance == "int8 measured"
+    if copy and steps is not None and steps < EXACT_STEPS + 0.5:
         return None  # a coarse grid is no fault of the copy: the model has the same
     if agreement.rmse > WARNED[tolerance]:
         return f"The {tolerance} file is a poor copy of its model: {agreement}. {_hint(tolerance)}"
@@ -167,6 +170,11 @@ def _hint(tolerance: str) -> str:
         )
     if tolerance.startswith("int8 trained"):
         return "Train on, so that the ranges settle, and see float_tensors of the result."
+    if tolerance == "int8 measured":
+        return (
+            "That model is the one with measured ranges: the converter did not keep its integers. "
+            "layer_errors() says where; give that layer the override 'float32'."
+        )
     return ""
 
 
