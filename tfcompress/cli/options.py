@@ -144,7 +144,8 @@ def loaded_specs(path: pathlib.Path) -> tuple[Any, Any]:
 def print_report(report: Any, as_json: bool) -> None:
     """Prints a result as a table or as JSON."""
     if as_json:
-        click.echo(json.dumps(dataclasses.asdict(report), indent=2))
+        told = report.as_dict() if hasattr(report, "as_dict") else dataclasses.asdict(report)
+        click.echo(json.dumps(told, indent=2))
     else:
         show(report)
 

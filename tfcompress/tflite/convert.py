@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import math
 import re
@@ -94,18 +95,23 @@ def convert(
         tempfile.TemporaryDirectory(prefix="tfcompress-") as folder,
         process.serving(),
         captured_stderr(),
+        contextlib.ExitStack() as frozen,
         warnings.catch_warnings(),
     ):
         warnings.filterwarnings("ignore", ".*Interpreter is deprecated")  # the calibrator's own
         try:
+            if not gc.get_freeze_count():  # by nobody else
+                gc.freeze()  # what is there already: looking through it takes half a second
+                frozen.callback(gc.unfreeze)
             model = make()
             large = model.count_params() > HUGE
             loops = _save(tf, model, folder, names, batch_size)
             del model
             if calibration is not None and loops:  # it ends the process
                 raise ExportError(_LOOPS.format(loops[0]))
-            if large:  # collecting takes half a second
+            if large:
                 gc.collect()
+            frozen.close()
             # TFLiteConverter.from_saved_model() would load the model into this process, three times
             # over, to look whether there is fake-quantization in it.
             converter = lite.TFLiteSavedModelConverterV2(folder, {"serve"}, ["serving_default"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import gzip
 import importlib
 from typing import Any
@@ -22,7 +23,7 @@ class FileReport:
     Attributes:
         path: Where it was read.
         bytes: Its size.
-        gzip_bytes: Its size after gzip, which is what a download costs.
+        content: The file itself.
         arena_bytes: Working memory of one inference with built-in kernels.
         inputs: (name, shape, dtype) of each input.
         outputs: Likewise of each output.
@@ -38,7 +39,7 @@ class FileReport:
 
     path: str
     bytes: int
-    gzip_bytes: int
+    content: Any = dataclasses.field(repr=False, compare=False)
     arena_bytes: int
     inputs: list[tuple[str, tuple[int | None, ...], str]]
     outputs: list[tuple[str, tuple[int | None, ...], str]]
@@ -48,6 +49,22 @@ class FileReport:
     sparsity: float
     weight_bytes: dict[str, int] = dataclasses.field(default_factory=dict)
     metadata: dict[str, Any] | None = None
+
+    @functools.cached_property
+    def gzip_bytes(self) -> int:
+        """Its size after gzip, which is what a download costs."""
+        return len(gzip.compress(self.content, 9))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns what is known of it, by name, for JSON."""
+        told = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        del told["content"]
+        return {
+            "path": told.pop("path"),
+            "bytes": told.pop("bytes"),
+            "gzip_bytes": self.gzip_bytes,
+            **told,
+        }
 
     def rows(self) -> list[tuple[str, str]]:
         """Returns what to show of it: names and values."""
@@ -111,7 +128,7 @@ def inspect_tflite(path_or_bytes: Any) -> FileReport:
     return FileReport(
         model.name,
         len(model.content),
-        len(gzip.compress(model.content, 9)),
+        model.content,
         model.arena_bytes(),
         [(i.name, i.shape, i.dtype) for i in model.inputs],
         [(i.name, i.shape, i.dtype) for i in model.outputs],
