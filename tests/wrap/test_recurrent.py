@@ -24,6 +24,10 @@ CELLS = {
     "GRU, reset before": lambda **o: L.GRU(6, reset_after=False, **o),
     "LSTM without bias": lambda **o: L.LSTM(6, use_bias=False, **o),
     "GRU without bias": lambda **o: L.GRU(6, use_bias=False, **o),
+    "LSTM, relu": lambda **o: L.LSTM(6, activation="relu", **o),
+    "GRU, linear": lambda **o: L.GRU(6, activation="linear", **o),
+    "SimpleRNN, relu": lambda **o: L.SimpleRNN(6, activation="relu", **o),
+    "SimpleRNN, sigmoid": lambda **o: L.SimpleRNN(6, activation="sigmoid", **o),
     "GRU backwards": lambda **o: L.GRU(6, go_backwards=True, **o),
 }
 BOTH = {
@@ -90,7 +94,9 @@ def test_file_and_trained_model_are_equal_to_the_bit(name, tmp_path):
     check_equal(fitted(model_of(name), x, y), x, tmp_path / "m.tflite")
 
 
-@pytest.mark.parametrize("name", ["LSTM", "GRU", "SimpleRNN", "LSTM, concat, all states"])
+@pytest.mark.parametrize(
+    "name", ["LSTM", "GRU", "GRU, linear", "SimpleRNN", "LSTM, concat, all states"]
+)
 def test_the_loop_computes_what_keras_does(name):
     """Before ranges were trained nothing is rounded but gates, to 1/256."""
     plain, aware = model_of(name), tfc.quantize(model_of(name))

@@ -7,6 +7,7 @@ the sequence. The weights are stored once; each step adds about 17 operations to
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -43,6 +44,13 @@ _HELD = {
 }
 """What each remembers from step to step."""
 
+_ACTIVATIONS = {
+    keras.activations.tanh: Stepwise.tanh,
+    keras.activations.sigmoid: Stepwise.sigmoid,
+    keras.activations.relu: Stepwise.relu,
+    keras.activations.linear: Stepwise.linear,
+}
+
 _MERGING = {"ave": ("added", "merged")}
 
 
@@ -54,7 +62,7 @@ def understands(layer: Any) -> bool:
     return all(
         type(cell) in _STEPS
         and not cell.stateful
-        and cell.activation is keras.activations.tanh
+        and cell.activation in _ACTIVATIONS
         and getattr(cell, "recurrent_activation", keras.activations.sigmoid)
         is keras.activations.sigmoid
         for cell in cells
@@ -94,7 +102,7 @@ class RuntimeRecurrent(RuntimeLayer):
         self.fixed = {
             f"{name}_state": TANH_RANGE
             for name, cell in self.directions.items()
-            if type(cell) is layers.SimpleRNN
+            if type(cell) is layers.SimpleRNN and cell.activation is keras.activations.tanh
         }
         super().__init__(**kwargs)
         self.inner = inner
@@ -251,6 +259,7 @@ def _inputs(
 def _lstm(cell: Any, x: Value, steps: Stepwise) -> tuple[Any, dict[str, Value]]:
     gates = ("_i", "_f", "_c", "_o")
     bias = ops.convert_to_tensor(cell.cell.bias) if cell.use_bias else None
+    activated = functools.partial(_ACTIVATIONS[cell.activation], steps)
     recurrent = ops.split(ops.convert_to_tensor(cell.cell.recurrent_kernel), 4, axis=1)
     kernels = dict(zip(gates, map(steps.kernel, recurrent), strict=True))
 
@@ -260,17 +269,18 @@ def _lstm(cell: Any, x: Value, steps: Stepwise) -> tuple[Any, dict[str, Value]]:
             product = steps.weighted(f"recurrent{gate}", steps.seen(held[0]), kernels[gate])
             z[gate] = steps.add(f"sum{gate}", z[gate], product)
         to = "added" if held or steps.count > 1 else "carry"  # which may be returned
-        carry = steps.multiply(to, steps.sigmoid(z["_i"]), steps.tanh(z["_c"]))
+        carry = steps.multiply(to, steps.sigmoid(z["_i"]), activated(z["_c"]))
         if held:
             kept = steps.multiply("kept", steps.sigmoid(z["_f"]), held[1])
             carry = steps.add("carry", kept, carry)
-        return steps.multiply("state", steps.sigmoid(z["_o"]), steps.tanh(carry)), carry
+        return steps.multiply("state", steps.sigmoid(z["_o"]), activated(carry)), carry
 
     return advance, _inputs(cell, x, bias, gates, steps)
 
 
 def _gru(cell: Any, x: Value, steps: Stepwise) -> tuple[Any, dict[str, Value]]:
     gates = ("_z", "_r", "_h")
+    activated = functools.partial(_ACTIVATIONS[cell.activation], steps)
     bias = after = None
     if cell.use_bias:
         bias = ops.convert_to_tensor(cell.cell.bias)
@@ -301,7 +311,7 @@ def _gru(cell: Any, x: Value, steps: Stepwise) -> tuple[Any, dict[str, Value]]:
             memory = steps.weighted("recurrent_h", steps.multiply("reset", reset, seen), memory_of)
         if memory is not None:
             candidate = steps.add("sum_h", candidate, memory)
-        new, update = steps.tanh(candidate), steps.sigmoid(z)
+        new, update = activated(candidate), steps.sigmoid(z)
         if held:
             difference = steps.subtract("difference", held[0], new)
         else:
@@ -319,7 +329,9 @@ def _simple(cell: Any, x: Value, steps: Stepwise) -> tuple[Any, dict[str, Value]
         z = given[""]
         if held:
             z = steps.add("sum", z, steps.weighted("recurrent", steps.seen(held[0]), kernel))
-        return (steps.tanh(z),)
+        if cell.activation is keras.activations.tanh:
+            return (steps.tanh(z),)
+        return (steps.move("state", _ACTIVATIONS[cell.activation](steps, z)),)
 
     return advance, _inputs(cell, x, bias, ("",), steps)
 

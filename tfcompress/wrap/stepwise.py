@@ -30,10 +30,12 @@ class Value:
     Args:
         x: The tensor.
         unit: The step of its grid, where the pass computes in integers (see `integers.py`).
+        quantizer: What rounded it, if it has not a range that the runtime prescribes.
     """
 
     x: Any
     unit: Any = None
+    quantizer: Any = None
 
     def places(self) -> Any:
         """Returns the integers, as floats."""
@@ -139,7 +141,7 @@ class Stepwise:
 
         def at(step: int) -> dict[str, Value]:
             # Slices, not unstack: of that, the converter leaves in float what has an unused result.
-            return {name: Value(value.x[:, step], value.unit) for name, value in given.items()}
+            return {name: _with(value, value.x[:, step]) for name, value in given.items()}
 
         # What the first step starts from may be on other grids than what the others do.
         apart = count if self.written_out else min(count, 1 + self._exact)
@@ -153,7 +155,7 @@ class Stepwise:
                 return Value(states[-1], unit), held
             return Value(ops.stack(states[::-1] if turned else states, axis=1), unit), held
         following = {
-            name: Value(ops.flip(v.x[:, :-apart], 1) if backwards else v.x[:, apart:], v.unit)
+            name: _with(v, ops.flip(v.x[:, :-apart], 1) if backwards else v.x[:, apart:])
             for name, v in given.items()
         }
         rest, held = self._scan(advance, following, held, nothing)
@@ -199,7 +201,7 @@ class Stepwise:
             tensors, ends = carried
             seen, self._seen = self._seen, {name: [] for name in self._seen}
             before = [Value(x, unit) for x, unit in zip(tensors, units, strict=True)]
-            inputs = {name: Value(x, given[name].unit) for name, x in inputs.items()}
+            inputs = {name: _with(given[name], x) for name, x in inputs.items()}
             remembered, output = self._step(advance, before, inputs, nothing)
             after = [value.x for value in remembered]
             if names:
@@ -269,6 +271,15 @@ class Stepwise:
         """Returns the hyperbolic tangent of a value as the runtime rounds it."""
         return self._fixed(ops.tanh(a.x), TANH_RANGE)
 
+    def relu(self, a: Value) -> Value:
+        """Returns what is positive of a value, on its grid."""
+        x = ops.relu(a.x)
+        return _with(a, a.quantizer.call(x) if self._frozen else x)
+
+    def linear(self, a: Value) -> Value:
+        """Returns a value."""
+        return a
+
     def seen(self, state: Value) -> Value:
         """Returns a state as the recurrent kernels see it."""
         return state if self.of_state is None else Value(state.x * self.of_state)
@@ -293,7 +304,7 @@ class Stepwise:
         name = self.prefix + step
         quantizer = self._quantizers[name]
         if self._frozen or quantizer.observer is not None:
-            return Value(quantizer.call(x))
+            return Value(quantizer.call(x), None, quantizer)
         self._seen[name].append(x)
         if self._rounds is False:
             return Value(x)
@@ -307,6 +318,10 @@ class Stepwise:
     def ends(self) -> dict[str, tuple[Any, Any]]:
         """Returns the smallest and largest value of every step."""
         return {name: _ends(values) for name, values in self._seen.items()}
+
+
+def _with(value: Value, x: Any) -> Value:
+    return dataclasses.replace(value, x=x)
 
 
 def straight(x: Any, rounded: Any) -> Any:
