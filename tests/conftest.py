@@ -38,9 +38,9 @@ def trained(fashion):
             keras.utils.set_random_seed(3)
             x, y = fashion[:2]
             model = nets.NETS[name]()
-            nets.compiled(model).fit(x, y, epochs=6, batch_size=64, verbose=0)
+            nets.compiled(model).fit(x, y, epochs=4, batch_size=64, verbose=0)
             aware = tfc.quantize(model)
-            nets.compiled(aware, 3e-4).fit(x, y, epochs=2, batch_size=64, verbose=0)
+            nets.compiled(aware, 3e-4).fit(x, y, batch_size=64, verbose=0)
             made[name] = model, aware
         return made[name]
 
