@@ -9,6 +9,7 @@ from keras import layers as L
 import tfcompress as tfc
 from tests import nets
 from tfcompress import export
+from tfcompress.rewrite import adaround
 from tfcompress.tflite.run import TFLiteModel
 
 
@@ -180,6 +181,25 @@ def test_errors_of_the_converter_do_not_hide_behind_the_rounding(
     with pytest.raises(tfc.ExportError, match="the converter did not keep its integers"):
         tfc.export_tflite(model, tmp_path / "m.tflite", scheme=scheme, representative_dataset=data)
     assert not os.listdir(tmp_path)
+
+
+def test_few_samples_in_the_pass_that_corrects_biases(tmp_path, monkeypatch):
+    """As of images with large tensors inside."""
+    monkeypatch.setattr(adaround, "_SAMPLES", (6, 6))
+    model = nets.small_residual()
+    result = tfc.export_tflite(
+        model, tmp_path / "m.tflite", representative_dataset=nets.samples_for(model, 32)
+    )
+    assert result.agreement.rmse < 0.1
+
+
+def test_an_output_of_the_whole_batch_is_written_unchecked(tmp_path):
+    inputs = keras.Input((6,))
+    x = L.Dense(4)(inputs)
+    model = keras.Model(inputs, [x, keras.ops.sum(x)])
+    data = nets.samples_for(model, 32)
+    tfc.export_tflite(model, tmp_path / "m.tflite", representative_dataset=data, verify=False)
+    assert os.listdir(tmp_path) == ["m.tflite"]
 
 
 def test_a_poor_ptq_warns_with_figures(tmp_path):

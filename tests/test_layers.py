@@ -66,7 +66,6 @@ INTEGER = {
         [keras.Input((12,), dtype="int32"), L.Embedding(10, 8), L.Dense(4)]
     ),
     "MultiHeadAttention": graph(lambda x: L.MultiHeadAttention(2, 4)(x, x), SERIES),
-    "Attention": graph(lambda x: L.Attention()([x, x]), SERIES),
     "GroupQueryAttention": graph(lambda x: L.GroupQueryAttention(4, 4, 2)(x, x), SERIES),
     "LayerNormalization": chain(SERIES, L.LayerNormalization),
     "RMSNormalization": chain(SERIES, L.RMSNormalization),
@@ -137,6 +136,7 @@ KEPT_IN_FLOAT = {
     "selu": act("selu"),
     "mish": act("mish"),
     "divide": graph(lambda x: conv(x) / (ops.relu(conv(x)) + 1.0), IMAGE),
+    "Attention": graph(lambda x: L.Attention()([x, x]), SERIES),
     "UnitNormalization": chain(SERIES, L.UnitNormalization),
 }
 """Kinds for which the runtime has no integers; they must still agree."""

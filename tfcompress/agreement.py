@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfcompress.data import InputSpec
+from tfcompress.data import InputSpec, spread
 from tfcompress.errors import ExportError
 from tfcompress.graph.cost import plain
 from tfcompress.graph.read import walk_layers
@@ -20,7 +20,6 @@ from tfcompress.tflite.verify import WARNED, Agreement, compare_outputs, judge, 
 from tfcompress.wrap.samples import InputSamples
 
 VERIFICATION_SAMPLES = 64
-_COPIED = 8  # samples that a file is compared on with a model quantized after training
 
 
 class _File:
@@ -82,16 +81,19 @@ def check(
     Raises:
         ExportError: If the file cannot be run, or does not compute what its model does.
     """
+    expected = outputs_of(model, probes)
     try:
         file = _File(content, output_names(model))
-        agreed = file.against(outputs_of(model, probes), probes, source)
+        agreed = file.against(expected, probes, source)
         found = [(agreed, tolerance)]
         if measured is not None and not computes_in_half(model):
-            seen, outputs = measured.put_out(_COPIED)
-            copied = file.against(outputs, seen, source)
+            seen = dict(measured.samples)
+            copied = file.against(measured.put_out(), seen, source)
             if copied.rmse > WARNED["int8 measured"]:  # deep networks in floats may be as far off
                 copied = file.against(outputs_of(measured.model, seen), seen, source)
             found.append((copied, "int8 measured"))
+    except ExportError:
+        raise
     except (RuntimeError, ValueError) as error:
         raise ExportError(
             f"The runtime here cannot run the file: {' '.join(str(error).split())}. It is not "
@@ -156,10 +158,3 @@ def probes(
             "were kept in training. Pass representative_dataset=."
         )
     return {spec.name: kept[spec.name].astype(spec.dtype) for spec in specs}, "training"
-
-
-def spread(array: np.ndarray, count: int) -> np.ndarray:
-    """Returns at most `count` samples from all over an array."""
-    if len(array) <= count:
-        return array
-    return array[np.linspace(0, len(array) - 1, count).astype(int)]

@@ -204,8 +204,14 @@ def _thin(
     size = next(iter(sizes.values()))
     if labels is not None and len(labels) != size:
         raise ValueError(f"{argument} has {size} samples but {len(labels)} labels.")
-    if limit is None or size <= limit:
+    if limit is None:
         return arrays, labels
-    index = np.linspace(0, size - 1, limit).astype(int)
-    picked = {name: array[index] for name, array in arrays.items()}
-    return picked, None if labels is None else labels[index]
+    picked = {name: spread(array, limit) for name, array in arrays.items()}
+    return picked, None if labels is None else spread(labels, limit)
+
+
+def spread(array: np.ndarray, count: int) -> np.ndarray:
+    """Returns at most `count` samples from all over an array."""
+    if len(array) <= count:
+        return array
+    return array[np.linspace(0, len(array) - 1, count).astype(int)]

@@ -261,7 +261,7 @@ def export_tflite(
         content = write_metadata(
             content, made, name=model.name, labels=told[0], normalization=told[1]
         )
-    report = dataclasses.replace(inspect_tflite(content), path=str(target))
+    report = dataclasses.replace(inspect_tflite(content), path=str(target), content=content)
     write_whole(target, content)
     seconds = time.perf_counter() - started
     say(f"wrote {target} in {seconds:.1f} s")

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 import keras
 import numpy as np
 
+from tfcompress.data import spread
 from tfcompress.graph.cost import plain
 from tfcompress.graph.read import walk_layers
 from tfcompress.graph.run import outputs_of
@@ -22,6 +23,7 @@ from tfcompress.wrap.recurrent import RuntimeRecurrent
 from tfcompress.wrap.strip import is_wrapped, rounding_in_floats, without_transforms
 
 _TRIED = 64  # samples
+_KEPT = 8  # samples that a file can be compared on with the model
 
 
 def _default_range(made: keras.Model, given: keras.Model, samples: Mapping[str, np.ndarray]) -> str:
@@ -61,22 +63,21 @@ class Measured:
 
     Attributes:
         model: The model, as `quantize` would return it trained.
-        samples: What it was measured on, by input name.
-        outputs: What it puts out for the first of them, flat, rounded in floats; None if that was
-            not computed on the way.
+        samples: A few that it was measured on, by input name.
+        outputs: What it puts out for these, flat, rounded in floats; None if that was not computed
+            on the way.
     """
 
     model: keras.Model
     samples: Mapping[str, np.ndarray]
     outputs: list[np.ndarray] | None = None
 
-    def put_out(self, count: int) -> tuple[dict[str, np.ndarray], list[np.ndarray]]:
-        """Returns the first samples and what the model puts out for them, rounded in floats."""
-        few = {name: array[:count] for name, array in self.samples.items()}
+    def put_out(self) -> list[np.ndarray]:
+        """Returns what the model puts out for the samples, flat, rounded in floats."""
         if self.outputs is not None:
-            return few, [array[:count] for array in self.outputs]
+            return self.outputs
         with rounding_in_floats(self.model):
-            return few, outputs_of(self.model, few)
+            return outputs_of(self.model, self.samples)
 
 
 def post_training(
@@ -116,7 +117,7 @@ def measured_model(
     method = scheme.activation_range or _default_range(made, given, samples)
     if not (adaptive or scheme.correct_bias):
         calibrate(made, samples, method)
-        return Measured(made, samples)
+        return Measured(made, {name: spread(array, _KEPT) for name, array in samples.items()})
     # Corrected outputs are near those of the float model, and so are their ranges.
     with noting_floats(made, samples, adaptive=adaptive) as floats:
         calibrate(made, samples, method)
@@ -124,4 +125,5 @@ def measured_model(
     outputs = round_by_output(
         made, samples, floats, adaptive=adaptive, correct_bias=scheme.correct_bias
     )
-    return Measured(made, samples, outputs)
+    kept = {name: spread(array[: floats.count], _KEPT) for name, array in samples.items()}
+    return Measured(made, kept, [spread(x, _KEPT) if x.ndim else x for x in outputs])

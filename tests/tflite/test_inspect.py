@@ -1,3 +1,7 @@
+import dataclasses
+import gzip
+import json
+
 import numpy as np
 
 import tfcompress as tfc
@@ -16,6 +20,9 @@ def test_tells_what_is_inside(tmp_path):
     assert report.ops == {"FULLY_CONNECTED": 2, "QUANTIZE": 1, "DEQUANTIZE": 1}
     assert report.inputs[0][1:] == ((1, 6), "float32")
     assert report.float_tensors == [] and report.dtypes["float32"] == 2
+    told = json.loads(json.dumps(report.as_dict()))
+    moved = dataclasses.replace(report, path=str(path))
+    assert told["gzip_bytes"] == moved.gzip_bytes == len(gzip.compress(path.read_bytes(), 9))
     assert report.sparsity < 0.1 and "FULLY_CONNECTED 2" in str(report)
 
 

@@ -58,6 +58,17 @@ def test_several_inputs_and_outputs_go_by_name(exported):
         model.evaluate(x, np.zeros(5))
 
 
+def test_two_outputs_that_are_one_tensor(tmp_path):
+    inputs = keras.Input((6,))
+    scores = L.Dense(3, name="scores")(inputs)
+    model = keras.Model(inputs, [scores, scores, L.Dense(2, name="more")(scores)])
+    x = nets.samples_for(model, 32)
+    tfc.export_tflite(model, tmp_path / "m.tflite", representative_dataset=x)
+    outputs = tfc.TFLiteModel(tmp_path / "m.tflite").predict(x)
+    assert len(outputs) == 3
+    np.testing.assert_array_equal(outputs["scores"], outputs["scores_1"])
+
+
 def test_an_open_batch_takes_any_number(exported):
     model = tfc.TFLiteModel(exported[2]["open"])
     assert model.inputs[0].shape == (None, 6)

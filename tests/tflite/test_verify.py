@@ -61,6 +61,9 @@ def test_two_steps_are_exact_where_the_model_has_the_same_grid():
     with pytest.raises(ExportError):
         judge(dataclasses.replace(coarse, rmse=0.2), "int8 trained")
     assert judge(dataclasses.replace(coarse, rmse=0.2, max_steps=0.5), "int8 trained") is None
+    assert judge(dataclasses.replace(coarse, rmse=0.2), "int8 measured") is None  # samples alike
+    with pytest.raises(ExportError, match="did not keep its"):
+        judge(dataclasses.replace(coarse, rmse=0.2, max_steps=3.0), "int8 measured")
 
 
 def test_synthetic_samples_suit_the_inputs():

@@ -266,6 +266,15 @@ def test_a_sequential_model_with_masks(tmp_path):
     assert measured.agreement.rmse < 0.1
 
 
+def test_a_mask_of_integers(tmp_path):
+    inputs, mask = keras.Input((STEPS, FEATURES)), keras.Input((STEPS,), dtype="int32")
+    model = keras.Model([inputs, mask], L.Dense(2)(L.GRU(6)(inputs, mask=mask)))
+    counts = np.random.default_rng(1).integers(0, 2, (64, STEPS))
+    names = [tensor._keras_history.operation.name for tensor in model.inputs]
+    samples = dict(zip(names, [data(64)[0], counts], strict=True))
+    check_measured(model, samples, tmp_path / "m.tflite")
+
+
 def test_a_mask_with_an_axis_more_is_left_to_keras():
     inputs, mask = keras.Input((STEPS, FEATURES)), keras.Input((STEPS, 1), dtype="bool")
     model = keras.Model([inputs, mask], L.Dense(2)(L.LSTM(6)(inputs, mask=mask)))
@@ -381,8 +390,7 @@ def one_step(kind, states):
 
 def from_zeros():
     inputs = keras.Input((1, FEATURES))
-    x, _, carry = L.LSTM(6, return_state=True)(inputs)
-    return keras.Model(inputs, [L.Dense(3)(x), carry])
+    return keras.Model(inputs, L.LSTM(6, return_state=True)(inputs))  # two of these are one tensor
 
 
 def nested():

@@ -181,12 +181,11 @@ def _recording_constants(layer: Any, inputs: list[Any]) -> Iterator[None]:
 
 
 def _runs_code(layer: Any) -> bool:
-    """Returns whether a layer is none of Keras' and none of ours, or hides products."""
+    """Returns whether a layer is none of Keras' and none of ours."""
     if not isinstance(layer, keras.layers.Layer) or is_graph(layer) or not layer.built:
         return False
     ours = type(layer).__module__.split(".")[0] == "tfcompress"
-    known = type(layer) in vars(keras.layers).values()
-    return not (ours or known) or type(layer) is keras.layers.Attention
+    return not ours and type(layer) not in vars(keras.layers).values()
 
 
 def _read(layer: Any, args: Any, kwargs: Any, kind: type[keras.Model]) -> Any:

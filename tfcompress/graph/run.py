@@ -61,11 +61,9 @@ def run(
         yield _outputs(model, graphs, given)
 
 
-def outputs_of(
-    model: keras.Model, samples: Mapping[str, np.ndarray], batch_size: int | None = None
-) -> list[np.ndarray]:
+def outputs_of(model: keras.Model, samples: Mapping[str, np.ndarray]) -> list[np.ndarray]:
     """Returns the outputs of a model on all samples, flat; see `run`."""
-    batches = zip(*run(model, samples, batch_size), strict=True)
+    batches = zip(*run(model, samples), strict=True)
     return [np.concatenate([np.asarray(part) for part in parts]) for parts in batches]
 
 

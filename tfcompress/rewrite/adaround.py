@@ -16,7 +16,7 @@ from keras import ops
 
 from tfcompress.graph.cost import DEPTHWISE, TRANSPOSED
 from tfcompress.graph.read import called_once, walk_layers
-from tfcompress.graph.run import batch_size_for, largest_tensor, outputs_of
+from tfcompress.graph.run import batch_size_for, largest_tensor, run
 from tfcompress.rewrite.kernels import WEIGHTED, array
 from tfcompress.transforms import FakeQuant
 from tfcompress.wrap.integers import rounded_weight
@@ -152,7 +152,8 @@ def round_by_output(
     batch = {name: array[: floats.count] for name, array in samples.items()}
     # Rounding in floats takes half as long, and is no different in the mean.
     with _observed(_wrappers(model), improve), rounding_in_floats(model):
-        return outputs_of(model, batch, batch_size=floats.count)
+        (outputs,) = run(model, batch, batch_size=floats.count)
+    return [ops.convert_to_numpy(output) for output in outputs]
 
 
 @contextlib.contextmanager

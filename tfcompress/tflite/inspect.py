@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import gzip
 import importlib
+import pathlib
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,6 @@ class FileReport:
     Attributes:
         path: Where it was read.
         bytes: Its size.
-        content: The file itself.
         arena_bytes: Working memory of one inference with built-in kernels.
         inputs: (name, shape, dtype) of each input.
         outputs: Likewise of each output.
@@ -35,11 +35,11 @@ class FileReport:
             4 bits. Empty on a runtime that does not tell.
         metadata: How it was made, how well it agreed with its model, labels, normalization; None if
             it does not say.
+        content: The file itself, kept for `gzip_bytes`; None to read it where it is.
     """
 
     path: str
     bytes: int
-    content: Any = dataclasses.field(repr=False, compare=False)
     arena_bytes: int
     inputs: list[tuple[str, tuple[int | None, ...], str]]
     outputs: list[tuple[str, tuple[int | None, ...], str]]
@@ -49,22 +49,23 @@ class FileReport:
     sparsity: float
     weight_bytes: dict[str, int] = dataclasses.field(default_factory=dict)
     metadata: dict[str, Any] | None = None
+    content: dataclasses.InitVar[Any] = None
+
+    def __post_init__(self, content: Any) -> None:
+        object.__setattr__(self, "_content", content)
 
     @functools.cached_property
     def gzip_bytes(self) -> int:
         """Its size after gzip, which is what a download costs."""
-        return len(gzip.compress(self.content, 9))
+        content = vars(self)["_content"]
+        if content is None:
+            content = pathlib.Path(self.path).read_bytes()
+        return len(gzip.compress(content, 9))
 
     def as_dict(self) -> dict[str, Any]:
         """Returns what is known of it, by name, for JSON."""
-        told = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        del told["content"]
-        return {
-            "path": told.pop("path"),
-            "bytes": told.pop("bytes"),
-            "gzip_bytes": self.gzip_bytes,
-            **told,
-        }
+        told = dataclasses.asdict(self)
+        return {"path": told["path"], "bytes": told["bytes"], "gzip_bytes": self.gzip_bytes} | told
 
     def rows(self) -> list[tuple[str, str]]:
         """Returns what to show of it: names and values."""
@@ -128,7 +129,6 @@ def inspect_tflite(path_or_bytes: Any) -> FileReport:
     return FileReport(
         model.name,
         len(model.content),
-        model.content,
         model.arena_bytes(),
         [(i.name, i.shape, i.dtype) for i in model.inputs],
         [(i.name, i.shape, i.dtype) for i in model.outputs],
@@ -138,6 +138,7 @@ def inspect_tflite(path_or_bytes: Any) -> FileReport:
         _sparsity(model),
         _weight_bytes(model.content),
         read_metadata(model.content),
+        model.content,
     )
 
 

@@ -171,8 +171,10 @@ class TFLiteModel:
             (self._interpreter.get_input_details(), "inputs"),
             (self._interpreter.get_output_details(), "outputs"),
         ):
-            names = {index: name for name, index in signature.get(key, {}).items()}
-            sides.append([_info(d, names.get(d["index"], d["name"])) for d in details])
+            names: dict[int, list[str]] = {}  # two outputs may be one tensor
+            for name, index in signature.get(key, {}).items():
+                names.setdefault(index, []).append(name)
+            sides.append([_info(d, names.get(d["index"], [d["name"]]).pop(0)) for d in details])
         return sides[0], sides[1]
 
     def predict(self, x: Any) -> Any:

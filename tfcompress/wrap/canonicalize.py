@@ -288,7 +288,9 @@ class WriteOutLoop(Rule):
             if not all(isinstance(t, keras.KerasTensor) for t in keras.tree.flatten(states)):
                 return False
             mask = options.pop("mask", None)
-            if mask is not None and (mask.dtype != "bool" or len(mask.shape) != 2):
+            if mask is not None and (
+                keras.backend.is_float_dtype(mask.dtype) or len(mask.shape) != 2
+            ):
                 return False
             if len(node.arguments.args) not in (1, 2) or set(options) - {"training"}:
                 return False

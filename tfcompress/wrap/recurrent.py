@@ -213,7 +213,7 @@ class RuntimeRecurrent(RuntimeLayer):
             advance, gates = _CELLS[type(cell)](cell, seen, steps)
             turned = name == "backward" if cell.return_sequences else None
             if mask is not None:
-                steps.mask = Mask(mask, cell.zero_output_for_mask)
+                steps.mask = Mask(ops.cast(mask, "bool"), cell.zero_output_for_mask)
             start, starts = starts[:each], starts[each:]
             output, held = steps.loop(advance, gates, start, bool(cell.go_backwards), turned)
             results.append(output)

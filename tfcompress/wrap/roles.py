@@ -67,7 +67,7 @@ ROLES: dict[str, str] = {
             "SpatialDropout1D SpatialDropout2D SpatialDropout3D AlphaDropout GaussianDropout "
             "GaussianNoise ActivityRegularization Transpose Squeeze ExpandDims GetItem "
             "UpSampling1D UpSampling3D Split Max Amax Min Amin Repeat Tile Flip Roll BroadcastTo "
-            "Swapaxes Moveaxis Rot90 Ravel Take TakeAlongAxis Unstack ArraySplit Slice"
+            "Swapaxes Moveaxis Ravel Take TakeAlongAxis Unstack ArraySplit Slice"
         ).split(),
         MOVE,
     ),
