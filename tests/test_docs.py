@@ -81,7 +81,16 @@ EXAMPLES = {
 }
 
 
-@pytest.mark.parametrize(("name", "said"), EXAMPLES.items())
+LONG = ("mixed_precision", "prune", "remove_channels")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        pytest.param(*example, marks=pytest.mark.slow if example[0] in LONG else ())
+        for example in EXAMPLES.items()
+    ],
+)
 def test_the_examples_of_one_technique_run(name, said, python):
     script = (ROOT / "examples" / f"{name}.py").read_text()
     assert said in python(f"import sys; sys.argv = ['x', '--fast']\nexec({script!r})", timeout=600)
