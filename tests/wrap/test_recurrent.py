@@ -116,7 +116,7 @@ def test_rows_of_a_table_are_read_as_integers(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "alike"),
-    [*[(name, True) for name in CELLS], *[(name, False) for name in BOTH]],
+    [*[(name, True) for name in [*CELLS, *BOTH]], *[(name, False) for name in BOTH]],
 )
 def test_file_and_measured_model_are_equal_to_the_bit(name, alike, tmp_path):
     """With biases that are alike, too, which the converter takes for one number."""
