@@ -72,8 +72,7 @@ def test_the_check_sees_a_wrong_range(name, exported, fashion, tmp_path):
     source = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(aware))
     source.set_weights(aware.get_weights())
     changed = source.get_layer(quantizer.name)
-    changed.minimum.assign(1.2 * minimum)
-    changed.maximum.assign(1.2 * maximum)
+    changed.set_range(1.2 * minimum, 1.2 * maximum)
     path = tmp_path / "wrong.tflite"
     tfc.export_tflite(source, path)
     assert not is_exact(agreement(aware, path, fashion))

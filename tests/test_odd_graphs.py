@@ -82,8 +82,7 @@ def test_what_is_not_finite_does_not_reach_the_converter(way, tmp_path):
         model = trained(model, x)
         for layer in model._flatten_layers():
             if hasattr(layer, "set_range"):
-                layer.step.assign(2)
-                layer.maximum.assign(np.nan)
+                layer.set_range(-1.0, np.nan)
     with pytest.raises(ValueError, match="not finite"):
         tfc.export_tflite(model, tmp_path / "m.tflite", **options)
     assert not (tmp_path / "m.tflite").exists()

@@ -56,7 +56,7 @@ def test_four_bits_train_and_are_exact(weight_range, activation_range, tmp_path)
     aware.fit(X, model.predict(X, verbose=0), epochs=3, verbose=0)
     names = {w.path.split("/")[-1] for w in aware.trainable_weights}
     assert ("clip" in names) == (weight_range == "learned")
-    assert ("maximum" in names) == (activation_range == "learned")
+    assert ("range" in names) == (activation_range == "learned")
     result = tfc.export_tflite(aware, tmp_path / "m.tflite")
     assert result.scheme == "w4a8" and result.float_tensors == []
     # Biases are whole multiples of a step of input times weight, which 4 bits make coarse.
@@ -67,7 +67,7 @@ def test_four_bits_train_and_are_exact(weight_range, activation_range, tmp_path)
     # Which is which: those of the depthwise convolution keep 8 bits.
     assert result.report.weight_bytes == {"int4": saved, "int8": 72}
     assert "int4" in str(result)
-    assert saved - 200 <= eight.bytes - result.bytes <= saved + 400
+    assert saved - 300 <= eight.bytes - result.bytes <= saved + 400
 
 
 def kernel_scales(path):

@@ -60,6 +60,7 @@ def check(
     model: keras.Model,
     content: bytes,
     probes: dict[str, np.ndarray],
+    expected: list[np.ndarray],
     source: str,
     tolerance: str,
     measured: Measured | None,
@@ -70,6 +71,7 @@ def check(
         model: The Keras model.
         content: The file.
         probes: Samples by input name.
+        expected: What the model puts out for them, flat.
         source: Where the samples come from.
         tolerance: How well it must agree: a key of `verify.REFUSED`.
         measured: The model quantized after training, if it was. Against the float model, what the
@@ -81,7 +83,6 @@ def check(
     Raises:
         ExportError: If the file cannot be run, or does not compute what its model does.
     """
-    expected = outputs_of(model, probes)
     try:
         file = _File(content, output_names(model))
         agreed = file.against(expected, probes, source)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 import math
 import os
@@ -21,6 +22,7 @@ from tfcompress.files import check_path, write_whole
 from tfcompress.graph.cost import own_weights
 from tfcompress.graph.inline import as_graph
 from tfcompress.graph.read import input_specs, walk_layers
+from tfcompress.graph.run import outputs_of
 from tfcompress.ptq import measured_model
 from tfcompress.scheme import (
     INTEGER_SCHEMES,
@@ -34,7 +36,7 @@ from tfcompress.tflite.convert import convert, output_names
 from tfcompress.tflite.converter_process import converter_process
 from tfcompress.tflite.inspect import FileReport, inspect_tflite
 from tfcompress.tflite.metadata import write_metadata
-from tfcompress.tflite.writing import HUGE
+from tfcompress.tflite.writing import HUGE, native_rounding
 from tfcompress.wrap.bake import bake
 from tfcompress.wrap.strip import (
     quantizers,
@@ -230,11 +232,15 @@ def export_tflite(
     say = _speaker(verbose, model)
     final, measured = model, None
     keep = model.count_params() <= HUGE
+    expected = functools.cache(lambda: outputs_of(model, probes or {}))
     with converter_process(keep=keep) as process:  # which loads while biases are corrected
         if integer and not use_ranges and not by_converter:
-            measured = measured_model(model, options or as_scheme(scheme), given or {}, say)
+            with native_rounding():
+                measured = measured_model(model, options or as_scheme(scheme), given or {}, say)
             final = measured.model
         _check_finite(final)
+        if verify and keep:  # of large models both at once would not fit
+            process.meanwhile = expected
         say("converting")
         content = convert(
             lambda: bake(final, wide=by_converter),
@@ -253,7 +259,9 @@ def export_tflite(
         tolerance = "int8 trained" if use_ranges else "int8" if measured else scheme
         if (use_ranges or scheme == "float32") and agreement.computes_in_half(model):
             tolerance += " of half"
-        agreed, warning = agreement.check(model, content, probes, source, tolerance, measured)
+        agreed, warning = agreement.check(
+            model, content, probes, expected(), source, tolerance, measured
+        )
         if warning:
             warnings.warn(warning, CompressionWarning, stacklevel=2)
     if metadata:
@@ -354,11 +362,12 @@ def _check_finite(model: keras.Model) -> None:
 
 
 def _is_finite(weight: Any) -> bool:
-    value = keras.ops.cast(weight, "float32")
     # The sum of a large weight takes no memory, and keeps NaN and infinity; it may overflow.
-    if math.prod(weight.shape) > HUGE and math.isfinite(keras.ops.sum(value)):
-        return True
-    return bool(np.isfinite(keras.ops.convert_to_numpy(value)).all())
+    if math.prod(weight.shape) > HUGE:
+        total = keras.ops.sum(keras.ops.cast(weight, "float32"))
+        if math.isfinite(total):
+            return True
+    return bool(np.isfinite(weight.numpy()).all())
 
 
 def _backend_problem() -> str | None:

@@ -109,3 +109,28 @@ def test_another_version_of_tensorflow_is_loaded_the_long_way(tmp_path, monkeypa
     assert export(small(), tmp_path).agreement.rmse < 1e-6
     for process in converter_process._idle:
         process.end()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_is_done_meanwhile_is_done_once(fails, tmp_path):
+    done = []
+
+    def act():
+        done.append(True)
+        if fails:
+            raise RuntimeError("forgotten")
+
+    model = nets.small_residual()
+    with converter_process.converter_process(keep=False) as process:
+        process.meanwhile = act
+        for _ in range(2):
+            convert.convert(
+                lambda: bake(model),
+                process,
+                names=convert.output_names(model),
+                scheme="float32",
+                io_dtype="float32",
+                batch_size=1,
+                sparse=False,
+            )
+    assert done == [True]

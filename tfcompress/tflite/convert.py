@@ -25,13 +25,14 @@ from tfcompress.tflite.edit import (
     share_scales,
     store_four_bits,
     use_integer_kernels,
+    without_copies,
 )
 from tfcompress.tflite.grids import join_grids
 from tfcompress.tflite.writing import (
     HUGE,
     by_rows,
-    constant_ranges,
     large_products,
+    native_rounding,
     write_convolutions,
 )
 
@@ -119,6 +120,11 @@ def convert(
             if ranges or scheme in ("float16", "dynamic_int8"):
                 converter.optimizations = [tf.lite.Optimize.DEFAULT]
             _configure(tf, converter, scheme, io_dtype, sparse)
+            if not sparse:  # in place of its own last step, which also looks for copies, slowly
+                ends = converter.inference_input_type, converter.inference_output_type
+                converter._optimize_tflite_model = lambda content, *_, **__: without_copies(
+                    lite._modify_model_io_type(content, *ends)
+                )
             graph = tf.compat.v1.GraphDef()
             if ranges:
                 graph.node.add(name="ranges", op="FakeQuantWithMinMaxArgs")
@@ -223,7 +229,7 @@ def _save(tf: Any, model: keras.Model, folder: str, names: list[str], batch_size
         # The model is never called on variables: looking rows up in one is another operation.
         tensors = map(tf.convert_to_tensor, values)
         scope = keras.StatelessScope(list(zip(variables, tensors, strict=True)))
-        with scope, constant_ranges(tf):
+        with scope, native_rounding():
             packed = given[0] if single else tree.pack_sequence_as(structure, list(given))
             outputs = tree.flatten(model(packed, training=False))
         return dict(zip(names, outputs, strict=True))

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 _CHILD = pathlib.Path(__file__).with_name("converter_child.py")
@@ -62,9 +62,14 @@ class ConverterProcess:
 
     The process loads while the caller goes on, for half a second: it reads TensorFlow's native
     library and not its Python.
+
+    Attributes:
+        meanwhile: What the caller does while the process converts the next model; None for nothing.
+            It is forgotten then, and so is what it raises.
     """
 
     def __init__(self) -> None:
+        self.meanwhile: Callable[[], Any] | None = None
         self._start()
 
     def _start(self) -> None:
@@ -131,6 +136,10 @@ class ConverterProcess:
         if self._process.poll() is not None and "retrieve_collected_errors" in request[1]:
             return []  # asked for after a crash
         self._send(request)
+        act, self.meanwhile = self.meanwhile, None
+        if act is not None:
+            with contextlib.suppress(Exception):
+                act()
         answers: Any = self._process.stdout
         try:
             done, result = pickle.load(answers)

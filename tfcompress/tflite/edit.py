@@ -11,6 +11,36 @@ import numpy as np
 _BYTE, _NIBBLE = 127, 7  # the largest integers of a weight with 8 and with 4 bits
 
 
+def without_copies(content: bytes) -> bytes:
+    """Returns the file with constants that are alike stored once.
+
+    TensorFlow's own pass reads and writes all of every file, and what it writes is larger by some
+    bytes for each tensor. Few files hold copies worth that.
+
+    Args:
+        content: A `.tflite` file.
+    """
+    from tensorflow.lite.python import convert
+    from tensorflow.lite.python import schema_py_generated as schema
+
+    view = schema.Model.GetRootAsModel(content, 0)
+    buffers = [view.Buffers(i) for i in range(view.BuffersLength())]
+    of_size: dict[int, list[Any]] = {}
+    for buffer in buffers:
+        of_size.setdefault(buffer.DataLength(), []).append(buffer)
+    spared = sum(
+        size * (len(alike) - len({buffer.DataAsNumpy().tobytes() for buffer in alike}))
+        for size, alike in of_size.items()
+        if size and len(alike) > 1
+    )
+    if spared <= _PER_TENSOR * len(buffers):
+        return content
+    return bytes(convert.deduplicate_readonly_buffers(content))
+
+
+_PER_TENSOR = 10  # bytes that writing a file anew costs, about
+
+
 def use_integer_kernels(content: bytes) -> bytes:
     """Returns the file with operations on integers where it computes on floats between integers.
 

@@ -33,13 +33,19 @@ def write_convolutions(tf: Any, model: keras.Model) -> None:
 
 
 @contextlib.contextmanager
-def constant_ranges(tf: Any) -> Iterator[None]:
-    """Has ranges be attributes of the operations that round, in place of two constants each."""
+def native_rounding() -> Iterator[None]:
+    """Has activations be rounded by one operation each, without what Keras puts around it.
+
+    Constant ranges are attributes of the operation, not two constants more.
+    """
+    import tensorflow as tf
 
     def rounded(x: Any, minimum: Any, maximum: Any, **options: Any) -> Any:
+        if not (isinstance(x, tf.Tensor) and x.dtype == tf.float32):
+            return keras.quantizers.fake_quant_with_min_max_vars(x, minimum, maximum, **options)
         if isinstance(minimum, float) and isinstance(maximum, float):
             return tf.quantization.fake_quant_with_min_max_args(x, minimum, maximum, **options)
-        return keras.quantizers.fake_quant_with_min_max_vars(x, minimum, maximum, **options)
+        return tf.quantization.fake_quant_with_min_max_vars(x, minimum, maximum, **options)
 
     with rounding_by(rounded):
         yield

@@ -136,7 +136,8 @@ class FakeQuant(WeightTransform):
     def _largest(self, weight: Any) -> tuple[list[int], Any]:
         kept = self._channels(len(weight.shape))
         axes = [axis for axis, _ in enumerate(weight.shape) if axis not in kept]
-        return axes, ops.max(ops.abs(weight), axis=axes, keepdims=True)
+        # Without `initial`, Keras checks for weights without numbers, which takes most of the time.
+        return axes, ops.max(ops.abs(weight), axis=axes, keepdims=True, initial=0.0)
 
     def _rounded(self, weight: Any, end: Any, learned: bool = False) -> Any:
         scale = self.step(end)

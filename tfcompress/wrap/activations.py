@@ -146,26 +146,21 @@ class ActivationQuantizer(keras.layers.Layer):
         self._told = False
 
     def build(self, input_shape: Any) -> None:
-        """Creates the range and the step counter."""
+        """Creates the range, and the number of batches that it was learned from."""
         if self.fixed_range is not None:
             return
-        for name in ("minimum", "maximum"):
-            variable = self.add_weight(
-                name=name,
-                shape=(),
-                initializer="zeros",
-                trainable=self.learned,
-                aggregation="mean",
-            )
-            setattr(self, name, variable)
-        self.step = self.add_weight(
-            name="step",
-            shape=(),
-            dtype="int32",
+        # In one variable, unless an optimizer changes the range: a model has hundreds of these.
+        self._range = self.add_weight(
+            name="range",
+            shape=(2 if self.learned else 3,),
             initializer="zeros",
-            trainable=False,
-            aggregation="only_first_replica",
+            trainable=self.learned,
+            aggregation="mean",
         )
+        if self.learned:
+            self._batches = self.add_weight(
+                name="step", shape=(1,), initializer="zeros", trainable=False, aggregation="mean"
+            )
 
     def call(self, inputs: Any, training: bool | None = None, averaged: bool | str = False) -> Any:
         """Returns the inputs, rounded onto the grid."""
@@ -185,21 +180,25 @@ class ActivationQuantizer(keras.layers.Layer):
         if training and not (averaged or self.frozen) and first_call_in_pass(self):
             self._observe(inputs)
 
-        def rounded() -> Any:
-            if self.bits == 8 and not training and self.exact:
-                return self._in_integers(inputs, averaged)
+        if training:
             return rounding(inputs, *self.current_range())
+        state = self.state()
 
-        return rounded() if training else ops.cond(self.rounds(), rounded, lambda: inputs)
+        def rounded() -> Any:
+            if self.bits == 8 and self.exact:
+                return self._in_integers(inputs, averaged, state)
+            return rounding(inputs, *self.current_range(state))
 
-    def _in_integers(self, inputs: Any, averaged: bool | str) -> Any:
+        return ops.cond(state[2] > 0, rounded, lambda: inputs)
+
+    def _in_integers(self, inputs: Any, averaged: bool | str, state: Any = None) -> Any:
         """Returns the inputs as the runtime rounds them."""
         if not self._told:
             from tfcompress.wrap.sources import tell_nested_models
 
             tell_nested_models(self)
             self._told = True
-        scale, lowest = self.grid()
+        scale, lowest = self.grid(state)
         x = ops.cast(inputs, "float32")
         if averaged:
             steps = integers.averages(x / scale, 0.0 if averaged == "up" else lowest + 128)
@@ -216,21 +215,47 @@ class ActivationQuantizer(keras.layers.Layer):
 
     def rounds(self) -> Any:
         """Returns whether values are rounded: the range was trained."""
-        return True if self.fixed_range is not None else ops.convert_to_tensor(self.step) > 0
+        return True if self.fixed_range is not None else self.step > 0
 
-    def grid(self) -> tuple[Any, Any]:
+    @property
+    def step(self) -> Any:
+        """The number of batches that the range was learned from, as a float."""
+        return self.state()[2]
+
+    def state(self) -> list[Any]:
+        """Returns minimum, maximum and the number of batches, as tensors."""
+        state = ops.convert_to_tensor(self._range)
+        if self.learned:
+            state = ops.concatenate([state, ops.convert_to_tensor(self._batches)])
+        return [*ops.unstack(state, num=3)]
+
+    def _learn(self, state: Any) -> None:
+        """Sets minimum, maximum and the number of batches."""
+        if self.learned:
+            self._batches.assign(state[2:])
+        self._range.assign(state[: self._range.shape[0]])
+
+    def _numbers(self) -> list[Any]:
+        """Returns minimum, maximum and the number of batches, as numpy has them."""
+        return [*self._range.numpy(), *(self._batches.numpy() if self.learned else ())]
+
+    def grid(self, state: Any = None) -> tuple[Any, Any]:
         """Returns the step and the lowest integer, the real zero being the integer 0."""
-        low, high = (ops.convert_to_tensor(end, "float32") for end in self.current_range())
+        low, high = (ops.convert_to_tensor(end, "float32") for end in self.current_range(state))
         scale = integers.divided(high - low, 255.0)
         return scale, ops.round(low / scale)
 
-    def current_range(self) -> tuple[Any, Any]:
-        """Returns (minimum, maximum) as tensors, or as numbers if they are fixed."""
+    def current_range(self, state: Any = None) -> tuple[Any, Any]:
+        """Returns (minimum, maximum) as tensors, or as numbers if they are fixed.
+
+        Args:
+            state: What `state` returned, if it was read already.
+        """
         if self.fixed_range is not None:
             return self.fixed_range
-        minimum = ops.convert_to_tensor(self.minimum)
+        minimum, maximum, _ = self.state() if state is None else state
         # A tensor that was always zero still needs a grid of some width.
-        maximum = ops.maximum(ops.convert_to_tensor(self.maximum), minimum + _NARROWEST)
+        maximum = ops.maximum(maximum, minimum + _NARROWEST)
         if self.learned:
             minimum, maximum = ops.minimum(minimum, 0.0), ops.maximum(maximum, _NARROWEST)
         if self.bits == 16:
@@ -251,30 +276,28 @@ class ActivationQuantizer(keras.layers.Layer):
             lowest: The smallest value.
             highest: The largest value.
         """
-        step = ops.convert_to_tensor(self.step)
-        rate = ops.maximum(1.0 - self.momentum, 1.0 / (ops.cast(step, "float32") + 1.0))
+        state = self.state()
+        step = state[2]
+        rate = ops.maximum(1.0 - self.momentum, 1.0 / (step + 1.0))
         if self.learned:
-            rate = ops.cast(step == 0, "float32")
+            rate = ops.where(step > 0, 0.0, 1.0)
+        old = ops.stack(state)
+        observed = ops.stack([ops.minimum(lowest, 0.0), ops.maximum(highest, 0.0), step + 1.0])
         # One overflow (float16 under loss scaling) must not spoil the range for good.
         usable = ops.logical_and(ops.isfinite(lowest), ops.isfinite(highest))
-        for variable, observed in (
-            (self.minimum, ops.minimum(lowest, 0.0)),
-            (self.maximum, ops.maximum(highest, 0.0)),
-        ):
-            old = ops.convert_to_tensor(variable)
-            variable.assign(ops.where(usable, old + rate * (observed - old), old))
-        self.step.assign(step + ops.cast(usable, "int32"))
+        rates = ops.stack([rate, rate, ops.ones_like(rate)])
+        self._learn(ops.where(usable, old + rates * (observed - old), old))
 
     @property
     def is_trained(self) -> bool:
         """Whether the range was learned from at least one batch (or is fixed)."""
-        return self.fixed_range is not None or int(ops.convert_to_numpy(self.step)) > 0
+        return self.fixed_range is not None or bool(self._numbers()[2] > 0)
 
     def range(self) -> tuple[float, float]:
         """Returns (minimum, maximum) as they are now."""
         if self.fixed_range is not None:
             return self.fixed_range
-        low, high = (ops.convert_to_numpy(v) for v in (self.minimum, self.maximum))
+        low, high, _ = self._numbers()
         high = max(high, low + np.float32(_NARROWEST))
         if self.learned:
             low, high = min(low, np.float32(0)), max(high, np.float32(_NARROWEST))
@@ -293,10 +316,8 @@ class ActivationQuantizer(keras.layers.Layer):
 
     def set_range(self, minimum: float, maximum: float) -> None:
         """Sets the range, which counts as trained then."""
-        self.minimum.assign(0.0 if self.non_negative else min(minimum, 0.0))
-        self.maximum.assign(max(maximum, 0.0))
-        if not self.is_trained:
-            self.step.assign(1)
+        low = 0.0 if self.non_negative else min(minimum, 0.0)
+        self._learn(np.array([low, max(maximum, 0.0), max(self._numbers()[2], 1)], np.float32))
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         """Returns the shape of the input."""
@@ -324,67 +345,3 @@ class ActivationQuantizer(keras.layers.Layer):
             "learned": self.learned,
             "momentum": self.momentum,
         }
-
-
-@keras.saving.register_keras_serializable("tfcompress")
-class FixedFakeQuant(keras.layers.Layer):
-    """Rounds onto a constant grid; stands for a trained quantizer while a model is exported.
-
-    Args:
-        minimum: Lower end of the range.
-        maximum: Upper end of the range.
-        bits: 8 or 16.
-        **kwargs: Arguments of `keras.layers.Layer`.
-    """
-
-    is_compression_helper = True
-
-    def __init__(self, minimum: float, maximum: float, bits: int = 8, **kwargs: Any) -> None:
-        kwargs["dtype"] = "float32"  # whatever the global policy
-        super().__init__(**kwargs)
-        self.supports_masking = True
-        self.minimum = minimum
-        self.maximum = maximum
-        self.bits = bits
-
-    def call(self, inputs: Any, averaged: bool | str = False) -> Any:
-        """Returns the inputs, rounded onto the grid."""
-        # The file averages on integers by itself: only the grid has to be told to the converter.
-        return round_onto(inputs, self.minimum, self.maximum, self.bits)
-
-    def compute_output_shape(self, input_shape: Any) -> Any:
-        """Returns the shape of the input."""
-        return input_shape
-
-    def get_config(self) -> dict[str, Any]:
-        """Returns the constructor arguments."""
-        own = {"minimum": self.minimum, "maximum": self.maximum, "bits": self.bits}
-        return {**super().get_config(), **own}
-
-
-@keras.saving.register_keras_serializable("tfcompress")
-class GridCrossing(keras.layers.Layer):
-    """Hands on, unchanged, what leaves a grid of 8 bits for one of 16, or the other way round.
-
-    The converter makes one of two roundings that follow each other. `written` keeps them apart.
-    """
-
-    is_compression_helper = True
-
-    def __init__(self, **kwargs: Any) -> None:
-        kwargs["dtype"] = "float32"
-        super().__init__(autocast=False, **kwargs)
-        self.supports_masking = True
-
-    def call(self, inputs: Any) -> Any:
-        """Returns the inputs."""
-        return inputs
-
-    def compute_output_spec(self, inputs: Any) -> Any:
-        """Returns the shape and dtype of the input."""
-        return keras.KerasTensor(inputs.shape, dtype=inputs.dtype)
-
-    @staticmethod
-    def written(value: Any) -> Any:
-        """Returns a value as what the converter leaves in float, and `join_grids` takes out."""
-        return ops.cast(ops.cast(value, "float64"), "float32")

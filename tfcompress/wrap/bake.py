@@ -12,9 +12,11 @@ from keras import layers, ops, tree
 from tfcompress.graph.clone import Rewriter, clone_layer
 from tfcompress.graph.cost import TRANSPOSED, plain
 from tfcompress.graph.read import Call, Graph, is_graph, walk_layers
-from tfcompress.wrap.activations import ActivationQuantizer, FixedFakeQuant, GridCrossing
+from tfcompress.wrap.activations import ActivationQuantizer
 from tfcompress.wrap.canonicalize import KERNELS, activation_name
+from tfcompress.wrap.fixed import FixedFakeQuant, GridCrossing
 from tfcompress.wrap.forms import (
+    HALF,
     NORMALIZED,
     WRITTEN,
     Affine,
@@ -22,7 +24,9 @@ from tfcompress.wrap.forms import (
     SummingLayerNormalization,
     affine_of,
     apart,
+    clip_ends,
     fits_affine,
+    in_float32,
     in_order,
     in_two_axes,
     is_affine,
@@ -67,7 +71,9 @@ def bake(model: keras.Model, *, wide: bool = False) -> keras.Model:
         A model of plain layers, with weights as they are used (pruned, on their grids).
     """
     rounds = any(rounds_weights(layer) for _, layer in walk_layers(model))
-    return _Bake(rounds or bool(quantizers(model)), wide, known_sums(model)).run(model)
+    baking = _Bake(rounds or bool(quantizers(model)), wide, known_sums(model))
+    baking.outer = {id(tensor) for tensor in model.inputs}
+    return baking.run(model)
 
 
 class _Bake(Rewriter):
@@ -75,6 +81,7 @@ class _Bake(Rewriter):
 
     def __init__(self, rounds: bool, wide: bool, sums: dict[int, Sum]) -> None:
         super().__init__()
+        self.outer: set[int] = set()
         self._rounds = rounds
         self._wide = wide
         self._values: dict[int, Any] = {}
@@ -93,9 +100,14 @@ class _Bake(Rewriter):
             return ops.convert_to_tensor(uneven(ops.convert_to_numpy(value)), value.dtype)
         return value
 
+    def input_like(self, tensor: Any) -> Any:
+        if id(tensor) in self.outer or tensor.dtype not in HALF:
+            return super().input_like(tensor)
+        return clone_layer(tensor._keras_history.operation, dtype="float32").output
+
     def clone(self, operation: Any, /, **overrides: Any) -> Any:
         if isinstance(operation, layers.Layer) and "dtype" in operation.get_config():
-            overrides.setdefault("dtype", _in_float32(operation.dtype_policy))
+            overrides.setdefault("dtype", in_float32(operation.dtype_policy))
         if self._wide and isinstance(operation, (layers.RNN, layers.Bidirectional)):
             overrides.update(unrolled(operation.get_config()))
         normalizes = type(operation) is layers.LayerNormalization
@@ -143,7 +155,9 @@ class _Bake(Rewriter):
         deferred = bool(args) and isinstance(args[0], (Flat, Affine))
         if role(layer) in (RELU, CLIP) and self._clipped_by_grid(graph, call):
             # The grid ends where the clipping does, or before; one of 16 bits at both ends alike.
-            if role(layer) == CLIP and not (self._is_wide(graph, call) and _ends_of(layer)[0] == 0):
+            if role(layer) == CLIP and not (
+                self._is_wide(graph, call) and clip_ends(layer)[0] == 0
+            ):
                 return args[0]
             relu = self.once(layer, lambda: layers.ReLU(name=layer.name, dtype="float32"))
             return _flat(args[0]).then(relu) if deferred else relu(args[0])
@@ -263,7 +277,7 @@ class _Bake(Rewriter):
         readers = graph.consumers.get(id(call.outputs[0]), [])
         quantized = [isinstance(reader.operation, ActivationQuantizer) for reader in readers]
         if role(layer) == CLIP and self._is_wide(graph, call):
-            low, high = _ends_of(layer)
+            low, high = clip_ends(layer)
             if low not in (0, -high):
                 return False
         return self._rounds and bool(quantized) and all(quantized)
@@ -355,10 +369,8 @@ class _Bake(Rewriter):
         return self.clone(layer, activation="linear")
 
     def _fixed(self, quantizer: ActivationQuantizer) -> FixedFakeQuant:
-        return self.once(
-            quantizer,
-            lambda: FixedFakeQuant(*quantizer.ends(), quantizer.bits, name=quantizer.name),
-        )
+        bits, name = quantizer.bits, quantizer.name
+        return self.once(quantizer, lambda: FixedFakeQuant(*quantizer.ends(), bits, name=name))
 
     def _grid_of(self, wrapper: CompressionWrapper) -> FixedFakeQuant:
         """Returns what tells the converter the grid of the rows of a table."""
@@ -367,11 +379,6 @@ class _Bake(Rewriter):
 
 
 _FUSED = (None, 6, 6.0)  # ReLU and ReLU6
-
-
-def _ends_of(clip: Any) -> tuple[float, float]:
-    """Returns where an operation clips; without ends of its own it is a hard tanh."""
-    return getattr(clip, "x_min", -1), getattr(clip, "x_max", 1)
 
 
 def _flat(value: Flat | Affine) -> Flat:
@@ -391,10 +398,3 @@ def _operand(args: Any, kwargs: Any) -> Any:
 
 def _floats(given: Any) -> list[Any]:
     return [value for value in tree.flatten(given) if isinstance(value, keras.KerasTensor)]
-
-
-def _in_float32(policy: Any) -> Any:
-    if policy.name.startswith("mixed_") or policy.name in ("float16", "bfloat16"):
-        return "float32"
-    # By name: a layer without get_config() is made again only from arguments that JSON knows.
-    return policy.name if type(policy) is keras.DTypePolicy else policy

@@ -65,7 +65,8 @@ class Affine:
         if self.made is not None:
             return self.made
         channels = self.tensor.shape[-1]
-        layer = layers.DepthwiseConv2D(1, name=self.name, dtype="float32")
+        zeros = {"depthwise_initializer": "zeros"}  # for now
+        layer = layers.DepthwiseConv2D(1, name=self.name, dtype="float32", **zeros)
         image, restore = as_image(self.tensor)
         outputs = layer(image)
         layer.set_weights(
@@ -76,6 +77,22 @@ class Affine:
         )
         self.made = Flat(outputs, restore)
         return self.made
+
+
+def clip_ends(operation: Any) -> tuple[float, float]:
+    """Returns where an operation clips; without ends of its own it is a hard tanh."""
+    return getattr(operation, "x_min", -1), getattr(operation, "x_max", 1)
+
+
+HALF = ("float16", "bfloat16")
+
+
+def in_float32(policy: Any) -> Any:
+    """Returns the policy of a layer that computes in float32 what another does in half of it."""
+    if policy.name.startswith("mixed_") or policy.name in HALF:
+        return "float32"
+    # By name: a layer without get_config() is made again only from arguments that JSON knows.
+    return policy.name if type(policy) is keras.DTypePolicy else policy
 
 
 def uneven(offsets: np.ndarray) -> np.ndarray:

@@ -86,7 +86,11 @@ class Sum:
 
     def steps(self, x: Any, scale: Any) -> Any:
         """Returns the sums as integers of the result."""
-        _, unit, offset = self._channels()
+        rounding = end = None
+        if self.wrapper is not None:
+            value, rounding = rounded_weight(self.wrapper)
+            end = rounding.end(value)
+        _, unit, offset = self._channels(rounding, end)
         return Total(unit, offset).steps(x, scale)
 
     def constants(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -101,7 +105,7 @@ class Sum:
             return ends, (np.round(offset / unit) * unit).astype(np.float32), unit
         value, rounding = rounded_weight(self.wrapper)
         end = rounding.end(value)
-        ends, unit, offset = map(ops.convert_to_numpy, self._channels(end))
+        ends, unit, offset = map(ops.convert_to_numpy, self._channels(rounding, end))
         offset = (np.round(offset / unit) * unit).astype(np.float32)
         scale, value = rounding.step(end), ops.convert_to_numpy(value)
         ends, steps = np.reshape(ends, scale.shape), np.float32(rounding.steps)
@@ -117,18 +121,18 @@ class Sum:
                 np.copyto(made, sign * ends, where=places == sign * steps)
         return kernel, offset, unit
 
-    def _channels(self, end: Any = None) -> tuple[Any, Any, Any]:
+    def _channels(self, rounding: FakeQuant | None = None, end: Any = None) -> tuple[Any, Any, Any]:
         """Returns the end of the weights of each channel, the step of its sum and its offset.
 
         All behind the scalings.
 
         Args:
-            end: Where the grids of the weights end, if that is known.
+            rounding: What rounds the weights, if there are any.
+            end: Where their grids end.
         """
         ends, largest, offset = ops.ones(()), 127, ops.zeros(())
-        if self.wrapper is not None:
-            value, rounding = rounded_weight(self.wrapper)
-            largest, end = rounding.steps, rounding.end(value) if end is None else end
+        if rounding is not None:
+            largest = rounding.steps
             ends = ops.reshape(ops.where(end > 0, rounding.step(end) * largest, 0.0), (-1,))
             if self.wrapper.layer.bias is not None:
                 offset = ops.convert_to_tensor(self.wrapper.layer.bias)
@@ -363,7 +367,7 @@ def divided(x: Any, count: float) -> Any:
     A compiler would make of a division by a constant a product with its inverse, so it is not told
     that there is one.
     """
-    return x / ops.where(x == x, count, 1.0)
+    return x / ops.where(ops.isfinite(x), count, 1.0)
 
 
 def ends_of_grid(scale: float, lowest: float) -> tuple[float, float]:

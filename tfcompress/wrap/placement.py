@@ -12,8 +12,9 @@ import keras
 from tfcompress.graph.clone import Rewriter
 from tfcompress.graph.cost import plain
 from tfcompress.graph.read import Call, Graph, called_once, walk_layers
-from tfcompress.wrap.activations import ActivationQuantizer, GridCrossing
+from tfcompress.wrap.activations import ActivationQuantizer
 from tfcompress.wrap.canonicalize import activation_name
+from tfcompress.wrap.fixed import GridCrossing
 from tfcompress.wrap.indices import index_tensors, makes_indices, reads_indices
 from tfcompress.wrap.recurrent import RuntimeRecurrent
 from tfcompress.wrap.roles import (

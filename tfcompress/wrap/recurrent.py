@@ -155,14 +155,15 @@ class RuntimeRecurrent(RuntimeLayer):
             training: Whether dropout is applied and ranges are learned.
         """
         given = [inputs, *keras.tree.flatten([] if initial_state is None else initial_state)]
-        learned = {name: q for name, q in self.rounding.items() if hasattr(q, "step")}
+        every = self.rounding.items()
+        learned = {name: q for name, q in every if getattr(q, "fixed_range", 0) is None}
         first = next(iter(learned.values()), None)  # of the inputs, which every sequence has
         if first is None or first.observer is not None:
             outputs = self._run([*map(Value, given)], mask, Stepwise(self.rounding), {})
             if first is None:  # the converter wants to be told
                 outputs = [to(x) for to, x in zip(self.results(), outputs, strict=True)]
             return _whole(outputs)
-        trained = ops.convert_to_tensor(first.step) > 0
+        trained = first.rounds()
         if training:
             steps = Stepwise(self.rounding, ops.cast(trained, self.compute_dtype))
             outputs = self._run([*map(Value, given)], mask, steps, self._dropped(inputs))

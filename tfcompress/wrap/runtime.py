@@ -15,10 +15,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 from keras import layers, ops
 
 from tfcompress.graph.clone import clone_layer
-from tfcompress.wrap.activations import ActivationQuantizer, FixedFakeQuant, fake_quant
+from tfcompress.wrap.activations import ActivationQuantizer, fake_quant
+from tfcompress.wrap.fixed import FixedFakeQuant
 from tfcompress.wrap.integers import InverseRoot, Mean, Product, straight_through
 from tfcompress.wrap.kernels import Addition, HardSwish, Kernel, Subtraction
 from tfcompress.wrap.stepwise import SIGMOID_RANGE
@@ -306,14 +308,14 @@ class RuntimeNormalization(RuntimeLayer):
 
     def _mean(self, x: Any, offset: float = 0.0) -> Any:
         count = x.shape[-1]
-        column = ops.full((count, 1), 1 / count, dtype=x.dtype)
+        column = ops.convert_to_tensor(np.full((count, 1), 1 / count, "float32"), dtype=x.dtype)
         return ops.matmul(x, column) + offset
 
     def _step_of(self, name: str) -> Any:
         quantizer = self.rounding[name]
         if isinstance(quantizer, FixedFakeQuant):
             return (quantizer.maximum - quantizer.minimum) / 255
-        return ops.maximum(ops.convert_to_tensor(quantizer.maximum) / 255, 1e-12)
+        return ops.maximum(quantizer.state()[1] / 255, 1e-12)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor arguments."""

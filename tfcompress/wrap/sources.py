@@ -12,8 +12,8 @@ from keras import layers
 from tfcompress.graph.cost import plain
 from tfcompress.graph.expand import MaskScores
 from tfcompress.graph.read import Call, Graph, called_once, is_graph, read_graph, walk_layers
-from tfcompress.wrap.activations import GridCrossing
 from tfcompress.wrap.canonicalize import activation_name
+from tfcompress.wrap.fixed import GridCrossing
 from tfcompress.wrap.forms import is_affine
 from tfcompress.wrap.integers import (
     Grid,

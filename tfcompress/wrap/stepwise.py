@@ -9,7 +9,8 @@ from typing import Any
 
 from keras import ops
 
-from tfcompress.wrap.activations import FixedFakeQuant, GridCrossing, round_onto
+from tfcompress.wrap.activations import round_onto
+from tfcompress.wrap.fixed import FixedFakeQuant, GridCrossing
 from tfcompress.wrap.integers import Total, divided, moved, unit_of_sum
 from tfcompress.wrap.kernels import added
 

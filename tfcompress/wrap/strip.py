@@ -18,8 +18,9 @@ from tfcompress.graph.expand import Expanded
 from tfcompress.graph.inline import as_graph
 from tfcompress.graph.read import Call, Graph, check_built, walk_layers
 from tfcompress.transforms import FakeQuant
-from tfcompress.wrap.activations import ActivationQuantizer, GridCrossing
+from tfcompress.wrap.activations import ActivationQuantizer
 from tfcompress.wrap.canonicalize import original_variables
+from tfcompress.wrap.fixed import GridCrossing
 from tfcompress.wrap.placement import ChainedModel
 from tfcompress.wrap.runtime import RuntimeMerge
 from tfcompress.wrap.samples import InputSamples

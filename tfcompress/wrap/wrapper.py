@@ -262,6 +262,8 @@ class CompressionWrapper(keras.layers.Layer):
         read = None if training or not self.transforms else getattr(self.sum, "read", None)
         if read is not None and read.exact and _is_float32(args[0]):
             return self._in_integers(read, args[0])
+        if not self.transforms:
+            return self.layer(*args, **kwargs)
         update = bool(training) and first_call_in_pass(self)
         # Every variable is mapped, at its current value: one that is missing would be read past an
         # outer stateless scope (JAX training), and its updates would be lost.
