@@ -67,6 +67,8 @@ INTEGER = {
     ),
     "MultiHeadAttention": graph(lambda x: L.MultiHeadAttention(2, 4)(x, x), SERIES),
     "GroupQueryAttention": graph(lambda x: L.GroupQueryAttention(4, 4, 2)(x, x), SERIES),
+    "Attention": graph(lambda x: L.Attention()([x, x]), SERIES),
+    "AdditiveAttention": graph(lambda x: L.AdditiveAttention()([x, x]), SERIES),
     "LayerNormalization": chain(SERIES, L.LayerNormalization),
     "RMSNormalization": chain(SERIES, L.RMSNormalization),
     "GroupNormalization": chain(IMAGE, lambda: L.Conv2D(8, 3), lambda: L.GroupNormalization(2)),
@@ -136,7 +138,6 @@ KEPT_IN_FLOAT = {
     "selu": act("selu"),
     "mish": act("mish"),
     "divide": graph(lambda x: conv(x) / (ops.relu(conv(x)) + 1.0), IMAGE),
-    "Attention": graph(lambda x: L.Attention()([x, x]), SERIES),
     "UnitNormalization": chain(SERIES, L.UnitNormalization),
 }
 """Kinds for which the runtime has no integers; they must still agree."""
@@ -144,7 +145,8 @@ KEPT_IN_FLOAT = {
 STEPS = {
     **dict.fromkeys(KEPT_IN_FLOAT, 1),
     **dict.fromkeys(("Conv3D", "Conv3D, BatchNorm, ReLU", "MaxPooling3D", "EinsumDense"), 1),
-    **dict.fromkeys(("MultiHeadAttention", "softmax", "Maximum", "Minimum", "clip"), 1),
+    **dict.fromkeys(("MultiHeadAttention", "Attention", "softmax", "clip"), 1),
+    **dict.fromkeys(("AdditiveAttention", "Maximum", "Minimum"), 1),
     **dict.fromkeys(("RMSNormalization", "Average", "LSTM", "SimpleRNN", "Bidirectional"), 2),
     **{"GRU": 3, "GRU with dropout": 4},
 }

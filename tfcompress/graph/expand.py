@@ -21,6 +21,14 @@ from keras import layers, ops, tree
 from keras.src.backend.common.masking import get_keras_mask, set_keras_mask
 
 from tfcompress.graph.cost import plain
+from tfcompress.graph.dot_attention import (
+    DOT_ATTENTION,
+    dot_arguments,
+    dot_call,
+    dot_graph,
+    dot_source,
+    with_masks,
+)
 from tfcompress.graph.read import is_graph, read_graph, walk_layers
 
 
@@ -114,7 +122,9 @@ class Expanded(keras.Model):
     def arguments(self, inputs: Any) -> dict[str, Any]:
         """Returns the arguments to call that layer with where this is called with `inputs`."""
         told, given = json.loads(self.source), tree.flatten(inputs)
-        places = tree.map_structure(lambda place: given[place], told["inputs"])
+        places = tree.map_structure(
+            lambda place: None if place is None else given[place], told["inputs"]
+        )
         return {**places, **told["options"]}
 
     def pairs(self, layer: Any) -> list[tuple[Any, Any]]:
@@ -150,12 +160,15 @@ def _find(model: keras.Model, masked: bool, found: dict[int, set[Any]]) -> None:
             given_mask = any(mask is not None for mask in tree.flatten(call.kwargs.get("mask")))
             carried = any(get_keras_mask(tensor) is not None for tensor in call.inputs)
             _find(call.operation, masked or given_mask or carried, found)
-        elif type(plain(call.operation)) in _ATTENTION:
+        elif type(plain(call.operation)) in (*_ATTENTION, *DOT_ATTENTION):
             given = attention_call(plain(call.operation), call.args, call.kwargs)
             kind: Any = None
             if given is not None and not masked:
+                dotted = type(plain(call.operation)) in DOT_ATTENTION
+                given = with_masks(given) if dotted else given
                 names = inputs_of(given)
                 carried = any(get_keras_mask(given[name]) is not None for name in names)
+                carried = carried and not dotted
                 causal = bool(given.get("use_causal_mask"))
                 kind = (*names, *(tuple(given[n].shape[1:]) for n in names), causal, carried)
                 if carried and id(call.operation) in found:
@@ -170,6 +183,8 @@ def attention_call(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     several axes), constraints, sequences of unknown length, calls that ask for the scores, constant
     masks, and masks by any name but `attention_mask`.
     """
+    if type(layer) in DOT_ATTENTION:
+        return dot_call(layer, args, kwargs)
     config = layer.get_config()
     if config.get("use_gate") or config.get("sliding_window") or config.get("output_shape"):
         return None
@@ -202,6 +217,8 @@ def explicit_masks(layer: Any, given: dict[str, Any]) -> dict[str, Any]:
         layer: The layer.
         given: What `arguments_of` returned, of the graph that is being built.
     """
+    if type(layer) in DOT_ATTENTION:
+        return with_masks(given)
     told = {name: get_keras_mask(given[name]) for name in ("query", "value", "key")}
     if given["key"] is given["value"]:
         told["key"] = None
@@ -222,6 +239,8 @@ def _carry(tensors: list[Any], masks: list[Any]) -> None:
 
 def arguments_of(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """Returns the arguments of an attention layer's call by name, but those that are None."""
+    if type(layer) in DOT_ATTENTION:
+        return dot_arguments(layer, args, kwargs)
     bound = inspect.signature(layer.call).bind(*args, **kwargs).arguments
     given = {name: value for name, value in bound.items() if value is not None}
     given.setdefault("key", given["value"])
@@ -239,7 +258,7 @@ def expand_attention(
     """Writes out an attention layer.
 
     Args:
-        layer: A built MultiHeadAttention or GroupQueryAttention layer.
+        layer: A built attention layer.
         given: What `explicit_masks` returned.
         told: The names of the tensors that the layer itself is called on.
         wrap: Is given each projection and returns what to call instead.
@@ -248,17 +267,26 @@ def expand_attention(
         A model of the inputs that `inputs_of` names. Its weights are new: see
         `matching_variables`.
     """
+    names = inputs_of(given)
+    inputs = {
+        name: keras.Input(given[name].shape[1:], dtype=given[name].dtype, name=f"{name}_in")
+        for name in names
+    }
+
+    def masked(scores: Any, mask: Any) -> Any:
+        return MaskScores(name="masked", dtype=layer.dtype_policy)(scores, mask)
+
+    if type(layer) in DOT_ATTENTION:
+        outputs = dot_graph(layer, given, inputs, masked, wrap)
+        model = Expanded([inputs[name] for name in names], outputs, name=layer.name)
+        model.source = dot_source(layer, given, names, told)
+        return model
     grouped = isinstance(layer, layers.GroupQueryAttention)
     heads = layer.num_query_heads if grouped else layer.num_heads
     key_heads = layer.num_key_value_heads if grouped else heads
     key_size, value_size = (
         (layer.head_dim, layer.head_dim) if grouped else (layer.key_dim, layer.value_dim)
     )
-    names = inputs_of(given)
-    inputs = {
-        name: keras.Input(given[name].shape[1:], dtype=given[name].dtype, name=f"{name}_in")
-        for name in names
-    }
 
     def projected(name: str, count: int, size: int, order: tuple[int, ...]) -> Any:
         x = inputs[name]
@@ -286,7 +314,7 @@ def expand_attention(
     if mask is not None:
         # What the layer makes of an attention_mask of 4 dimensions is one already.
         mask = ops.expand_dims(mask, 1) if len(mask.shape) == 3 else mask
-        scores = MaskScores(name="masked", dtype=layer.dtype_policy)(scores, mask)
+        scores = masked(scores, mask)
     scores = layers.Softmax(name="softmax", dtype=layer.dtype_policy)(scores)
     if layer.dropout:
         dropout = layers.Dropout(
@@ -310,8 +338,8 @@ def expand_attention(
 
 
 _ATTENTION = (layers.MultiHeadAttention, layers.GroupQueryAttention)
-_KINDS = tuple(layer.__name__ for layer in _ATTENTION)
-_TENSORS = ("query", "value", "key", "attention_mask")
+_KINDS = tuple(layer.__name__ for layer in (*_ATTENTION, *DOT_ATTENTION))
+_TENSORS = ("query", "value", "key", "attention_mask", "query_mask", "value_mask")
 _SUBLAYERS = {
     "query": "_query_dense",
     "key": "_key_dense",
@@ -344,6 +372,8 @@ def matching_variables(layer: Any, part: Callable[[str], Any]) -> list[tuple[Any
         layer: The built attention layer.
         part: Returns the Dense layer of a name.
     """
+    if type(layer) in DOT_ATTENTION:
+        return [(weight, part("scale").kernel) for weight in layer.weights]
     return [
         pair
         for name, attribute in _SUBLAYERS.items()

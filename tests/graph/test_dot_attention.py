@@ -1,0 +1,121 @@
+import keras
+import numpy as np
+import pytest
+from keras import layers as L
+
+import tfcompress as tfc
+from tests.graph.test_expand import TOKENS, WIDTH, WORDS, token_ids
+from tfcompress.graph.cost import plain
+from tfcompress.graph.expand import Expanded
+from tfcompress.graph.read import read_graph, walk_layers
+from tfcompress.wrap.strip import without_transforms
+
+CASES = {
+    "of itself": ("", L.Attention, {}),
+    "scaled, of a key": ("key", L.Attention, {"use_scale": True}),
+    "additive": ("", L.AdditiveAttention, {}),
+    "additive, not scaled": ("key", L.AdditiveAttention, {"use_scale": False}),
+    "causal, dropout": ("causal", L.Attention, {"dropout": 0.2}),
+    "padded": ("padded", L.Attention, {}),
+    "padded, additive, of a key": ("padded key", L.AdditiveAttention, {}),
+    "padded, causal, scaled": ("padded causal", L.Attention, {"use_scale": True}),
+    "padded, behind an LSTM": ("padded recurrent", L.Attention, {}),
+    "padded, twice": ("padded twice", L.Attention, {}),
+    "masks given": ("padded given", L.Attention, {}),
+}
+
+
+def net(kind, layer_class, options):
+    """Returns a reader of token ids with an attention layer, "look"."""
+    keras.utils.set_random_seed(0)
+    ids = keras.Input((TOKENS,), dtype="int32", name="ids")
+    spread = keras.initializers.RandomNormal(stddev=1.0)
+    padded = "padded" in kind and "given" not in kind
+    x = L.Embedding(WORDS, WIDTH, embeddings_initializer=spread, mask_zero=padded)(ids)
+    if "recurrent" in kind:
+        x = L.LSTM(WIDTH, return_sequences=True)(x)
+    look = layer_class(name="look", **options)
+    called = {"use_causal_mask": True} if "causal" in kind else {}
+    if "given" in kind:
+        known = keras.ops.not_equal(ids, 0)
+        called["mask"] = [known, known]
+    if "key" in kind:
+        x = look([L.Dense(WIDTH, "tanh")(x), x, L.Dense(WIDTH)(x)], **called)
+    else:
+        x = look([x, x], **called)
+    if "twice" in kind:
+        x = look([L.Dense(WIDTH)(x), x], **called)
+    for weight in look.weights:
+        weight.assign(0.4 * np.ones(weight.shape))
+    return keras.Model(ids, L.Dense(3)(x[:, 0] + x[:, -1]), name="net")
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_it_trains_exports_and_comes_back(case, tmp_path):
+    model, ids = net(*CASES[case]), token_ids(padded="padded" in case)
+    wanted = np.asarray(model(ids))
+    if "padded" in case:  # which is seen
+        assert np.std(model(np.where(ids == 0, 1, ids)) - wanted) > 0.05 * np.std(wanted)
+    aware = tfc.quantize(model)
+    assert isinstance(aware.get_layer("look"), Expanded)
+    # Nothing is rounded yet but words and scores.
+    assert np.std(aware(ids) - wanted) < 0.03 * np.std(wanted)
+    aware.compile(keras.optimizers.Adam(1e-3), "mse")
+    aware.fit(ids, wanted, epochs=2, verbose=0)
+    aware.save(tmp_path / "m.keras")
+    loaded = keras.saving.load_model(tmp_path / "m.keras")
+    np.testing.assert_array_equal(loaded(ids), aware(ids))
+    result = tfc.export_tflite(loaded, tmp_path / "m.tflite")
+    assert result.float_tensors == []
+    assert result.agreement.max_steps <= 1.01, result.agreement
+    measured = tfc.export_tflite(model, tmp_path / "p.tflite", representative_dataset=ids)
+    assert measured.float_tensors == []
+    assert measured.agreement.rmse < 0.06
+    with pytest.warns(tfc.CompressionWarning, match="drops"):
+        back = tfc.strip(loaded)
+    assert [type(layer) for layer in back.layers] == [type(layer) for layer in model.layers]
+    assert [w.path for w in back.weights] == [w.path for w in model.weights]
+    assert back.get_layer("look").get_config() == model.get_layer("look").get_config()
+    assert len(read_graph(back).calls) == len(read_graph(model).calls)
+    np.testing.assert_allclose(back(ids), without_transforms(loaded)(ids), atol=1e-4)
+
+
+def odd_net(kind):
+    keras.utils.set_random_seed(0)
+    x = y = keras.Input((None if "length" in kind else TOKENS, WIDTH))
+    look = L.Attention(name="look", score_mode="concat" if "concat" in kind else "dot")
+    if "scores" in kind:
+        y, scores = look([x, x], return_attention_scores=True)
+        return keras.Model(x, [L.Dense(3)(y), scores])
+    if "some masked" in kind:
+        known = keras.ops.any(x > 0.5, axis=-1)
+        y = look([x, x], mask=[None, known])
+    return keras.Model(x, L.Dense(3)(look([y, x])))
+
+
+@pytest.mark.parametrize("kind", ["concat", "scores", "unknown length", "some masked calls"])
+def test_others_stay_in_float(kind, tmp_path):
+    model = odd_net(kind)
+    x = np.random.default_rng(0).normal(size=(64, TOKENS, WIDTH)).astype("float32")
+    aware = tfc.quantize(model)
+    found = [plain(layer) for path, layer in walk_layers(aware) if path.endswith("look")]
+    assert [isinstance(layer, L.Attention) for layer in found] == [True]
+    if "length" not in kind:
+        result = tfc.export_tflite(model, tmp_path / "m.tflite", representative_dataset=x)
+        assert result.float_tensors != []
+        assert result.agreement.rmse < 0.1
+
+
+def test_of_half_precision(tmp_path):
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        model = net(*CASES["padded, causal, scaled"])
+    finally:
+        keras.config.set_dtype_policy("float32")
+    ids = token_ids()
+    aware = tfc.quantize(model)
+    aware.compile("adam", "mse")
+    aware.fit(ids, np.asarray(model(ids)), epochs=2, verbose=0)
+    result = tfc.export_tflite(aware, tmp_path / "m.tflite")
+    assert result.float_tensors == []
+    assert result.agreement.rmse < 0.05

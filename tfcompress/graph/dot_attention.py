@@ -1,0 +1,121 @@
+"""Attention and AdditiveAttention, which have no projections, as the graph of what they compute."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+from keras import layers, ops
+from keras.src.backend.common.masking import get_keras_mask
+
+DOT_ATTENTION = (layers.Attention, layers.AdditiveAttention)
+
+
+def dot_arguments(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Returns the arguments of a call of one of these layers by name, tensors and masks apart."""
+    bound = inspect.signature(layer.call).bind(*args, **kwargs).arguments
+    query, value, *rest = bound.pop("inputs")
+    masks = [*(bound.pop("mask", None) or ()), None, None]
+    given = {"query": query, "value": value, "key": rest[0] if rest else value}
+    given |= {"query_mask": masks[0], "value_mask": masks[1], **bound}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def with_masks(given: dict[str, Any]) -> dict[str, Any]:
+    """Returns these arguments with the masks that query and value carry among them."""
+    carried = {f"{name}_mask": get_keras_mask(given[name]) for name in ("query", "value")}
+    return {**{name: mask for name, mask in carried.items() if mask is not None}, **given}
+
+
+def dot_call(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict | None:
+    """Returns these arguments if the layer can be written out.
+
+    Left as they are: scores by concatenation (one weight for all of a sum), and calls that ask for
+    the scores.
+    """
+    given = dot_arguments(layer, args, kwargs)
+    tensors = [value for name, value in given.items() if name in TENSORS]
+    shaped = all(isinstance(t, keras.KerasTensor) and None not in t.shape[1:] for t in tensors)
+    if not (layer.built and shaped) or getattr(layer, "score_mode", "dot") != "dot":
+        return None
+    ranks = {len(given[name].shape) for name in ("query", "value", "key")}
+    return given if ranks == {3} and not given.get("return_attention_scores") else None
+
+
+TENSORS = ("query", "value", "key", "query_mask", "value_mask")
+
+
+def dot_graph(
+    layer: Any,
+    given: dict[str, Any],
+    inputs: dict[str, Any],
+    mask_scores: Callable[..., Any],
+    wrap: Callable[[Any], Any],
+) -> Any:
+    """Returns what one of these layers computes.
+
+    Args:
+        layer: A built layer.
+        given: What `dot_call` returned.
+        inputs: A tensor for each of its tensors.
+        mask_scores: Is given scores and where they count.
+        wrap: Is given the layer that weighs scores and returns what to call instead.
+    """
+    query, key, value = inputs["query"], inputs["key"], inputs["value"]
+    scale = layers.Dense(
+        1, use_bias=False, name="scale", dtype=layer.dtype_policy, trainable=layer.trainable
+    )
+    if isinstance(layer, layers.AdditiveAttention):
+        x = ops.add(ops.expand_dims(query, 2), ops.expand_dims(key, 1))
+        x = layers.Activation("tanh", name="tanh", dtype=layer.dtype_policy)(x)
+        scores = ops.squeeze(wrap(scale)(x), 3) if layer.use_scale else ops.sum(x, axis=3)
+    else:
+        scores = ops.matmul(query, ops.transpose(key, (0, 2, 1)))
+        if layer.use_scale:
+            scores = ops.squeeze(wrap(scale)(ops.expand_dims(scores, 3)), 3)
+    mask = inputs.get("value_mask")
+    if mask is not None:
+        mask = ops.expand_dims(mask, 1)
+    if given.get("use_causal_mask"):
+        past = np.tril(np.ones((1, *scores.shape[1:]), bool))
+        mask = past if mask is None else ops.logical_and(mask, past)
+    if mask is not None:
+        scores = mask_scores(scores, mask)
+    scores = layers.Softmax(name="softmax", dtype=layer.dtype_policy)(scores)
+    if layer.dropout:
+        dropout = layers.Dropout(
+            layer.dropout, seed=layer.seed, name="dropout", dtype=layer.dtype_policy
+        )
+        scores = dropout(scores)
+    x = ops.matmul(scores, value)
+    if "query_mask" in inputs:
+        x = ops.where(ops.expand_dims(inputs["query_mask"], 2), x, 0.0)
+    return x
+
+
+def dot_source(layer: Any, given: dict[str, Any], names: list[str], told: list[str]) -> str:
+    """Returns the layer and how it was called, as `Expanded.source` wants it.
+
+    Args:
+        layer: The layer.
+        given: What its graph was made of.
+        names: The inputs of the graph.
+        told: The names of the tensors that the layer itself is called on.
+    """
+    places = {name: place for place, name in enumerate(names) if name in told}
+    tensors = ["query", "value"] if given["key"] is given["value"] else ["query", "value", "key"]
+    called: dict[str, Any] = {"inputs": [places[name] for name in tensors]}
+    masks = [places.get(name) for name in ("query_mask", "value_mask")]
+    if any(place is not None for place in masks):
+        called["mask"] = masks
+    return json.dumps(
+        {
+            "layer": keras.saving.serialize_keras_object(layer),
+            "inputs": called,
+            "options": {"use_causal_mask": True} if given.get("use_causal_mask") else {},
+        }
+    )
