@@ -69,6 +69,7 @@ INTEGER = {
     "GroupQueryAttention": graph(lambda x: L.GroupQueryAttention(4, 4, 2)(x, x), SERIES),
     "Attention": graph(lambda x: L.Attention()([x, x]), SERIES),
     "AdditiveAttention": graph(lambda x: L.AdditiveAttention()([x, x]), SERIES),
+    "UnitNormalization": chain(SERIES, L.UnitNormalization),
     "LayerNormalization": chain(SERIES, L.LayerNormalization),
     "RMSNormalization": chain(SERIES, L.RMSNormalization),
     "GroupNormalization": chain(IMAGE, lambda: L.Conv2D(8, 3), lambda: L.GroupNormalization(2)),
@@ -138,7 +139,6 @@ KEPT_IN_FLOAT = {
     "selu": act("selu"),
     "mish": act("mish"),
     "divide": graph(lambda x: conv(x) / (ops.relu(conv(x)) + 1.0), IMAGE),
-    "UnitNormalization": chain(SERIES, L.UnitNormalization),
 }
 """Kinds for which the runtime has no integers; they must still agree."""
 

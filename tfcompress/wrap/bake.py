@@ -18,7 +18,6 @@ from tfcompress.wrap.fixed import FixedFakeQuant, GridCrossing
 from tfcompress.wrap.forms import (
     HALF,
     NORMALIZED,
-    WRITTEN,
     Affine,
     Flat,
     SummingLayerNormalization,
@@ -57,6 +56,7 @@ from tfcompress.wrap.scalings import constant_operand
 from tfcompress.wrap.sources import grid_behind, grid_of, known_sums
 from tfcompress.wrap.strip import baked_values, quantizers
 from tfcompress.wrap.wrapper import CompressionWrapper, variable_name
+from tfcompress.wrap.written import written_form
 
 
 def bake(model: keras.Model, *, wide: bool = False) -> keras.Model:
@@ -200,7 +200,7 @@ class _Bake(Rewriter):
         if self._sums_matrices(call):
             return apart(*tree.flatten(args))
         pooled = pooled_in_turns(layer, args[0]) if args else None
-        written = WRITTEN.get(type(layer).__name__) if self._rounds or self._wide else None
+        written = written_form(layer, integers=self._rounds or self._wide)
         if pooled is not None:
             outputs = pooled
         elif written and all(isinstance(arg, keras.KerasTensor) for arg in args):

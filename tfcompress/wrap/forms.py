@@ -17,7 +17,6 @@ Training never sees them.
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -284,74 +283,6 @@ def pooled_in_turns(layer: Any, tensor: Any) -> Any:
     image = ops.concatenate(images, axis=1)
     image = ops.average_pool(image, (len(images), window[1]), (1, steps[1]), "valid")
     return ops.reshape(image, (-1, *tall, image.shape[2], channels))
-
-
-def _slices(operation: Any, x: Any) -> Any:
-    # Of a split, the converter leaves results in float now and then, depending on their values.
-    axis = operation.axis % len(x.shape)
-    if x.shape[axis] is None:
-        return operation(x)
-    before = (slice(None),) * axis
-    parts = operation.compute_output_spec(x)
-    if len(parts[0].shape) < len(x.shape):  # unstacked
-        return [x[(*before, place)] for place in range(len(parts))]
-    ends = itertools.accumulate((part.shape[axis] for part in parts), initial=0)
-    return [x[(*before, slice(a, b))] for a, b in itertools.pairwise(ends)]
-
-
-def _quotient(operation: Any, x: Any, y: Any) -> Any:
-    # The runtime's division of integers is wrong; in float, it would be made one of integers.
-    return x * (y * ops.square(ops.rsqrt(ops.square(y))))
-
-
-def _flags(operation: Any, x: Any) -> Any:
-    """Writes truths that become numbers as a choice between integers of a grid."""
-    if x.dtype != "bool" or not keras.backend.is_float_dtype(operation.dtype):
-        return ops.cast(x, operation.dtype)
-    return ops.where(x, 1.0, 0.0)
-
-
-def _one_hot(operation: Any, x: Any) -> Any:
-    axis = operation.axis % (len(x.shape) + 1)
-    return ops.where(_are_equal(x, operation.num_classes, axis), 1.0, 0.0)
-
-
-def _categories(layer: Any, x: Any, count_weights: Any = None) -> Any:
-    if layer.output_mode == "int":
-        return ops.cast(x, "float32")
-    found = _are_equal(ops.cast(x, "int32"), layer.num_tokens, len(x.shape))
-    if layer.output_mode == "multi_hot" and len(x.shape) > 1:
-        found = ops.any(found, -2)
-    elif layer.output_mode == "one_hot" and len(x.shape) > 1 and x.shape[-1] == 1:
-        found = ops.squeeze(found, -2)
-    chosen = ops.where(found, 1.0, 0.0)
-    if layer.output_mode != "count":
-        return chosen
-    if count_weights is not None:
-        chosen = chosen * ops.expand_dims(count_weights, -1)
-    return ops.sum(chosen, 1)
-
-
-def _are_equal(x: Any, count: int, axis: int) -> Any:
-    """Returns which of the integers below `count` an integer is, along a new axis."""
-    shape = [count if place == axis else 1 for place in range(len(x.shape) + 1)]
-    numbers = np.reshape(np.arange(count, dtype=x.dtype), shape)
-    return ops.equal(ops.expand_dims(x, axis), numbers)
-
-
-WRITTEN: dict[str, Callable[..., Any]] = {
-    "Cast": _flags,
-    "CategoryEncoding": _categories,
-    "OneHot": _one_hot,
-    "Negative": lambda operation, x: x * -1.0,
-    "Split": _slices,
-    "ArraySplit": _slices,
-    "Unstack": _slices,
-    "Square": lambda operation, x: x * x,
-    "Divide": _quotient,
-    "TrueDivide": _quotient,
-}
-"""How operations of `keras.ops` on tensors are written that the converter knows badly."""
 
 
 NORMALIZED = (keras.layers.LayerNormalization, keras.layers.RMSNormalization)

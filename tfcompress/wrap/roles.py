@@ -90,6 +90,8 @@ FIXED_RANGES: dict[str, tuple[float, float]] = {
     "tanh": TANH_RANGE,
 }
 
+UNIT_RANGE = (-1.0, 127 / 128)
+
 FUSES = {
     LINEAR: {NORMALIZATION, RELU, CLIP},
     NORMALIZATION: {NORMALIZATION, RELU, CLIP},
@@ -168,9 +170,18 @@ def fixed_range(operation: Any) -> tuple[float, float] | None:
     """Returns the range that the runtime prescribes for an operation's output, if it does."""
     layer = plain(operation)
     name = keras_name(layer)
+    if has_unit_length(layer):
+        return UNIT_RANGE
     return FIXED_RANGES.get(
         (activation_name(layer) or "") if name == "Activation" else name.lower()
     )
+
+
+def has_unit_length(operation: Any) -> bool:
+    """Returns whether an operation scales vectors along one axis to a length of one."""
+    known = keras_name(operation) == "UnitNormalization" or type(operation).__name__ == "Normalize"
+    one = known and len(keras.tree.flatten(operation.axis)) == 1
+    return one and getattr(operation, "order", 2) == 2
 
 
 def adds_tensors(call: Call) -> bool:
