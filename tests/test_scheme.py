@@ -132,3 +132,11 @@ def test_a_trained_model_keeps_its_scheme(tmp_path):
     aware = tfc.quantize(net(), "w4a8")
     with pytest.raises(ValueError, match="not what this model was trained for"):
         tfc.export_tflite(aware, tmp_path / "m.tflite", scheme="int8")
+
+
+def test_learned_ranges_are_refused_on_jax(monkeypatch):
+    """Where they would stay what they are before the first batch."""
+    model = net()
+    monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
+    with pytest.raises(ValueError, match="activation_range='learned' is not possible on JAX"):
+        tfc.quantize(model, tfc.QuantizationScheme(activation_range="learned"))

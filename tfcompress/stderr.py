@@ -22,9 +22,31 @@ def captured_stderr() -> Iterator[Any]:
 
         saved = os.dup(2)
         os.dup2(file.fileno(), 2)
+        _saved.append(saved)
         try:
             yield tail
         finally:
             sys.stderr.flush()
+            _saved.remove(saved)
             os.dup2(saved, 2)
             os.close(saved)
+
+
+_saved: list[int] = []
+
+
+@contextlib.contextmanager
+def released_stderr() -> Iterator[None]:
+    """Lets what is written to standard error through, inside of `captured_stderr`."""
+    if not _saved:
+        yield
+        return
+    sys.stderr.flush()
+    hidden = os.dup(2)
+    os.dup2(_saved[-1], 2)
+    try:
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(hidden, 2)
+        os.close(hidden)

@@ -119,3 +119,74 @@ def test_of_half_precision(tmp_path):
     result = tfc.export_tflite(aware, tmp_path / "m.tflite")
     assert result.float_tensors == []
     assert result.agreement.rmse < 0.05
+
+
+def words(masked, ids):
+    spread = keras.initializers.RandomNormal(stddev=1.0)
+    return L.Embedding(WORDS, WIDTH, embeddings_initializer=spread, mask_zero=masked)(ids)
+
+
+def shared_net(kind):
+    """Returns a model whose calls of one layer differ in what is not seen by their shapes."""
+    keras.utils.set_random_seed(0)
+    ids = keras.Input((TOKENS,), dtype="int32")
+    look = L.Attention(name="look")
+    if kind == "key":
+        x = words(False, ids)
+        y = L.Dense(WIDTH, "tanh")(x)
+        x = look([x, y]) + look([x, y, L.Dense(WIDTH)(x)])
+    else:
+        x, y, known = words(True, ids), words(False, ids), keras.ops.less(ids, 9)
+        x = look([x, x]) + look([y, y], mask=[known, known])
+    return keras.Model(ids, L.Dense(3)(x[:, 0] + x[:, -1]))
+
+
+@pytest.mark.parametrize("kind", ["key", "mask"])
+def test_strip_gives_back_calls_that_differ(kind):
+    model, ids = shared_net(kind), token_ids()
+    wanted = np.asarray(model(ids))
+    aware = tfc.quantize(model)
+    for made in (aware, tfc.strip(aware)):
+        assert np.std(made(ids) - wanted) < 0.03 * np.std(wanted)
+
+
+@pytest.mark.parametrize("masks", ["value", "query"])
+def test_masks_that_are_given_stand_for_those_carried(masks, tmp_path):
+    """Keras then takes none of the tensors, not even where one of the two is left out."""
+    keras.utils.set_random_seed(0)
+    ids = keras.Input((TOKENS,), dtype="int32", name="ids")
+    x, known = words(True, ids), keras.ops.less(ids, 9)
+    given = [None, known] if masks == "value" else [known, None]
+    x = L.Attention(name="look")([x, x], mask=given)
+    model, x = keras.Model(ids, L.Dense(3)(x[:, 0] + x[:, -1])), token_ids()
+    wanted = np.asarray(model(x))
+    aware = tfc.quantize(model)
+    assert isinstance(aware.get_layer("look"), Expanded)
+    for made in (aware, tfc.strip(aware)):
+        assert np.std(made(x) - wanted) < 0.03 * np.std(wanted)
+    result = tfc.export_tflite(model, tmp_path / "m.tflite", representative_dataset=x)
+    assert result.float_tensors == [] and result.agreement.rmse < 0.06
+
+
+@pytest.mark.parametrize("layer_class", [L.Attention, L.AdditiveAttention])
+@pytest.mark.parametrize("use_scale", [False, True])
+def test_of_16_bits(layer_class, use_scale, tmp_path):
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((TOKENS, WIDTH))
+    y = layer_class(use_scale=use_scale, name="look")([inputs, inputs])
+    model = keras.Model(inputs, L.Dense(3)(y[:, 0]))
+    x = np.random.default_rng(0).normal(size=(64, TOKENS, WIDTH)).astype("float32")
+    for scheme in ("int16x8", tfc.QuantizationScheme(overrides={"look": "int16x8"})):
+        aware = tfc.quantize(model, scheme)
+        aware(x, training=True)
+        result = tfc.export_tflite(aware, tmp_path / "m.tflite", representative_dataset=x)
+        assert result.agreement.rmse < 0.02, result.agreement
+
+
+def test_what_the_layer_would_cast_stays_as_it_is():
+    inputs = keras.Input((TOKENS, WIDTH))
+    look = L.Attention(name="look", dtype="mixed_float16")
+    model = keras.Model(inputs, L.Dense(3)(look([inputs, inputs])))
+    aware = tfc.quantize(model)
+    assert plain(aware.get_layer("look")).compute_dtype == "float16"
+    assert not isinstance(aware.get_layer("look"), Expanded)

@@ -3,9 +3,11 @@
 import concurrent.futures
 import os
 import signal
+import sys
 
 import keras
 import pytest
+import tensorflow as tf
 from keras import layers
 
 import tfcompress as tfc
@@ -134,3 +136,20 @@ def test_what_is_done_meanwhile_is_done_once(fails, tmp_path):
                 sparse=False,
             )
     assert done == [True]
+
+
+class Talking(layers.Layer):
+    def build(self, input_shape):
+        self.scale = self.add_weight(shape=(), initializer="ones")  # or it would be read as a graph
+
+    def call(self, inputs):
+        if not isinstance(inputs, keras.KerasTensor) and not tf.inside_function():
+            print("heard", file=sys.stderr)
+        return inputs * self.scale
+
+
+def test_what_a_model_says_meanwhile_is_heard(tmp_path, capfd):
+    model = keras.Sequential([keras.Input((4,)), Talking(), layers.Dense(3)])
+    capfd.readouterr()
+    export(model, tmp_path)
+    assert "heard" in capfd.readouterr().err

@@ -13,40 +13,54 @@ from keras import layers, ops
 from keras.src.backend.common.masking import get_keras_mask
 
 DOT_ATTENTION = (layers.Attention, layers.AdditiveAttention)
+TENSORS = ("query", "value", "key", "query_mask", "value_mask")
 
 
 def dot_arguments(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """Returns the arguments of a call of one of these layers by name, tensors and masks apart."""
     bound = inspect.signature(layer.call).bind(*args, **kwargs).arguments
     query, value, *rest = bound.pop("inputs")
-    masks = [*(bound.pop("mask", None) or ()), None, None]
+    told = bound.pop("mask", None)
+    masks = [*(told or ()), None, None]
     given = {"query": query, "value": value, "key": rest[0] if rest else value}
-    given |= {"query_mask": masks[0], "value_mask": masks[1], **bound}
+    given |= {"query_mask": masks[0], "value_mask": masks[1], "mask": told and True, **bound}
     return {name: value for name, value in given.items() if value is not None}
 
 
 def with_masks(given: dict[str, Any]) -> dict[str, Any]:
-    """Returns these arguments with the masks that query and value carry among them."""
+    """Returns these arguments with the masks that query and value carry, if none are given."""
+    if "mask" in given:
+        return given
     carried = {f"{name}_mask": get_keras_mask(given[name]) for name in ("query", "value")}
-    return {**{name: mask for name, mask in carried.items() if mask is not None}, **given}
+    return {**given, **{name: mask for name, mask in carried.items() if mask is not None}}
+
+
+def kind_of_call(given: dict[str, Any]) -> tuple[Any, ...]:
+    """Returns in what a call may differ from others of one layer, but for shapes."""
+    tensors = tuple(name for name in TENSORS if name in given)
+    return (*tensors, given["key"] is given["value"], "mask" in given)
+
+
+def fits_sixteen_bits(layer: Any) -> bool:
+    """Returns whether the converter knows the layer written out with activations of 16 bits."""
+    additive = isinstance(layer, layers.AdditiveAttention)
+    return not additive and not getattr(layer, "use_scale", False)
 
 
 def dot_call(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict | None:
     """Returns these arguments if the layer can be written out.
 
-    Left as they are: scores by concatenation (one weight for all of a sum), and calls that ask for
-    the scores.
+    Left as they are: scores by concatenation (one weight for all of a sum), calls that ask for the
+    scores, and those on tensors that the layer would cast.
     """
     given = dot_arguments(layer, args, kwargs)
     tensors = [value for name, value in given.items() if name in TENSORS]
     shaped = all(isinstance(t, keras.KerasTensor) and None not in t.shape[1:] for t in tensors)
     if not (layer.built and shaped) or getattr(layer, "score_mode", "dot") != "dot":
         return None
-    ranks = {len(given[name].shape) for name in ("query", "value", "key")}
-    return given if ranks == {3} and not given.get("return_attention_scores") else None
-
-
-TENSORS = ("query", "value", "key", "query_mask", "value_mask")
+    kinds = {(len(given[n].shape), given[n].dtype) for n in ("query", "value", "key")}
+    alike = kinds == {(3, layer.compute_dtype)}
+    return given if alike and not given.get("return_attention_scores") else None
 
 
 def dot_graph(

@@ -27,6 +27,7 @@ from tfcompress.graph.dot_attention import (
     dot_call,
     dot_graph,
     dot_source,
+    kind_of_call,
     with_masks,
 )
 from tfcompress.graph.read import is_graph, read_graph, walk_layers
@@ -146,8 +147,8 @@ def expandable(model: keras.Model) -> set[int]:
     """Returns the `id` of each attention layer, wrapped or not, that can be written out.
 
     Every call of the layer must be one that `attention_call` understands, and all must be alike: on
-    the same shapes, with the same masks. Where tensors carry masks along, there must be one call
-    alone. Inside a nested model that is called on a tensor with a mask, none can.
+    the same shapes, with the same masks. Of multi-head attention there must be one call alone where
+    tensors carry masks along. Inside a nested model called on a tensor with a mask, none can.
     """
     found: dict[int, set[Any]] = {}
     _find(model, False, found)
@@ -162,18 +163,23 @@ def _find(model: keras.Model, masked: bool, found: dict[int, set[Any]]) -> None:
             _find(call.operation, masked or given_mask or carried, found)
         elif type(plain(call.operation)) in (*_ATTENTION, *DOT_ATTENTION):
             given = attention_call(plain(call.operation), call.args, call.kwargs)
-            kind: Any = None
-            if given is not None and not masked:
-                dotted = type(plain(call.operation)) in DOT_ATTENTION
-                given = with_masks(given) if dotted else given
-                names = inputs_of(given)
-                carried = any(get_keras_mask(given[name]) is not None for name in names)
-                carried = carried and not dotted
-                causal = bool(given.get("use_causal_mask"))
-                kind = (*names, *(tuple(given[n].shape[1:]) for n in names), causal, carried)
-                if carried and id(call.operation) in found:
-                    kind = None
-            found.setdefault(id(call.operation), set()).add(kind)
+            kinds = found.setdefault(id(call.operation), set())
+            seen = bool(kinds)
+            kinds.add(None if given is None or masked else _kind(call.operation, given, seen))
+
+
+def _kind(operation: Any, given: dict[str, Any], seen: bool) -> tuple[Any, ...] | None:
+    """Returns what all calls of a layer must have in common, or None if this one cannot be."""
+    told: Any
+    if type(plain(operation)) in DOT_ATTENTION:
+        told, given = kind_of_call(given), with_masks(given)
+    else:
+        told = any(get_keras_mask(given[name]) is not None for name in inputs_of(given))
+        if told and seen:
+            return None
+    names = inputs_of(given)
+    shapes = (tuple(given[name].shape[1:]) for name in names)
+    return (*names, *shapes, bool(given.get("use_causal_mask")), told)
 
 
 def attention_call(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict | None:
@@ -181,7 +187,7 @@ def attention_call(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
 
     Left as they are: what Keras adds to the attention of the paper (gates, sliding windows, some of
     several axes), constraints, sequences of unknown length, calls that ask for the scores, constant
-    masks, and masks by any name but `attention_mask`.
+    masks, and masks by any name but `attention_mask`. Of those without projections: see `dot_call`.
     """
     if type(layer) in DOT_ATTENTION:
         return dot_call(layer, args, kwargs)

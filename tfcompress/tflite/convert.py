@@ -120,7 +120,8 @@ def convert(
             if ranges or scheme in ("float16", "dynamic_int8"):
                 converter.optimizations = [tf.lite.Optimize.DEFAULT]
             _configure(tf, converter, scheme, io_dtype, sparse)
-            if not sparse:  # in place of its own last step, which also looks for copies, slowly
+            if not sparse:
+                # All that its last step does for these schemes, but for looking for copies slowly.
                 ends = converter.inference_input_type, converter.inference_output_type
                 converter._optimize_tflite_model = lambda content, *_, **__: without_copies(
                     lite._modify_model_io_type(content, *ends)

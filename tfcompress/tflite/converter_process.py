@@ -17,6 +17,8 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from tfcompress.stderr import released_stderr
+
 _CHILD = pathlib.Path(__file__).with_name("converter_child.py")
 
 
@@ -138,7 +140,7 @@ class ConverterProcess:
         self._send(request)
         act, self.meanwhile = self.meanwhile, None
         if act is not None:
-            with contextlib.suppress(Exception):
+            with contextlib.suppress(Exception), released_stderr():
                 act()
         answers: Any = self._process.stdout
         try:

@@ -38,7 +38,7 @@ def without_copies(content: bytes) -> bytes:
     return bytes(convert.deduplicate_readonly_buffers(content))
 
 
-_PER_TENSOR = 10  # bytes that writing a file anew costs, about
+_PER_TENSOR = 10  # bytes that writing a file anew costs, about, for each buffer
 
 
 def use_integer_kernels(content: bytes) -> bytes:

@@ -11,6 +11,7 @@ import keras
 from tfcompress.errors import CompressionWarning
 from tfcompress.graph.clone import Rewriter, clone_layer
 from tfcompress.graph.cost import plain
+from tfcompress.graph.dot_attention import fits_sixteen_bits
 from tfcompress.graph.expand import (
     Expanded,
     arguments_of,
@@ -36,8 +37,10 @@ class AddTransform(Rewriter):
         *,
         canonicalize: bool = False,
         move: bool = False,
+        wide: set[str] | None = None,
     ) -> None:
         super().__init__()
+        self._wide = wide or set()
         self._moves = move
         self._transform = transform
         self._chosen = chosen
@@ -55,7 +58,8 @@ class AddTransform(Rewriter):
         """Calls the wrapped parts of a chosen layer one after the other."""
         if call.path not in self._chosen:
             return super().visit(graph, call, args, kwargs)
-        if id(call.operation) in self._expandable:
+        fits = call.path not in self._wide or fits_sixteen_bits(plain(call.operation))
+        if id(call.operation) in self._expandable and fits:
             told = arguments_of(plain(call.operation), args, kwargs)
             given = explicit_masks(plain(call.operation), told)
             expanded = self.once(call.operation, lambda: self._expand(call, given, inputs_of(told)))

@@ -163,6 +163,11 @@ def quantized(
             "first."
         )
     _check_adapters(model)
+    if scheme.activation_range == "learned" and keras.backend.backend() == "jax":
+        raise ValueError(
+            "activation_range='learned' is not possible on JAX: a step of training cannot set the "
+            "range that it starts from there. Train on TensorFlow or PyTorch, or leave it out."
+        )
     if scheme.weight_granularity == "tensor":
         _check_granularity(model, scheme)
     # Layers without weights take part too: rules rewrite them, and their outputs are quantized.
@@ -170,14 +175,15 @@ def quantized(
     chosen = select(every, layers)
     schemes, left_out = _schemes(every, chosen, scheme)
     chosen = chosen - left_out
+    wide = {path for path, found in schemes.items() if found.activation_bits == 16}
     wrapper = AddTransform(
         lambda path, layer: weight_rounding(layer, schemes[path]),
         chosen,
         canonicalize=True,
         move=move,
+        wide=wide,
     )
     model = wrapper.run(model)
-    wide = {path for path, found in schemes.items() if found.activation_bits == 16}
     placed = PlaceQuantizers(
         None if layers is None else chosen | wrapper.added.keys(),
         left_out=left_out,

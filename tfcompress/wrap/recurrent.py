@@ -155,8 +155,8 @@ class RuntimeRecurrent(RuntimeLayer):
             training: Whether dropout is applied and ranges are learned.
         """
         given = [inputs, *keras.tree.flatten([] if initial_state is None else initial_state)]
-        every = self.rounding.items()
-        learned = {name: q for name, q in every if getattr(q, "fixed_range", 0) is None}
+        own = {n: q for n, q in self.rounding.items() if isinstance(q, ActivationQuantizer)}
+        learned = {name: q for name, q in own.items() if q.fixed_range is None}
         first = next(iter(learned.values()), None)  # of the inputs, which every sequence has
         if first is None or first.observer is not None:
             outputs = self._run([*map(Value, given)], mask, Stepwise(self.rounding), {})
