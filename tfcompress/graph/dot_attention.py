@@ -99,16 +99,20 @@ def dot_graph(
         mask = past if mask is None else ops.logical_and(mask, past)
     if mask is not None:
         scores = mask_scores(scores, mask)
-    scores = layers.Softmax(name="softmax", dtype=layer.dtype_policy)(scores)
-    if layer.dropout:
-        dropout = layers.Dropout(
-            layer.dropout, seed=layer.seed, name="dropout", dtype=layer.dtype_policy
-        )
-        scores = dropout(scores)
-    x = ops.matmul(scores, value)
+    x = ops.matmul(softmax(layer, scores), value)
     if "query_mask" in inputs:
         x = ops.where(ops.expand_dims(inputs["query_mask"], 2), x, 0.0)
     return x
+
+
+def softmax(layer: Any, scores: Any) -> Any:
+    """Returns what an attention layer weighs values by."""
+    weights = layers.Softmax(name="softmax", dtype=layer.dtype_policy)(scores)
+    if not layer.dropout:
+        return weights
+    return layers.Dropout(layer.dropout, seed=layer.seed, name="dropout", dtype=layer.dtype_policy)(
+        weights
+    )
 
 
 def dot_source(layer: Any, given: dict[str, Any], names: list[str], told: list[str]) -> str:

@@ -28,6 +28,7 @@ from tfcompress.graph.dot_attention import (
     dot_graph,
     dot_source,
     kind_of_call,
+    softmax,
     with_masks,
 )
 from tfcompress.graph.read import is_graph, read_graph, walk_layers
@@ -321,13 +322,7 @@ def expand_attention(
         # What the layer makes of an attention_mask of 4 dimensions is one already.
         mask = ops.expand_dims(mask, 1) if len(mask.shape) == 3 else mask
         scores = masked(scores, mask)
-    scores = layers.Softmax(name="softmax", dtype=layer.dtype_policy)(scores)
-    if layer.dropout:
-        dropout = layers.Dropout(
-            layer.dropout, seed=layer.seed, name="dropout", dtype=layer.dtype_policy
-        )
-        scores = dropout(scores)
-    x = ops.transpose(ops.matmul(scores, value), (0, 2, 1, 3))
+    x = ops.transpose(ops.matmul(softmax(layer, scores), value), (0, 2, 1, 3))
     x = ops.reshape(x, (-1, x.shape[1], heads * value_size))
     x = wrap(_dense(layer, "attention_output", given["query"].shape[-1]))(x)
     if len(given["query"].shape) > 3:
