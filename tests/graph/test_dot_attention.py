@@ -60,7 +60,7 @@ def test_it_trains_exports_and_comes_back(case, tmp_path):
     assert isinstance(aware.get_layer("look"), Expanded)
     # Nothing is rounded yet but words and scores.
     assert np.std(aware(ids) - wanted) < 0.03 * np.std(wanted)
-    aware.compile(keras.optimizers.Adam(1e-3), "mse")
+    aware.compile(keras.optimizers.Adam(1e-3), "mse", jit_compile=False)
     aware.fit(ids, wanted, epochs=2, verbose=0)
     aware.save(tmp_path / "m.keras")
     loaded = keras.saving.load_model(tmp_path / "m.keras")
@@ -114,7 +114,7 @@ def test_of_half_precision(tmp_path):
         keras.config.set_dtype_policy("float32")
     ids = token_ids()
     aware = tfc.quantize(model)
-    aware.compile("adam", "mse")
+    aware.compile("adam", "mse", jit_compile=False)
     aware.fit(ids, np.asarray(model(ids)), epochs=2, verbose=0)
     result = tfc.export_tflite(aware, tmp_path / "m.tflite")
     assert result.float_tensors == []

@@ -77,7 +77,7 @@ def test_strip_puts_the_layer_back(case, tmp_path):
     model = attention_net(**CASES[case])
     ids = token_ids()
     trained = tfc.quantize(model)
-    trained.compile("sgd", "mse")
+    trained.compile("sgd", "mse", jit_compile=False)
     trained.fit(ids, np.ones((len(ids), 3)), verbose=0)
     trained.save(tmp_path / "m.keras")
     again = keras.saving.load_model(tmp_path / "m.keras")
@@ -96,7 +96,7 @@ def test_strip_puts_the_layer_back(case, tmp_path):
 def test_the_file_is_all_integer_and_agrees(case, tmp_path):
     ids = token_ids(padded=case == "padded")
     model = tfc.quantize(attention_net(**CASES[case]))
-    model.compile("adam", "mse")
+    model.compile("adam", "mse", jit_compile=False)
     model.fit(ids, np.random.default_rng(1).normal(size=(len(ids), 3)), epochs=3, verbose=0)
     result = tfc.export_tflite(model, tmp_path / "m.tflite", io_dtype="int8")
     assert not result.float_tensors
@@ -240,7 +240,7 @@ def test_masks_that_tensors_carry_along(kind, tmp_path):
     stripped = tfc.strip(quantized)
     assert np.std(stripped(ids) - wanted) < 0.02 * np.std(wanted)  # weights are rounded
     assert len(read_graph(stripped).calls) == len(read_graph(model).calls)
-    quantized.compile(keras.optimizers.Adam(1e-3), "mse")
+    quantized.compile(keras.optimizers.Adam(1e-3), "mse", jit_compile=False)
     quantized.fit(ids, wanted, epochs=2, verbose=0)
     quantized.save(tmp_path / "m.keras")
     loaded = keras.saving.load_model(tmp_path / "m.keras")
@@ -262,7 +262,7 @@ def test_a_frozen_layer_stays_frozen():
     assert len(quantized.trainable_weights) == count
     stripped = tfc.strip(quantized)
     kernel = np.array(stripped.get_layer("look").weights[0])
-    stripped.compile("sgd", "mse")
+    stripped.compile("sgd", "mse", jit_compile=False)
     stripped.fit(token_ids(), np.ones((256, 3)), verbose=0)
     np.testing.assert_array_equal(stripped.get_layer("look").weights[0], kernel)
 
