@@ -36,9 +36,8 @@ def with_masks(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def kind_of_call(given: dict[str, Any]) -> tuple[Any, ...]:
-    """Returns in what a call may differ from others of one layer, but for shapes."""
-    tensors = tuple(name for name in TENSORS if name in given)
-    return (*tensors, given["key"] is given["value"], "mask" in given)
+    """Returns in what a call may differ from others of one layer, but for names and shapes."""
+    return given["key"] is given["value"], "mask" in given
 
 
 def fits_sixteen_bits(layer: Any) -> bool:

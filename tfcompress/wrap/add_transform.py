@@ -58,8 +58,7 @@ class AddTransform(Rewriter):
         """Calls the wrapped parts of a chosen layer one after the other."""
         if call.path not in self._chosen:
             return super().visit(graph, call, args, kwargs)
-        fits = call.path not in self._wide or fits_sixteen_bits(plain(call.operation))
-        if id(call.operation) in self._expandable and fits:
+        if id(call.operation) in self._expandable and self._fits(call):
             told = arguments_of(plain(call.operation), args, kwargs)
             given = explicit_masks(plain(call.operation), told)
             expanded = self.once(call.operation, lambda: self._expand(call, given, inputs_of(told)))
@@ -118,6 +117,10 @@ class AddTransform(Rewriter):
         if not moved:
             self.carry(call.operation, wrappers)
         return wrappers
+
+    def _fits(self, call: Call) -> bool:
+        """Returns whether a layer can be written out with the bits that it is to have."""
+        return call.path not in self._wide or fits_sixteen_bits(plain(call.operation))
 
     def _expand(self, call: Call, given: dict[str, Any], told: list[str]) -> Expanded:
         wrapper = isinstance(call.operation, CompressionWrapper)
