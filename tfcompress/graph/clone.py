@@ -2,66 +2,16 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterable
 from typing import Any
 
 import keras
-import numpy as np
 from keras import ops, tree
 
+from tfcompress.graph.copies import after_weights, clone_layer, copy_state
 from tfcompress.graph.cost import plain
 from tfcompress.graph.expand import Expanded
 from tfcompress.graph.read import Call, Graph, is_graph, read_graph, read_graphs
-
-
-def clone_layer(layer: Any, /, **overrides: Any) -> Any:
-    """Makes an unbuilt copy of a layer or operation from its config.
-
-    Args:
-        layer: What to copy.
-        **overrides: Config entries that replace the original ones.
-
-    Raises:
-        ValueError: If the layer cannot be made from its config.
-    """
-    if type(layer) is keras.layers.Lambda:
-        # From its config Keras would refuse to make one: that could run code, were it from a file.
-        own = {"function": layer.function, "output_shape": layer._output_shape, "mask": layer.mask}
-        return keras.layers.Lambda(**{**layer.get_config(), **own, **overrides})
-    inside = layer._flatten_layers() if isinstance(layer, keras.layers.Layer) else ()
-    # Classes that are not registered with Keras are known all the same: here they are.
-    known = {type(part).__name__: type(part) for part in inside}
-    try:
-        config = layer.get_config()
-        with keras.saving.custom_object_scope(known):
-            try:
-                return type(layer).from_config({**config, **overrides})
-            except TypeError:
-                # Functions that Keras does not find by their names, lambdas among them.
-                own = {
-                    name: getattr(layer, name)
-                    for name, told in config.items()
-                    if isinstance(told, dict) and inspect.isfunction(getattr(layer, name, None))
-                }
-                if not own:
-                    raise
-                return type(layer).from_config({**config, **own, **overrides})
-    except (NotImplementedError, TypeError) as error:
-        raise ValueError(
-            f"Layer {layer.name!r} ({type(layer).__name__}) cannot be copied: it must implement "
-            f"get_config() so that {type(layer).__name__}.from_config(config) makes an equal layer."
-        ) from error
-
-
-def free_of_sizes(layer: Any) -> dict[str, Any]:
-    """Returns config entries for a copy of other sizes: in place of initial values as arrays."""
-    arrays = (
-        name
-        for name, value in vars(layer).items()
-        if isinstance(value, keras.initializers.Constant) and np.size(value.value) > 1
-    )
-    return {name.lstrip("_"): "glorot_uniform" for name in arrays}
 
 
 class Rewriter:
@@ -69,7 +19,7 @@ class Rewriter:
 
     The old model and its layers are never changed. Layers that were shared stay shared, nested
     models stay nested, names and structures of inputs and outputs are kept, and weights are carried
-    over at the end.
+    over at the end. A layer that cannot be copied in any way is in both models.
     """
 
     sequential_class: type[keras.Model] = keras.Sequential
@@ -88,13 +38,16 @@ class Rewriter:
         for part, initializers in self._initializers:
             vars(part).update(initializers)
         for old_layer, new_layer in self._carried:
+            if isinstance(old_layer, keras.layers.Layer):
+                copy_state(old_layer, new_layer)
             for old_variable, new_variable in self.match(old_layer, new_layer):
                 value = self.value_of(old_variable)
                 if tuple(value.shape) != tuple(new_variable.shape):  # heads flattened, or back
                     value = ops.reshape(value, new_variable.shape)
                 new_variable.assign(value)
-            if isinstance(old_layer, keras.layers.Layer) and not plain(old_layer).trainable:
-                for whole in new_layer if isinstance(new_layer, list) else [new_layer]:
+            for whole in new_layer if isinstance(new_layer, list) else [new_layer]:
+                after_weights(whole)
+                if isinstance(old_layer, keras.layers.Layer) and not plain(old_layer).trainable:
                     # Keras does not freeze what is inside a layer that was made frozen.
                     for part in plain(whole)._flatten_layers():
                         part.trainable = False
@@ -140,20 +93,30 @@ class Rewriter:
     def once(self, source: Any, make: Any) -> Any:
         """Returns the one replacement of `source`, made at its first use."""
         if id(source) not in self._replacements:
+            made = make()
             self._sources.append(source)
-            self._replacements[id(source)] = make()
+            self._replacements[id(source)] = made
         return self._replacements[id(source)]
 
     def clone(self, operation: Any, /, **overrides: Any) -> Any:
         """Returns the one copy of `operation`; its weights will be carried over."""
 
         def make() -> Any:
-            new = clone_layer(operation, **overrides)
-            if isinstance(operation, keras.layers.Layer):
+            new = self.copy(operation, **overrides)
+            if isinstance(operation, keras.layers.Layer) and new is not operation:
                 self.carry(operation, new)
             return new
 
         return self.once(operation, make)
+
+    def copy(self, operation: Any, /, **overrides: Any) -> Any:
+        """Returns a copy of `operation`, or itself if there is no way to copy it."""
+        try:
+            return clone_layer(operation, known=self._replacements, graphs=_copied_graph, **overrides)
+        except ValueError:
+            if overrides:
+                raise
+            return operation
 
     def move(self, layer: Any) -> Any:
         """Returns the layer itself, for a model that takes the place of one no longer needed."""
@@ -212,6 +175,15 @@ class Rewriter:
         if isinstance(model, Expanded) and isinstance(new, Expanded):
             new.source, new.layer_class = model.source, model.layer_class
         return new
+
+
+def _copied_graph(model: keras.Model) -> dict[int, Any]:
+    """Returns the copies of a model and of all layers in it, by `id` of the originals."""
+    rewriter = Rewriter()
+    copied = rewriter.run(model)
+    inputs = zip(model.inputs, copied.inputs, strict=True)
+    ends = {id(a._keras_history.operation): b._keras_history.operation for a, b in inputs}
+    return {id(model): copied, **rewriter._replacements, **ends}
 
 
 def _makes_masks(call: Call) -> bool:

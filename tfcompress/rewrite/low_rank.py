@@ -13,7 +13,8 @@ import numpy as np
 from keras import layers
 
 from tfcompress.errors import CompressionWarning
-from tfcompress.graph.clone import Rewriter, clone_layer, free_of_sizes
+from tfcompress.graph.clone import Rewriter
+from tfcompress.graph.copies import clone_layer, free_of_sizes
 from tfcompress.graph.cost import einsum_letters, macs
 from tfcompress.graph.read import Call, Graph, is_graph, read_graph
 from tfcompress.graph.select import LayerSelection, select

@@ -9,7 +9,8 @@ from typing import Any
 import keras
 
 from tfcompress.errors import CompressionWarning
-from tfcompress.graph.clone import Rewriter, clone_layer
+from tfcompress.graph.clone import Rewriter
+from tfcompress.graph.copies import clone_layer
 from tfcompress.graph.cost import plain
 from tfcompress.graph.dot_attention import fits_sixteen_bits
 from tfcompress.graph.expand import (

@@ -7,7 +7,7 @@ from typing import Any
 
 import keras
 
-from tfcompress.graph.clone import clone_layer
+from tfcompress.graph.copies import clone_layer
 from tfcompress.graph.cost import DEPTHWISE, plain
 from tfcompress.graph.inline import as_graph
 from tfcompress.graph.read import walk_layers

@@ -9,7 +9,8 @@ import keras
 import numpy as np
 from keras import layers, ops, tree
 
-from tfcompress.graph.clone import Rewriter, clone_layer
+from tfcompress.graph.clone import Rewriter
+from tfcompress.graph.copies import clone_layer
 from tfcompress.graph.cost import TRANSPOSED, plain
 from tfcompress.graph.read import Call, Graph, is_graph, walk_layers
 from tfcompress.wrap.activations import ActivationQuantizer
@@ -106,8 +107,10 @@ class _Bake(Rewriter):
         return clone_layer(tensor._keras_history.operation, dtype="float32").output
 
     def clone(self, operation: Any, /, **overrides: Any) -> Any:
-        if isinstance(operation, layers.Layer) and "dtype" in operation.get_config():
-            overrides.setdefault("dtype", in_float32(operation.dtype_policy))
+        if isinstance(operation, layers.Layer):
+            policy = in_float32(operation.dtype_policy)
+            if policy != operation.dtype_policy:
+                overrides.setdefault("dtype", policy)
         if self._wide and isinstance(operation, (layers.RNN, layers.Bidirectional)):
             overrides.update(unrolled(operation.get_config()))
         normalizes = type(operation) is layers.LayerNormalization

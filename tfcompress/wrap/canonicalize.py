@@ -16,7 +16,7 @@ import keras
 from keras import layers
 
 from tfcompress.errors import CompressionWarning
-from tfcompress.graph.clone import clone_layer
+from tfcompress.graph.copies import clone_layer
 from tfcompress.wrap.parts import ChannelScale, FoldSteps, UnfoldSteps
 from tfcompress.wrap.recurrent import BYTES_PER_STEP, LONGEST, RuntimeRecurrent, understands
 from tfcompress.wrap.runtime import (

@@ -88,10 +88,8 @@ HALF = ("float16", "bfloat16")
 
 def in_float32(policy: Any) -> Any:
     """Returns the policy of a layer that computes in float32 what another does in half of it."""
-    if policy.name.startswith("mixed_") or policy.name in HALF:
-        return "float32"
-    # By name: a layer without get_config() is made again only from arguments that JSON knows.
-    return policy.name if type(policy) is keras.DTypePolicy else policy
+    half = policy.name.startswith("mixed_") or policy.name in HALF
+    return keras.DTypePolicy("float32") if half else policy
 
 
 def uneven(offsets: np.ndarray) -> np.ndarray:

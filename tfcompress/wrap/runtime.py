@@ -18,7 +18,7 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from tfcompress.graph.clone import clone_layer
+from tfcompress.graph.copies import clone_layer
 from tfcompress.wrap.activations import ActivationQuantizer, fake_quant
 from tfcompress.wrap.fixed import FixedFakeQuant
 from tfcompress.wrap.integers import InverseRoot, Mean, Product, straight_through

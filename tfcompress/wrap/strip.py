@@ -13,7 +13,8 @@ import keras
 from keras import ops
 
 from tfcompress.errors import CompressionWarning
-from tfcompress.graph.clone import Rewriter, clone_layer
+from tfcompress.graph.clone import Rewriter
+from tfcompress.graph.copies import clone_layer
 from tfcompress.graph.expand import Expanded
 from tfcompress.graph.inline import as_graph
 from tfcompress.graph.read import Call, Graph, check_built, walk_layers

@@ -188,6 +188,8 @@ class CompressionWrapper(keras.layers.Layer):
         self.observer: Any = None
         self.sum: Sum | None = None
         self._told = False
+        # Keras looks there for tensors and their masks, by name.
+        self._call_signature = layer._call_signature
         self._allow_non_tensor_positional_args = layer._allow_non_tensor_positional_args
         if layer.built:
             self._attach()
@@ -319,12 +321,9 @@ class CompressionWrapper(keras.layers.Layer):
 
     def compute_mask(self, inputs: Any, previous_mask: Any) -> Any:
         """Returns the mask of the layer's output, which the layer itself attaches to values."""
-        if not (self.layer.supports_masking and inputs):
+        if not self.layer.supports_masking:
             return None
-        # To Keras, whose call() names its inputs, ours has one argument: the tuple of them all.
-        if isinstance(previous_mask, (list, tuple)):
-            previous_mask = previous_mask[0] if previous_mask else None
-        return self.layer.compute_mask(inputs[0], previous_mask)
+        return self.layer.compute_mask(inputs, previous_mask)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor arguments."""

@@ -9,7 +9,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from tfcompress.graph.clone import Rewriter, clone_layer, free_of_sizes
+from tfcompress.graph.clone import Rewriter
+from tfcompress.graph.copies import clone_layer, free_of_sizes
 from tfcompress.graph.expand import Expanded
 from tfcompress.graph.read import Call, Graph
 from tfcompress.rewrite.channels.coupling import Coupling, along
