@@ -11,10 +11,9 @@ import numpy as np
 from tfcompress.data import InputSpec, spread
 from tfcompress.errors import ExportError
 from tfcompress.graph.cost import plain
-from tfcompress.graph.read import walk_layers
+from tfcompress.graph.read import output_names, walk_layers
 from tfcompress.graph.run import outputs_of, packed
 from tfcompress.ptq import Measured
-from tfcompress.tflite.convert import output_names
 from tfcompress.tflite.run import TFLiteModel
 from tfcompress.tflite.verify import WARNED, Agreement, compare_outputs, judge, synthetic
 from tfcompress.wrap.samples import InputSamples

@@ -8,8 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfcompress.graph.read import input_specs
-from tfcompress.tflite.convert import output_names
+from tfcompress.graph.read import input_specs, output_names
 
 
 def labels_by_output(labels: Any, model: keras.Model) -> dict[str, list[str]]:

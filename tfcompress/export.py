@@ -21,7 +21,7 @@ from tfcompress.errors import CompressionWarning, ExportError
 from tfcompress.files import check_path, write_whole
 from tfcompress.graph.cost import own_weights
 from tfcompress.graph.inline import as_graph
-from tfcompress.graph.read import input_specs, walk_layers
+from tfcompress.graph.read import input_specs, output_names, walk_layers
 from tfcompress.graph.run import outputs_of
 from tfcompress.ptq import measured_model
 from tfcompress.scheme import (
@@ -32,7 +32,7 @@ from tfcompress.scheme import (
     check_choice,
 )
 from tfcompress.tables import as_text
-from tfcompress.tflite.convert import convert, output_names
+from tfcompress.tflite.convert import convert
 from tfcompress.tflite.converter_process import converter_process
 from tfcompress.tflite.inspect import FileReport, inspect_tflite
 from tfcompress.tflite.metadata import write_metadata

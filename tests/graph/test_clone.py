@@ -30,18 +30,3 @@ def test_frozen_layers_stay_frozen():
     assert [layer.trainable for layer in copy.layers] == [False, True]
 
 
-def test_a_layer_without_a_config_is_named():
-    class Odd(keras.layers.Layer):
-        def __init__(self, factor):
-            super().__init__(name="odd")
-            self.factor = factor
-
-        def call(self, x):
-            return x * self.factor
-
-        def get_config(self):
-            raise NotImplementedError
-
-    model = keras.Sequential([keras.Input((2,)), Odd(2.0), keras.layers.Dense(1)])
-    with pytest.raises(ValueError, match=r"'odd' \(Odd\) cannot be copied"):
-        Rewriter().run(model)

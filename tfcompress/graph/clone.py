@@ -112,7 +112,9 @@ class Rewriter:
     def copy(self, operation: Any, /, **overrides: Any) -> Any:
         """Returns a copy of `operation`, or itself if there is no way to copy it."""
         try:
-            return clone_layer(operation, known=self._replacements, graphs=_copied_graph, **overrides)
+            return clone_layer(
+                operation, known=self._replacements, graphs=_copied_graph, **overrides
+            )
         except ValueError:
             if overrides:
                 raise

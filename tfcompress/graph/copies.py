@@ -62,7 +62,9 @@ def copy_state(old: Any, new: Any) -> None:
         old: The original.
         new: The copy; a list where several layers stand for it.
     """
-    targets = [part for whole in (new if isinstance(new, list) else [new]) for part in _holders(whole)]
+    targets = [
+        part for whole in (new if isinstance(new, list) else [new]) for part in _holders(whole)
+    ]
     for source, target in zip(_holders(old), targets, strict=True):
         store: dict[str, Any] = {}
         source.save_own_variables(store)

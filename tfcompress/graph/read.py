@@ -6,7 +6,7 @@ import dataclasses
 import pathlib
 import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import keras
@@ -82,6 +82,32 @@ def input_specs(model: keras.Model) -> list[InputSpec]:
         )
         for t in model.inputs
     ]
+
+
+def output_names(model: keras.Model) -> list[str]:
+    """Returns a distinct name for each output: dict keys, else the names of the last layers."""
+    struct = getattr(model, "_outputs_struct", None)
+    if isinstance(struct, dict) and len(struct) == len(model.outputs):
+        return list(keras.tree.flatten({key: key for key in struct}))
+    names: list[str] = []
+    for name in layer_names(model.outputs):
+        same = sum(n == name or n.startswith(f"{name}_") for n in names)
+        names.append(f"{name}_{same}" if same else name)
+    return names
+
+
+def layer_names(tensors: Iterable[Any]) -> list[str]:
+    """Returns the names of the layers that tensors come from, as they were before wrapping."""
+    return [layer_name(tensor) for tensor in tensors]
+
+
+def layer_name(tensor: Any) -> str:
+    """Returns the name of the layer that a tensor comes from, as it was before wrapping."""
+    operation, node_index, _ = tensor._keras_history
+    if getattr(operation, "is_compression_helper", False) and operation._inbound_nodes:
+        return layer_name(operation._inbound_nodes[node_index].input_tensors[0])
+    origin = getattr(operation, "origin", None)
+    return origin["name"] if origin else operation.name
 
 
 def is_graph(layer: Any) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -100,17 +99,17 @@ def _made(
     if is_graph(operation) and len(given) == len(operation.inputs) == 1 and _fits(operation, given):
         del args, kwargs
         return _outputs(operation, graphs, given)
-    if _takes_training(operation):
-        kwargs = {**kwargs, "training": False}
-    return tree.flatten(operation(*args, **kwargs))
+    return tree.flatten(at_inference(operation, args, kwargs))
+
+
+def at_inference(operation: Any, args: Any, kwargs: Any) -> Any:
+    """Calls an operation as a model would at inference: some layers train unless told."""
+    if isinstance(operation, keras.layers.Layer):
+        kwargs = {**kwargs, "training": False}  # for the layers inside it as well
+    return operation(*args, **kwargs)
 
 
 def _fits(model: keras.Model, given: list[Any]) -> bool:
     """Returns whether Keras would hand a tensor on to what is inside of a model as it is."""
     masked = getattr(given[0], "_keras_mask", None) is not None
     return not masked and len(given[0].shape) == len(model.inputs[0].shape)
-
-
-def _takes_training(operation: Any) -> bool:
-    layer = isinstance(operation, keras.layers.Layer)
-    return layer and "training" in inspect.signature(operation.call).parameters

@@ -13,7 +13,7 @@ from tfcompress.legacy.convert import last_name
 from tfcompress.transforms import FakeQuant
 from tfcompress.wrap.activations import ActivationQuantizer
 from tfcompress.wrap.add_transform import AddTransform
-from tfcompress.wrap.placement import ChainedModel
+from tfcompress.wrap.models import ChainedModel
 from tfcompress.wrap.wrapper import compressible_weights
 
 

@@ -37,28 +37,6 @@ from tfcompress.tflite.writing import (
 )
 
 
-def output_names(model: keras.Model) -> list[str]:
-    """Returns a distinct name for each output: dict keys, else the names of the last layers."""
-    struct = getattr(model, "_outputs_struct", None)
-    if isinstance(struct, dict) and len(struct) == len(model.outputs):
-        return list(tree.flatten({key: key for key in struct}))
-    names: list[str] = []
-    for tensor in model.outputs:
-        name = _maker(tensor)
-        same = sum(n == name or n.startswith(f"{name}_") for n in names)
-        names.append(f"{name}_{same}" if same else name)
-    return names
-
-
-def _maker(tensor: Any) -> str:
-    """Returns the name of the layer that made an output, as it was before wrapping."""
-    operation, node_index, _ = tensor._keras_history
-    if getattr(operation, "is_compression_helper", False):
-        return _maker(operation._inbound_nodes[node_index].input_tensors[0])
-    origin = getattr(operation, "origin", None)
-    return origin["name"] if origin else operation.name
-
-
 def convert(
     make: Callable[[], keras.Model],
     process: ConverterProcess,

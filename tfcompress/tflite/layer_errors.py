@@ -14,6 +14,7 @@ from tfcompress.data import samples
 from tfcompress.graph.cost import plain
 from tfcompress.graph.inline import as_graph
 from tfcompress.graph.read import Call, Graph, input_specs, is_graph, read_graph
+from tfcompress.graph.run import at_inference
 from tfcompress.tables import as_text, table
 from tfcompress.tflite.names import keyed
 from tfcompress.tflite.run import TFLiteModel
@@ -257,7 +258,7 @@ class _Walk:
             given = tree.flatten(args)[: len(call.operation.inputs)]
             outputs = self.model(call.operation, given, call.path + "/", key + "/", inside)
         else:
-            outputs = tree.flatten(call.operation(*args, **kwargs))
+            outputs = tree.flatten(at_inference(call.operation, args, kwargs))
         helper = is_helper(call.operation) or is_graph(call.operation)
         if getattr(plain(call.operation), "weights", None) and not helper:
             self.weighted[call.path] = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import keras
 import numpy as np
 
-from tfcompress.tflite.convert import output_names
+from tfcompress.graph.read import output_names
 from tfcompress.tflite.names import Owners
 from tfcompress.tflite.run import TFLiteModel
 

@@ -117,6 +117,7 @@ class ActivationQuantizer(keras.layers.Layer):
     """
 
     is_compression_helper = True
+    follows = False  # whether it has the range of another
 
     def __init__(
         self,
@@ -164,6 +165,11 @@ class ActivationQuantizer(keras.layers.Layer):
 
     def call(self, inputs: Any, training: bool | None = None, averaged: bool | str = False) -> Any:
         """Returns the inputs, rounded onto the grid."""
+        if not self._told:
+            from tfcompress.wrap.sources import tell_nested_models
+
+            tell_nested_models(self)
+            self._told = True
         if self.observer is not None:
             if not averaged:
                 self.observer(inputs)
@@ -191,13 +197,12 @@ class ActivationQuantizer(keras.layers.Layer):
 
         return ops.cond(state[2] > 0, rounded, lambda: inputs)
 
+    def rounded_average(self, inputs: Any, training: bool | None, averaged: bool | str) -> Any:
+        """Returns averages of values on the grid, rounded back onto it."""
+        return ActivationQuantizer.call(self, inputs, training=training, averaged=averaged)
+
     def _in_integers(self, inputs: Any, averaged: bool | str, state: Any = None) -> Any:
         """Returns the inputs as the runtime rounds them."""
-        if not self._told:
-            from tfcompress.wrap.sources import tell_nested_models
-
-            tell_nested_models(self)
-            self._told = True
         scale, lowest = self.grid(state)
         x = ops.cast(inputs, "float32")
         if averaged:

@@ -46,6 +46,7 @@ from tfcompress.wrap.roles import (
     RELU,
     SUM,
     TABLE,
+    augments,
     is_float,
     is_joined,
     role,
@@ -135,8 +136,12 @@ class _Bake(Rewriter):
         operation = call.operation
         quantizer = isinstance(operation, ActivationQuantizer)
         self._producers.update((id(output), call) for output in call.outputs)
-        if isinstance(operation, InputSamples):
+        handed_on = quantizer and operation.follows and not call.kwargs.get("averaged")
+        if isinstance(operation, InputSamples) or handed_on:
             return args[0]
+        if augments(operation):
+            dtype = call.outputs[0].dtype
+            return args[0] if args[0].dtype == dtype else ops.cast(args[0], dtype)
         layer = plain(operation)
         total = self._sums.get(id(operation))
         if total is not None and total.wrapper is not None:

@@ -11,11 +11,12 @@ import keras
 
 from tfcompress.graph.clone import Rewriter
 from tfcompress.graph.cost import plain
-from tfcompress.graph.read import Call, Graph, called_once, walk_layers
+from tfcompress.graph.read import Call, Graph, called_once, layer_name, layer_names, walk_layers
 from tfcompress.wrap.activations import ActivationQuantizer
-from tfcompress.wrap.canonicalize import activation_name
 from tfcompress.wrap.fixed import GridCrossing
+from tfcompress.wrap.following import FollowingQuantizer
 from tfcompress.wrap.indices import index_tensors, makes_indices, reads_indices
+from tfcompress.wrap.models import ChainedModel, QuantizedModel
 from tfcompress.wrap.recurrent import RuntimeRecurrent
 from tfcompress.wrap.roles import (
     AVERAGE,
@@ -28,10 +29,13 @@ from tfcompress.wrap.roles import (
     RELU,
     TABLE,
     adds_tensors,
+    augments,
+    comes_in,
     does_nothing,
     fixed_range,
     is_float,
     is_joined,
+    is_one_relu,
     is_wide,
     role,
     rounds_weights,
@@ -50,7 +54,8 @@ class _State:
             or JOIN; else None.
         quantized: Whether its values are on a grid.
         bits: Of that grid, or of the operation that is waiting for it.
-        quantizer: The layer that put it there; None if that stands in an outer model.
+        quantizer: The layer that put it there; None if that stands in another model.
+        leader: Where it does, that layer, if its grid is the only one the tensor may be on.
         non_negative: Whether its values cannot be negative.
         floating: The role of the operation that made it, if that was left out of quantization.
     """
@@ -59,19 +64,9 @@ class _State:
     quantized: bool = False
     bits: int = 8
     quantizer: ActivationQuantizer | None = None
+    leader: ActivationQuantizer | None = None
     non_negative: bool = False
     floating: str | None = None
-
-
-class ChainedModel(keras.Model):
-    """What a Sequential model becomes under `quantize`; `strip` makes it Sequential again.
-
-    A Sequential model cannot hold a layer twice, and a quantizer around an averaging layer is one
-    layer called twice.
-    """
-
-
-keras.saving.register_keras_serializable("tfcompress")(ChainedModel)
 
 
 class PlaceQuantizers(Rewriter):
@@ -104,7 +99,7 @@ class PlaceQuantizers(Rewriter):
         self._learned = learned
         self._states: dict[int, _State] = {}
         self._on_grid: dict[tuple[int, int], Any] = {}
-        self._entered: dict[int, list[int]] = {}
+        self._entered: dict[int, list[_State]] = {}
         self._model_states: dict[int, list[_State]] = {}
         self._relus: dict[int, ActivationQuantizer] = {}
         self._names: dict[str, int] = {}
@@ -116,13 +111,20 @@ class PlaceQuantizers(Rewriter):
         """Returns the model with quantizers placed."""
         self._names.update((path.split("/")[-1], 1) for path, _ in walk_layers(model))
         self._indices, self._once = index_tensors(model), called_once(model)
-        return super().run(model)
+        new = super().run(model)
+        new.output_names = layer_names(new.outputs)
+        return new
+
+    def class_for(self, model: keras.Model) -> type[keras.Model]:
+        """Chooses a class that keeps the names of outputs."""
+        chosen = super().class_for(model)
+        return QuantizedModel if chosen.__module__.startswith("keras.") else chosen
 
     def enter(self, model: keras.Model, path: str, inputs: list[Any]) -> list[Any]:
         """Keeps samples of the outermost inputs; inputs of nested models come quantized."""
         if path:
-            for tensor, bits in zip_longest(inputs, self._entered[id(model)][: len(inputs)]):
-                self._note(tensor, _State(quantized=bits != 0, bits=bits or 8))
+            for tensor, grid in zip_longest(inputs, self._entered[id(model)][: len(inputs)]):
+                self._note(tensor, grid or _State(quantized=True))
             return inputs
         capacity = samples_to_keep([tensor.shape for tensor in inputs])
         return [InputSamples(capacity, name=self._name(f"{t.name}_samples"))(t) for t in inputs]
@@ -135,26 +137,30 @@ class PlaceQuantizers(Rewriter):
     def visit_model(self, graph: Graph, call: Call, args: Any, kwargs: Any) -> Any:
         """Calls a nested model on quantized inputs; its open outputs are closed here."""
         if self._selected is None or any(p.startswith(call.path + "/") for p in self._selected):
-            given = [t for t in keras.tree.flatten((args, kwargs)) if _is_tensor(t)]
+            flat = keras.tree.flatten((args, kwargs))
+            given = [t for t in flat if isinstance(t, keras.KerasTensor)]
             wide = any(path.startswith(call.path + "/") for path in self._wide)
             given = [
                 t if id(inside) in self._indices else self._as_it_is(t, wide)
                 for t, inside in zip_longest(given, call.operation.inputs)
             ]
             # Wherever it is called, the model is entered on the grids of its first call.
-            grids = map(self._state, given)
-            entered = [grid.bits if grid.quantized else 0 for grid in grids]
+            once = id(call.operation) in self._once
+            entered = [self._entering(self._state(t), once) for t in given]
             entered = self._entered.setdefault(id(call.operation), entered)
-            ready = iter([self._quantize(t, n) for t, n in zip(given, entered, strict=True)])
+            ready = iter(
+                self._quantize(t, grid.bits if grid.quantized else 0)
+                for t, grid in zip(given, entered, strict=True)
+            )
             args, kwargs = keras.tree.map_structure(
-                lambda t: next(ready) if _is_tensor(t) else t, (args, kwargs)
+                lambda t: next(ready) if isinstance(t, keras.KerasTensor) else t, (args, kwargs)
             )
         self._entered.setdefault(id(call.operation), [])
         outputs = super().visit_model(graph, call, args, kwargs)
         emitted = []
         states = self._model_states[id(call.operation)]
         for old, new, state in zip(call.outputs, keras.tree.flatten(outputs), states, strict=True):
-            state = dataclasses.replace(state, quantizer=None)
+            state = dataclasses.replace(state, quantizer=None, leader=_leader(state))
             emitted.append(self._close(graph, call, old, self._note(new, state)))
         return emitted
 
@@ -179,17 +185,16 @@ class PlaceQuantizers(Rewriter):
             if not (stays and given):
                 return operation(*args, **kwargs)
         bits = self._bits(call, kind)
-        exactly = kind == PRECISE or reads_indices(call, self._indices)
-        exactly = exactly or (kind == COMPARE and all(_comes_in(graph, t) for t in call.inputs))
+        exactly = augments(call.operation) or kind == PRECISE or reads_indices(call, self._indices)
+        exactly = exactly or (kind == COMPARE and all(comes_in(graph, t) for t in call.inputs))
         args, kwargs = keras.tree.map_structure(
             lambda t: self._handed(t, call, kind, bits, exactly), (args, kwargs)
         )
         given = [t for t in keras.tree.flatten((args, kwargs)) if is_float(t)]
         if kind == AVERAGE and self._state(given[0]).quantizer is None:
-            # Its grid belongs to an outer model, whose layers cannot be called in this one.
+            # Its grid belongs to another model, whose layers cannot be called in this one.
             args, kwargs = keras.tree.map_structure(
-                lambda t: self._new_quantizer(t, self._state(t).bits) if is_float(t) else t,
-                (args, kwargs),
+                lambda t: self._follow(t) if is_float(t) else t, (args, kwargs)
             )
             given = [t for t in keras.tree.flatten((args, kwargs)) if is_float(t)]
         states = [self._state(t) for t in given]
@@ -199,13 +204,31 @@ class PlaceQuantizers(Rewriter):
         ):
             if not is_float(new) or makes_indices(call, self._indices):
                 pass
-            elif exactly and kind == MOVE and not states[0].quantized:
+            elif kind == MOVE and exactly and not (augments(call.operation) or states[0].quantized):
                 # The converter would round all that it is taken from.
                 new = self._close(graph, call, old, self._note(self._cross(new), states[0]))
             else:
                 new = self._emit(graph, call, kind, bits or 8, states, old, new)
             emitted.append(new)
         return emitted
+
+    def _entering(self, state: _State, once: bool) -> _State:
+        """Returns what is known of a tensor inside of the model that it enters.
+
+        Args:
+            state: What is known of it outside.
+            once: Whether that is the only call of the model.
+        """
+        bits = state.bits if state.quantized else 8
+        return _State(None, state.quantized, bits, leader=_leader(state) if once else None)
+
+    def _follow(self, tensor: Any) -> Any:
+        """Returns a tensor on the grid of another model, for an average that stays on it."""
+        state = self._state(tensor)
+        if state.leader is None:
+            return self._new_quantizer(self._note(self._cross(tensor), state), state.bits)
+        name = self._name(f"{layer_name(tensor)}_quantizer")
+        return self._apply(FollowingQuantizer(name=name), tensor, state)
 
     def _addition(self, operation: Any) -> RuntimeMerge:
         """Returns the layer that stands for a `keras.ops.add`, to add as the runtime does."""
@@ -290,13 +313,13 @@ class PlaceQuantizers(Rewriter):
             if leaves and not readers and graph.path:
                 return new  # decided where the nested model is called
             fused = readers and all(self._fuses(state.pending, reader) for reader in readers)
-            if not leaves and fused and (len(readers) == 1 or _are_one(graph, readers)):
+            if not leaves and fused and (len(readers) == 1 or is_one_relu(graph, readers)):
                 return new
         if readers and not leaves and all(role(r.operation) == PRECISE for r in readers):
             return new
         if role(call.operation) != JOIN and state.bits == 8 and is_joined(graph, old):
             return self._note(new, dataclasses.replace(state, pending=JOIN))
-        if role(call.operation) == RELU and _are_one(graph, graph.consumers[id(call.inputs[0])]):
+        if role(call.operation) == RELU and is_one_relu(graph, graph.consumers[id(call.inputs[0])]):
             return self._quantize_alike(new, id(call.inputs[0]), plain(call.operation).name)
         return self._quantize(new, state.bits, plain(call.operation).name)
 
@@ -321,7 +344,7 @@ class PlaceQuantizers(Rewriter):
         key = id(tensor), bits
         if key not in self._on_grid:
             if state.quantized:
-                name = name or _maker(tensor)
+                name = name or layer_name(tensor)
                 tensor = self._note(
                     self._cross(tensor), dataclasses.replace(state, quantized=False)
                 )
@@ -330,10 +353,10 @@ class PlaceQuantizers(Rewriter):
 
     def _cross(self, tensor: Any) -> Any:
         self._alive.append(tensor)
-        return GridCrossing(name=self._name(f"{_maker(tensor)}_crossing"))(tensor)
+        return GridCrossing(name=self._name(f"{layer_name(tensor)}_crossing"))(tensor)
 
     def _new_quantizer(self, tensor: Any, bits: int, name: str | None = None) -> Any:
-        name = name or _maker(tensor)
+        name = name or layer_name(tensor)
         state = self._state(tensor)
         self._alive.append(tensor)
         return self._apply(
@@ -370,31 +393,6 @@ class PlaceQuantizers(Rewriter):
         return f"{wanted}_{count}" if count else wanted
 
 
-def _are_one(graph: Graph, readers: list[Call]) -> bool:
-    """Returns whether several readers of a tensor are the same ReLU, which the file does once."""
-    kinds = {activation_name(plain(r.operation)) or _kind(r.operation) for r in readers}
-    joined = any(is_joined(graph, output) for r in readers for output in r.outputs)
-    alike = len(kinds) == 1 and all(role(reader.operation) == RELU for reader in readers)
-    return len(readers) > 1 and alike and not joined
-
-
-def _kind(relu: Any) -> Any:
-    return type(relu).__name__, str(getattr(relu, "max_value", None))
-
-
-def _is_tensor(value: Any) -> bool:
-    return isinstance(value, keras.KerasTensor)
-
-
-def _comes_in(graph: Graph, tensor: Any) -> bool:
-    """Returns whether a tensor is an input, and not selected from as well: that is one grid."""
-    joined = [reader for reader in graph.consumers[id(tensor)] if role(reader.operation) == JOIN]
-    return isinstance(tensor._keras_history.operation, keras.layers.InputLayer) and not joined
-
-
-def _maker(tensor: Any) -> str:
-    """Returns the name of the layer that a tensor comes from, quantizers not counted."""
-    name = tensor._keras_history.operation.name
-    for helper in ("_samples", "_quantizer", "_crossing"):
-        name = name.removesuffix(helper)
-    return name
+def _leader(state: _State) -> ActivationQuantizer | None:
+    found = state.quantizer or state.leader
+    return found if found is not None and found.bits == 8 else None

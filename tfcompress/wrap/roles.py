@@ -20,6 +20,7 @@ from typing import Any
 
 import keras
 
+from tfcompress.graph.augmentation import trains_only
 from tfcompress.graph.cost import plain
 from tfcompress.graph.expand import MaskScores
 from tfcompress.graph.read import Call, Graph
@@ -127,7 +128,7 @@ def is_wide(operation: Any) -> bool:
         return bool(channel_axes(layer, layer.kernel))
     if isinstance(layer, keras.layers.Activation):
         return activation_name(layer) in ("linear", "relu", "relu6", "leaky_relu")
-    return keras_name(layer) in WIDE
+    return keras_name(layer) in WIDE or augments(layer)
 
 
 def role(operation: Any) -> str:
@@ -159,6 +160,8 @@ def role(operation: Any) -> str:
     if name == "Clip" and not _clips_around_zero(layer):
         return OUTPUT
     found = ROLES.get(name, OUTPUT)
+    if augments(layer):
+        return MOVE
     if found == NORMALIZATION and not is_affine(layer):
         return OUTPUT
     if found == LINEAR and activation_name(layer) != "linear":
@@ -182,6 +185,12 @@ def has_unit_length(operation: Any) -> bool:
     known = keras_name(operation) == "UnitNormalization" or type(operation).__name__ == "Normalize"
     one = known and len(keras.tree.flatten(operation.axis)) == 1
     return one and getattr(operation, "order", 2) == 2
+
+
+def augments(operation: Any) -> bool:
+    """Returns whether an operation does nothing at inference, and is none that the table names."""
+    layer = plain(operation)
+    return keras_name(layer) not in ROLES and description(layer) is None and trains_only(layer)
 
 
 def adds_tensors(call: Call) -> bool:
@@ -215,6 +224,24 @@ def is_joined(graph: Graph, tensor: Any) -> bool:
     return kind == JOIN or (
         kind == MOVE and all(is_joined(graph, output) for output in readers[0].outputs)
     )
+
+
+def is_one_relu(graph: Graph, readers: list[Call]) -> bool:
+    """Returns whether several readers of a tensor are the same ReLU, which the file does once."""
+    kinds = {activation_name(plain(r.operation)) or _kind(r.operation) for r in readers}
+    joined = any(is_joined(graph, output) for r in readers for output in r.outputs)
+    alike = len(kinds) == 1 and all(role(reader.operation) == RELU for reader in readers)
+    return len(readers) > 1 and alike and not joined
+
+
+def _kind(relu: Any) -> Any:
+    return type(relu).__name__, str(getattr(relu, "max_value", None))
+
+
+def comes_in(graph: Graph, tensor: Any) -> bool:
+    """Returns whether a tensor is an input, and not selected from as well: that is one grid."""
+    joined = [reader for reader in graph.consumers[id(tensor)] if role(reader.operation) == JOIN]
+    return isinstance(tensor._keras_history.operation, keras.layers.InputLayer) and not joined
 
 
 def rounds_weights(layer: Any) -> bool:

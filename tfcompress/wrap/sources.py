@@ -61,7 +61,7 @@ def source_of(tensor: Any, result: Grid) -> Source | None:
         return source_of(operation.outputs[tensor._keras_history.tensor_index], result)
     layer, kind = plain(operation), role(operation)
     if _bits(operation) == 8:
-        return Moved(operation)
+        return Moved(grid_of(tensor) or operation)
     if isinstance(operation, GridCrossing):
         crossed = grid_of(inputs[0])
         return None if crossed is None else Moved(crossed)
@@ -181,7 +181,7 @@ def known_sums(model: keras.Model) -> dict[int, Sum]:
         By `id` of the wrapped layer; of the last normalization where there is none before it.
     """
     parts = [part for _, layer in walk_layers(model) for part in layer._flatten_layers()]
-    rounding = [part for part in parts if _bits(part) == 8 and part.is_trained]
+    rounding = [p for p in parts if _bits(p) == 8 and not p.follows and p.is_trained]
     for part in [*rounding, *filter(has_own_grid, parts)]:
         tell_nested_models(part)
     sources = [quantizer.source for quantizer in rounding]
@@ -202,6 +202,8 @@ def grid_of(tensor: Any) -> Grid | None:
     operation, inputs = _made_by(tensor)
     if operation is None:
         return None
+    if getattr(operation, "follows", False):
+        return operation.leader()
     if _bits(operation):
         return operation if _bits(operation) == 8 else None
     if is_graph(operation):

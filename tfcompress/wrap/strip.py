@@ -22,7 +22,7 @@ from tfcompress.transforms import FakeQuant
 from tfcompress.wrap.activations import ActivationQuantizer
 from tfcompress.wrap.canonicalize import original_variables
 from tfcompress.wrap.fixed import GridCrossing
-from tfcompress.wrap.placement import ChainedModel
+from tfcompress.wrap.models import ChainedModel, QuantizedModel
 from tfcompress.wrap.runtime import RuntimeMerge
 from tfcompress.wrap.samples import InputSamples
 from tfcompress.wrap.wrapper import CompressionWrapper
@@ -110,7 +110,7 @@ def quantizers(model: keras.Model) -> list[ActivationQuantizer]:
         part
         for _, layer in walk_layers(model)
         for part in layer._flatten_layers()
-        if isinstance(part, ActivationQuantizer)
+        if isinstance(part, ActivationQuantizer) and not part.follows
     ]
 
 
@@ -194,7 +194,9 @@ class _Strip(Rewriter):
         self._values: dict[int, Any] = {}
 
     def class_for(self, model: keras.Model) -> type[keras.Model]:
-        return keras.Sequential if isinstance(model, ChainedModel) else super().class_for(model)
+        if isinstance(model, QuantizedModel):
+            return keras.Sequential if isinstance(model, ChainedModel) else keras.Model
+        return super().class_for(model)
 
     def value_of(self, variable: Any) -> Any:
         return self._values.get(id(variable), variable)
