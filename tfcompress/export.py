@@ -38,6 +38,7 @@ from tfcompress.tflite.inspect import FileReport, inspect_tflite
 from tfcompress.tflite.metadata import write_metadata
 from tfcompress.tflite.writing import HUGE, native_rounding
 from tfcompress.wrap.bake import bake
+from tfcompress.wrap.precision import kept_in_float
 from tfcompress.wrap.strip import (
     quantizers,
     rounds_per_channel,
@@ -61,6 +62,8 @@ class ExportResult:
         agreement: How well it agrees with the Keras model; None if verify=False.
         report: What is inside; see `FileReport`.
         seconds: Time the export took.
+        kept_in_float: Paths of the operations of an integer file that compute in float, because
+            they are steep near zero: roots, logarithms, reciprocals, and what leads to them.
     """
 
     path: str
@@ -69,6 +72,7 @@ class ExportResult:
     agreement: agreement.Agreement | None
     report: FileReport
     seconds: float
+    kept_in_float: tuple[str, ...] = ()
 
     @property
     def bytes(self) -> int:
@@ -101,6 +105,8 @@ class ExportResult:
             ranges = ", ranges trained" if self.trained else ""
             made.add_row("made as", self.scheme + ranges)
             made.add_row("agreed with its model", str(self.agreement or "not checked"))
+        if self.kept_in_float:
+            made.add_row("in float, steep near zero", ", ".join(self.kept_in_float))
         return made
 
     def __str__(self) -> str:
@@ -273,7 +279,8 @@ def export_tflite(
     write_whole(target, content)
     seconds = time.perf_counter() - started
     say(f"wrote {target} in {seconds:.1f} s")
-    return ExportResult(str(target), scheme, use_ranges, agreed, report, seconds)
+    steep = kept_in_float(final) if integer and not by_converter else ()
+    return ExportResult(str(target), scheme, use_ranges, agreed, report, seconds, steep)
 
 
 def _recipe(model: keras.Model, scheme: str, trained: bool, agreed: Any) -> dict[str, Any]:

@@ -28,5 +28,3 @@ def test_frozen_layers_stay_frozen():
     model.layers[0].trainable = False
     copy = Rewriter().run(model)
     assert [layer.trainable for layer in copy.layers] == [False, True]
-
-

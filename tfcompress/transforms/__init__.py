@@ -6,12 +6,14 @@ import keras  # noqa: F401
 
 from tfcompress.transforms.base import WeightTransform
 from tfcompress.transforms.fake_quant import FakeQuant
+from tfcompress.transforms.keep import KeepZeros
 from tfcompress.transforms.mask import MagnitudeMask
 from tfcompress.transforms.schedules import ConstantSparsity, PolynomialDecay, SparsitySchedule
 
 __all__ = [
     "ConstantSparsity",
     "FakeQuant",
+    "KeepZeros",
     "MagnitudeMask",
     "PolynomialDecay",
     "SparsitySchedule",

@@ -18,13 +18,13 @@ from tfcompress.transforms.patterns import NOfM, Pattern, as_pattern
 from tfcompress.wrap.activations import ActivationQuantizer
 from tfcompress.wrap.add_transform import AddTransform
 from tfcompress.wrap.placement import PlaceQuantizers
-from tfcompress.wrap.sparsity import allocate, mask_of, masks
+from tfcompress.wrap.sparsity import allocate, mask_of, masks, start_kept, warn_of_zeros
 from tfcompress.wrap.wrapper import CompressionWrapper, compressible_weights, input_axis, step_of
 
 
 def prune(
     model_or_layer: Any,
-    sparsity: float | SparsitySchedule | Mapping[str, Any] | None = None,
+    sparsity: float | str | SparsitySchedule | Mapping[str, Any] | None = None,
     *,
     pattern: Any = "unstructured",
     ranking: str = "layer",
@@ -44,9 +44,10 @@ def prune(
         model_or_layer: A built model, wrapped or not (a subclassed one becomes Functional), or one
             layer. It is not changed.
         sparsity: Share of zeros in [0, 1), from the first step on; a schedule over the training
-            steps such as `PolynomialDecay`; or a dict of these by glob on layer paths, of which the
-            first that fits counts, and layers that none fits are not pruned. None is 0.8, or what
-            `pattern` says.
+            steps such as `PolynomialDecay`; "keep" for the zeros that the weights have already, as
+            those of a model that was pruned and stripped; or a dict of these by glob on layer
+            paths, of which the first that fits counts, and layers that none fits are not pruned.
+            None is 0.8, or what `pattern` says.
         pattern: "unstructured"; "n:m", such as "2:4": of every m consecutive weights along the
             input channels at most n are not zero (only layers that sum over input channels); or
             (rows, columns): blocks of so many inputs by output channels are zero as a whole, those
@@ -89,12 +90,15 @@ def prune(
             )
         wrapped = _wrap_layer(model_or_layer, mask_of(sparsity, pattern, ranking))
         allocate({wrapped.name: wrapped})
+        start_kept([wrapped])
         return wrapped
     model_or_layer = as_graph(model_or_layer)
     candidates = _prunable(model_or_layer, layers, as_pattern(pattern))
     chosen = masks(sparsity, pattern, ranking, candidates, layers)
     pruned = AddTransform(lambda path, layer: chosen[path], set(chosen)).run(model_or_layer)
-    allocate({p: w for p, w in walk_layers(pruned) if isinstance(w, CompressionWrapper)})
+    wrappers = {p: w for p, w in walk_layers(pruned) if isinstance(w, CompressionWrapper)}
+    allocate(wrappers)
+    start_kept(w for path, w in wrappers.items() if path in chosen)
     return pruned
 
 
@@ -129,6 +133,9 @@ def quantize(
         ValueError: If the model is unbuilt, it is quantized already, `scheme` is
             unknown, or `layers` or an override matches nothing.
 
+    Warns:
+        CompressionWarning: If the model was pruned, and nothing would keep its zeros.
+
     Example:
         >>> import keras
         >>> import tfcompress as tfc
@@ -146,7 +153,10 @@ def quantize(
         if wrapped.built:
             wrapped.start()
         return wrapped
-    return quantized(as_graph(model_or_layer), scheme, layers)
+    model = as_graph(model_or_layer)
+    made = quantized(model, scheme, layers)
+    warn_of_zeros(walk_layers(model))
+    return made
 
 
 def quantized(

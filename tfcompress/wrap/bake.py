@@ -24,6 +24,7 @@ from tfcompress.wrap.forms import (
     SummingLayerNormalization,
     affine_of,
     apart,
+    as_flat,
     clip_ends,
     fits_affine,
     in_float32,
@@ -32,9 +33,11 @@ from tfcompress.wrap.forms import (
     is_affine,
     normalized,
     pooled_in_turns,
+    settled,
     uneven,
 )
 from tfcompress.wrap.integers import Sum, Table, ends_of_grid
+from tfcompress.wrap.precision import AwayFromZero
 from tfcompress.wrap.recurrent import RuntimeRecurrent, unrolled
 from tfcompress.wrap.roles import (
     CLIP,
@@ -126,10 +129,10 @@ class _Bake(Rewriter):
         return summing
 
     def leave(self, model: keras.Model, path: str, outputs: list[Any]) -> list[Any]:
-        return [_settled(output) for output in outputs]
+        return [settled(output) for output in outputs]
 
     def visit_model(self, graph: Graph, call: Call, args: Any, kwargs: Any) -> Any:
-        args, kwargs = tree.map_structure(_settled, (args, kwargs))
+        args, kwargs = tree.map_structure(settled, (args, kwargs))
         return super().visit_model(graph, call, args, kwargs)
 
     def visit(self, graph: Graph, call: Call, args: Any, kwargs: Any) -> Any:
@@ -137,7 +140,7 @@ class _Bake(Rewriter):
         quantizer = isinstance(operation, ActivationQuantizer)
         self._producers.update((id(output), call) for output in call.outputs)
         handed_on = quantizer and operation.follows and not call.kwargs.get("averaged")
-        if isinstance(operation, InputSamples) or handed_on:
+        if isinstance(operation, (InputSamples, AwayFromZero)) or handed_on:
             return args[0]
         if augments(operation):
             dtype = call.outputs[0].dtype
@@ -152,7 +155,7 @@ class _Bake(Rewriter):
             return normalized(layer, args[0])
         left_out = type(layer) in KERNELS and not rounds_weights(operation)
         if self._rounds and left_out and self._reads_integers(call):
-            args, kwargs = tree.map_structure(_settled, (args, kwargs))
+            args, kwargs = tree.map_structure(settled, (args, kwargs))
             return layer.activation(ops.negative(self._in_float(layer)(*args, **kwargs)))
         if role(layer) == NORMALIZATION and self._is_folded(call):
             return _operand(args, kwargs)
@@ -168,13 +171,13 @@ class _Bake(Rewriter):
             ):
                 return args[0]
             relu = self.once(layer, lambda: layers.ReLU(name=layer.name, dtype="float32"))
-            return _flat(args[0]).then(relu) if deferred else relu(args[0])
+            return as_flat(args[0]).then(relu) if deferred else relu(args[0])
         if deferred and role(layer) == RELU:
-            return _flat(args[0]).then(self.clone(layer))
+            return as_flat(args[0]).then(self.clone(layer))
         if deferred and quantizer:
-            made = _flat(args[0]).then(self._fixed(operation))
+            made = as_flat(args[0]).then(self._fixed(operation))
             return made.restore(made.image)
-        args, kwargs = tree.map_structure(_settled, (args, kwargs))
+        args, kwargs = tree.map_structure(settled, (args, kwargs))
         if isinstance(operation, GridCrossing):
             return GridCrossing.written(args[0])
         if quantizer:
@@ -387,16 +390,6 @@ class _Bake(Rewriter):
 
 
 _FUSED = (None, 6, 6.0)  # ReLU and ReLU6
-
-
-def _flat(value: Flat | Affine) -> Flat:
-    return value.written() if isinstance(value, Affine) else value
-
-
-def _settled(value: Any) -> Any:
-    """Returns a tensor of the shape that the model knows."""
-    made = _flat(value) if isinstance(value, (Flat, Affine)) else None
-    return value if made is None else made.restore(made.image)
 
 
 def _operand(args: Any, kwargs: Any) -> Any:

@@ -78,6 +78,17 @@ class Affine:
         return self.made
 
 
+def as_flat(value: Flat | Affine) -> Flat:
+    """Returns what is written of a tensor that may still have to be scaled."""
+    return value.written() if isinstance(value, Affine) else value
+
+
+def settled(value: Any) -> Any:
+    """Returns a tensor of the shape that the model knows."""
+    made = as_flat(value) if isinstance(value, (Flat, Affine)) else None
+    return value if made is None else made.restore(made.image)
+
+
 def clip_ends(operation: Any) -> tuple[float, float]:
     """Returns where an operation clips; without ends of its own it is a hard tanh."""
     return getattr(operation, "x_min", -1), getattr(operation, "x_max", 1)

@@ -17,6 +17,7 @@ from tfcompress.wrap.fixed import GridCrossing
 from tfcompress.wrap.following import FollowingQuantizer
 from tfcompress.wrap.indices import index_tensors, makes_indices, reads_indices
 from tfcompress.wrap.models import ChainedModel, QuantizedModel
+from tfcompress.wrap.precision import AwayFromZero, precise_calls, steep_inputs
 from tfcompress.wrap.recurrent import RuntimeRecurrent
 from tfcompress.wrap.roles import (
     AVERAGE,
@@ -42,31 +43,8 @@ from tfcompress.wrap.roles import (
 )
 from tfcompress.wrap.runtime import RuntimeMerge
 from tfcompress.wrap.samples import InputSamples, samples_to_keep
+from tfcompress.wrap.tensor_state import TensorState
 from tfcompress.wrap.wrapper import CompressionWrapper
-
-
-@dataclasses.dataclass(frozen=True)
-class _State:
-    """What is known of a tensor: the role still open for fusing, or the quantizer it is on.
-
-    Attributes:
-        pending: While the tensor waits for the operation that decides its grid: a key of `FUSES`
-            or JOIN; else None.
-        quantized: Whether its values are on a grid.
-        bits: Of that grid, or of the operation that is waiting for it.
-        quantizer: The layer that put it there; None if that stands in another model.
-        leader: Where it does, that layer, if its grid is the only one the tensor may be on.
-        non_negative: Whether its values cannot be negative.
-        floating: The role of the operation that made it, if that was left out of quantization.
-    """
-
-    pending: str | None = None
-    quantized: bool = False
-    bits: int = 8
-    quantizer: ActivationQuantizer | None = None
-    leader: ActivationQuantizer | None = None
-    non_negative: bool = False
-    floating: str | None = None
 
 
 class PlaceQuantizers(Rewriter):
@@ -97,14 +75,15 @@ class PlaceQuantizers(Rewriter):
         self._left_out = left_out
         self._wide = wide
         self._learned = learned
-        self._states: dict[int, _State] = {}
+        self._states: dict[int, TensorState] = {}
         self._on_grid: dict[tuple[int, int], Any] = {}
-        self._entered: dict[int, list[_State]] = {}
-        self._model_states: dict[int, list[_State]] = {}
+        self._entered: dict[int, list[TensorState]] = {}
+        self._model_states: dict[int, list[TensorState]] = {}
         self._relus: dict[int, ActivationQuantizer] = {}
         self._names: dict[str, int] = {}
         self._indices: set[int] = set()
         self._once: set[int] = set()
+        self._precise: set[int] = set()
         self._alive: list[Any] = []
 
     def run(self, model: keras.Model) -> keras.Model:
@@ -122,9 +101,10 @@ class PlaceQuantizers(Rewriter):
 
     def enter(self, model: keras.Model, path: str, inputs: list[Any]) -> list[Any]:
         """Keeps samples of the outermost inputs; inputs of nested models come quantized."""
+        self._precise |= precise_calls(self._graphs[id(model)])
         if path:
             for tensor, grid in zip_longest(inputs, self._entered[id(model)][: len(inputs)]):
-                self._note(tensor, grid or _State(quantized=True))
+                self._note(tensor, grid or TensorState(quantized=True))
             return inputs
         capacity = samples_to_keep([tensor.shape for tensor in inputs])
         return [InputSamples(capacity, name=self._name(f"{t.name}_samples"))(t) for t in inputs]
@@ -146,7 +126,7 @@ class PlaceQuantizers(Rewriter):
             ]
             # Wherever it is called, the model is entered on the grids of its first call.
             once = id(call.operation) in self._once
-            entered = [self._entering(self._state(t), once) for t in given]
+            entered = [self._state(t).entering(once) for t in given]
             entered = self._entered.setdefault(id(call.operation), entered)
             ready = iter(
                 self._quantize(t, grid.bits if grid.quantized else 0)
@@ -160,15 +140,15 @@ class PlaceQuantizers(Rewriter):
         emitted = []
         states = self._model_states[id(call.operation)]
         for old, new, state in zip(call.outputs, keras.tree.flatten(outputs), states, strict=True):
-            state = dataclasses.replace(state, quantizer=None, leader=_leader(state))
-            emitted.append(self._close(graph, call, old, self._note(new, state)))
+            emitted.append(self._close(graph, call, old, self._note(new, state.leaving())))
         return emitted
 
     def visit(self, graph: Graph, call: Call, args: Any, kwargs: Any) -> Any:
         """Calls an operation and quantizes what the rules say."""
         moves = isinstance(call.operation, CompressionWrapper)
         operation = (self.move if moves else self.clone)(call.operation)
-        if adds_tensors(call):
+        precise = id(call) in self._precise
+        if adds_tensors(call) and not precise:
             operation = self.once(call, lambda: self._addition(call.operation))
             args, kwargs = ([*args, *kwargs.values()],), {}
         given = [t for t in keras.tree.flatten((args, kwargs)) if is_float(t)]
@@ -177,7 +157,7 @@ class PlaceQuantizers(Rewriter):
         if call.path in self._left_out or self._in_float(kind, given):
             outputs = operation(*args, **kwargs)
             for new in keras.tree.flatten(outputs):
-                self._note(new, _State(floating=kind))
+                self._note(new, TensorState(floating=kind))
             return outputs
         if not fused and self._selected is not None and call.path not in self._selected:
             # The runtime moves and averages integers as integers, whoever asked for it.
@@ -185,10 +165,17 @@ class PlaceQuantizers(Rewriter):
             if not (stays and given):
                 return operation(*args, **kwargs)
         bits = self._bits(call, kind)
-        exactly = augments(call.operation) or kind == PRECISE or reads_indices(call, self._indices)
+        exactly = augments(call.operation) or precise or reads_indices(call, self._indices)
         exactly = exactly or (kind == COMPARE and all(comes_in(graph, t) for t in call.inputs))
+        steep = {id(t) for t in steep_inputs(call)}
+        old = iter([t for t in call.inputs if is_float(t)])
         args, kwargs = keras.tree.map_structure(
-            lambda t: self._handed(t, call, kind, bits, exactly), (args, kwargs)
+            lambda t: (
+                self._handed(t, call, kind, bits, exactly and id(next(old)) in steep)
+                if is_float(t)
+                else t
+            ),
+            (args, kwargs),
         )
         given = [t for t in keras.tree.flatten((args, kwargs)) if is_float(t)]
         if kind == AVERAGE and self._state(given[0]).quantizer is None:
@@ -211,16 +198,6 @@ class PlaceQuantizers(Rewriter):
                 new = self._emit(graph, call, kind, bits or 8, states, old, new)
             emitted.append(new)
         return emitted
-
-    def _entering(self, state: _State, once: bool) -> _State:
-        """Returns what is known of a tensor inside of the model that it enters.
-
-        Args:
-            state: What is known of it outside.
-            once: Whether that is the only call of the model.
-        """
-        bits = state.bits if state.quantized else 8
-        return _State(None, state.quantized, bits, leader=_leader(state) if once else None)
 
     def _follow(self, tensor: Any) -> Any:
         """Returns a tensor on the grid of another model, for an average that stays on it."""
@@ -256,11 +233,13 @@ class PlaceQuantizers(Rewriter):
     def _handed(self, tensor: Any, call: Call, kind: str, bits: int | None, exactly: bool) -> Any:
         """Returns a tensor as an operation reads it, `exactly` if it must not be rounded first."""
         state = self._state(tensor)
+        if kind == PRECISE and exactly:
+            return self._note(self._away_from_zero(tensor, state), state)
         if state.pending or (exactly and not state.quantized):
             return tensor
         if kind == JOIN and state.quantized and state.bits != bits:
             # On the grid of the result, like all that is joined.
-            return self._note(self._cross(tensor), _State(JOIN))
+            return self._note(self._cross(tensor), TensorState(JOIN))
         if bits is None:
             return self._as_it_is(tensor, call.path in self._wide)
         return self._quantize(tensor, bits)
@@ -271,7 +250,7 @@ class PlaceQuantizers(Rewriter):
         call: Call,
         kind: str,
         bits: int,
-        states: list[_State],
+        states: list[TensorState],
         old: Any,
         new: Any,
     ) -> Any:
@@ -290,16 +269,16 @@ class PlaceQuantizers(Rewriter):
         if prescribed is not None:
             name = self._name(f"{layer.name}_quantizer")
             quantizer = ActivationQuantizer(prescribed, name=name)
-            return self._apply(quantizer, new, _State(non_negative=prescribed[0] == 0))
+            return self._apply(quantizer, new, TensorState(non_negative=prescribed[0] == 0))
         if isinstance(layer, RuntimeRecurrent):
-            return self._note(new, _State(quantized=True))  # rounded step by step
+            return self._note(new, TensorState(quantized=True))  # rounded step by step
         if kind == TABLE and rounds_weights(call.operation):
             joined = is_joined(graph, old)
             if joined and id(call.operation) not in self._once:
                 new = self._cross(new)  # of a table there is one grid for all that is looked up
-            return self._note(new, _State(JOIN if joined else None, quantized=not joined))
+            return self._note(new, TensorState(JOIN if joined else None, quantized=not joined))
         positive = kind == RELU or (kind == JOIN and all(s.non_negative for s in states))
-        state = _State(kind if kind in FUSES else None, bits=bits, non_negative=positive)
+        state = TensorState(kind if kind in FUSES else None, bits=bits, non_negative=positive)
         return self._close(graph, call, old, self._note(new, state))
 
     def _close(self, graph: Graph, call: Call, old: Any, new: Any) -> Any:
@@ -315,7 +294,10 @@ class PlaceQuantizers(Rewriter):
             fused = readers and all(self._fuses(state.pending, reader) for reader in readers)
             if not leaves and fused and (len(readers) == 1 or is_one_relu(graph, readers)):
                 return new
-        if readers and not leaves and all(role(r.operation) == PRECISE for r in readers):
+        precise = {
+            id(r) in self._precise and any(old is t for t in steep_inputs(r)) for r in readers
+        }
+        if readers and not leaves and precise == {True}:
             return new
         if role(call.operation) != JOIN and state.bits == 8 and is_joined(graph, old):
             return self._note(new, dataclasses.replace(state, pending=JOIN))
@@ -351,6 +333,10 @@ class PlaceQuantizers(Rewriter):
             self._on_grid[key] = self._new_quantizer(tensor, bits, name)
         return self._on_grid[key]
 
+    def _away_from_zero(self, tensor: Any, state: TensorState) -> Any:
+        self._alive.append(tensor)
+        return AwayFromZero(name=self._name(f"{layer_name(tensor)}_nonzero"))(tensor)
+
     def _cross(self, tensor: Any) -> Any:
         self._alive.append(tensor)
         return GridCrossing(name=self._name(f"{layer_name(tensor)}_crossing"))(tensor)
@@ -371,17 +357,17 @@ class PlaceQuantizers(Rewriter):
         )
 
     def _apply(
-        self, quantizer: ActivationQuantizer, tensor: Any, state: _State, **kwargs: Any
+        self, quantizer: ActivationQuantizer, tensor: Any, state: TensorState, **kwargs: Any
     ) -> Any:
         return self._note(
             quantizer(tensor, **kwargs),
-            _State(None, True, quantizer.bits, quantizer, state.non_negative),
+            TensorState(None, True, quantizer.bits, quantizer, state.non_negative),
         )
 
-    def _state(self, tensor: Any) -> _State:
-        return self._states.get(id(tensor), _State())
+    def _state(self, tensor: Any) -> TensorState:
+        return self._states.get(id(tensor), TensorState())
 
-    def _note(self, tensor: Any, state: _State) -> Any:
+    def _note(self, tensor: Any, state: TensorState) -> Any:
         self._alive.append(tensor)
         self._states[id(tensor)] = state
         return tensor
@@ -391,8 +377,3 @@ class PlaceQuantizers(Rewriter):
         count = self._names.get(wanted, 0)
         self._names[wanted] = count + 1
         return f"{wanted}_{count}" if count else wanted
-
-
-def _leader(state: _State) -> ActivationQuantizer | None:
-    found = state.quantizer or state.leader
-    return found if found is not None and found.bits == 8 else None

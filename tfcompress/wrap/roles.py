@@ -73,7 +73,7 @@ ROLES: dict[str, str] = {
         MOVE,
     ),
     "Clip": CLIP,
-    **dict.fromkeys("Rsqrt Reciprocal Log Log1p Log2 Log10".split(), PRECISE),
+    **dict.fromkeys("Sqrt Rsqrt Reciprocal Log Log1p Log2 Log10".split(), PRECISE),
     **dict.fromkeys("Masking Equal NotEqual Greater GreaterEqual Less LessEqual".split(), COMPARE),
     **dict.fromkeys("Concatenate Stack Maximum Minimum Where".split(), JOIN),
     "Embedding": TABLE,
@@ -157,6 +157,8 @@ def role(operation: Any) -> str:
         return OUTPUT  # the runtime has no such fused activation
     if name in ("UpSampling2D", "Resizing"):
         return {"nearest": MOVE, "bilinear": AVERAGE}.get(layer.interpolation, OUTPUT)
+    if name in ("Power", "Divide", "TrueDivide"):
+        return PRECISE if _is_steep(layer, name) else OUTPUT
     if name == "Clip" and not _clips_around_zero(layer):
         return OUTPUT
     found = ROLES.get(name, OUTPUT)
@@ -247,6 +249,15 @@ def comes_in(graph: Graph, tensor: Any) -> bool:
 def rounds_weights(layer: Any) -> bool:
     """Returns whether a layer is wrapped to train with rounded weights."""
     return any(isinstance(t, FakeQuant) for t in getattr(layer, "transforms", ()))
+
+
+def _is_steep(operation: Any, name: str) -> bool:
+    """Returns whether a power, or a division, has no bound on its slope near zero."""
+    given = operation._inbound_nodes[0].arguments
+    second = (*given.args, *given.kwargs.values())[1]
+    if name == "Power":
+        return not (isinstance(second, (int, float)) and second >= 1)
+    return isinstance(second, keras.KerasTensor)
 
 
 def _clips_around_zero(clip: Any) -> bool:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 
 from tfcompress.errors import CompressionWarning
+from tfcompress.graph.cost import plain
 from tfcompress.graph.select import LayerSelection, select
 from tfcompress.scheme import check_choice
-from tfcompress.transforms import MagnitudeMask
+from tfcompress.transforms import KeepZeros, MagnitudeMask, WeightTransform
 from tfcompress.transforms.patterns import Blocks, as_pattern
-from tfcompress.wrap.wrapper import CompressionWrapper
+from tfcompress.wrap.wrapper import CompressionWrapper, compressible_weights
 
 _DEFAULT = 0.8
 
@@ -25,11 +26,11 @@ def masks(
     ranking: str,
     candidates: Sequence[tuple[str, Any]],
     layers: LayerSelection,
-) -> dict[str, MagnitudeMask]:
+) -> dict[str, WeightTransform]:
     """Returns the mask of each layer to prune, by path.
 
     Args:
-        sparsity: A number, a schedule, a dict of these by glob, or None for the usual one.
+        sparsity: A number, a schedule, "keep", a dict of these by glob, or None for the usual one.
         pattern: See `prune`.
         ranking: See `prune`.
         candidates: (path, layer) of all layers that could be pruned.
@@ -50,7 +51,7 @@ def masks(
             "sparsity is an empty dict: name at least one layer, such as {'dense*': 0.8}."
         )
     among = [(path, layer) for path, layer in candidates if path in chosen]
-    found: dict[str, MagnitudeMask] = {}
+    found: dict[str, WeightTransform] = {}
     for glob, value in sparsity.items():
         mask = mask_of(value, pattern, ranking)
         for path in select(among, glob, argument="sparsity"):
@@ -58,12 +59,61 @@ def masks(
     return found
 
 
-def mask_of(sparsity: Any, pattern: Any, ranking: str) -> MagnitudeMask:
+def mask_of(sparsity: Any, pattern: Any, ranking: str) -> WeightTransform:
     """Returns a mask; without a sparsity, that of its pattern."""
     pattern = as_pattern(pattern)
+    if isinstance(sparsity, str):
+        check_choice(sparsity, "sparsity", ("keep",))
+        if pattern.spec != "unstructured" or ranking != "layer":
+            raise ValueError(
+                "sparsity='keep' keeps the zeros that are there: leave pattern and ranking out. "
+                f"Received: pattern={pattern.spec!r}, ranking={ranking!r}"
+            )
+        return KeepZeros()
     if sparsity is None:
         sparsity = _DEFAULT if pattern.sparsity is None else pattern.sparsity
     return MagnitudeMask(sparsity, pattern.spec, ranking)
+
+
+def start_kept(wrappers: Iterable[CompressionWrapper]) -> None:
+    """Has masks that keep zeros look which weights are zero."""
+    for wrapper in wrappers:
+        for weight, transforms in wrapper.pipelines():
+            for mask in transforms:
+                if isinstance(mask, KeepZeros):
+                    mask.start(keras.ops.convert_to_tensor(weight))
+
+
+def warn_of_zeros(layers: Iterable[tuple[str, Any]]) -> None:
+    """Warns of pruned weights that nothing keeps at zero, which training would change.
+
+    Args:
+        layers: (path, layer) of those that will be trained, wrapped or not.
+    """
+    found = []
+    for path, layer in layers:
+        if any(transform.keeps_zeros and transform.order == 0 for transform in _transforms(layer)):
+            continue
+        for weight in compressible_weights(plain(layer)):
+            zeros = float(np.mean(keras.ops.convert_to_numpy(weight) == 0))
+            if _MANY <= zeros < 1:  # all of them: an initializer
+                found.append((path, zeros))
+    if found:
+        path, zeros = max(found, key=lambda entry: entry[1])
+        warnings.warn(
+            f"{zeros:.0%} of the weights of layer {path!r} are zero ({len(found)} such weights in "
+            "all): this model was pruned. Training will change them. To keep the zeros, call "
+            "quantize(prune(model, 'keep')).",
+            CompressionWarning,
+            stacklevel=3,
+        )
+
+
+_MANY = 0.1
+
+
+def _transforms(layer: Any) -> Sequence[WeightTransform]:
+    return getattr(layer, "transforms", ())
 
 
 def _masks(

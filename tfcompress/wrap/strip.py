@@ -23,6 +23,7 @@ from tfcompress.wrap.activations import ActivationQuantizer
 from tfcompress.wrap.canonicalize import original_variables
 from tfcompress.wrap.fixed import GridCrossing
 from tfcompress.wrap.models import ChainedModel, QuantizedModel
+from tfcompress.wrap.precision import AwayFromZero
 from tfcompress.wrap.runtime import RuntimeMerge
 from tfcompress.wrap.samples import InputSamples
 from tfcompress.wrap.wrapper import CompressionWrapper
@@ -32,9 +33,9 @@ def strip(model: Any) -> Any:
     """Returns the ordinary model: transforms applied for good, everything added taken out.
 
     Architecture, classes and names are those of the model that was wrapped, and nothing of
-    tfcompress is left in it. Pruned weights are zero; weights under quantization-aware training lie
-    on their INT8 grid. Learned activation ranges are dropped: to export an INT8 file, export the
-    unstripped model.
+    tfcompress is left in it. Pruned weights are zero; weights that were trained quantization-aware
+    lie on their INT8 grid (without training, they are what they were). Learned activation ranges
+    are dropped: to export an INT8 file, export the unstripped model.
 
     Args:
         model: A model (or layer) from `prune` or `quantize`. It is not changed.
@@ -79,7 +80,8 @@ def strip(model: Any) -> Any:
 
 def without_transforms(model: keras.Model) -> keras.Model:
     """Returns what `strip` returns, also for a model that was not wrapped, without a warning."""
-    return _Strip().run(model)
+    learning = [q for q in quantizers(model) if q.fixed_range is None]
+    return _Strip(rounds=not learning or any(q.is_trained for q in learning)).run(model)
 
 
 def as_unwrapped(model: Any, function: str) -> keras.Model:
@@ -152,10 +154,17 @@ def _roundings(model: keras.Model) -> Iterator[FakeQuant]:
                 yield transform
 
 
-def baked_values(wrapper: CompressionWrapper) -> dict[int, Any]:
-    """Returns the transformed value of each compressible weight, by `id` of the variable."""
+def baked_values(wrapper: CompressionWrapper, rounds: bool = True) -> dict[int, Any]:
+    """Returns the transformed value of each compressible weight, by `id` of the variable.
+
+    Args:
+        wrapper: The wrapped layer.
+        rounds: Whether weights are rounded.
+    """
     return {
-        id(weight): wrapper.effective_value(weight, transforms)
+        id(weight): wrapper.effective_value(
+            weight, [t for t in transforms if rounds or not isinstance(t, FakeQuant)]
+        )
         for weight, transforms in wrapper.pipelines()
     }
 
@@ -188,9 +197,13 @@ class _Parts:
     kwargs: Any
 
 
+_HANDING_ON = (ActivationQuantizer, AwayFromZero, GridCrossing, InputSamples)
+
+
 class _Strip(Rewriter):
-    def __init__(self) -> None:
+    def __init__(self, rounds: bool) -> None:
         super().__init__()
+        self._rounds = rounds
         self._values: dict[int, Any] = {}
 
     def class_for(self, model: keras.Model) -> type[keras.Model]:
@@ -202,7 +215,7 @@ class _Strip(Rewriter):
         return self._values.get(id(variable), variable)
 
     def visit(self, graph: Graph, call: Call, args: Any, kwargs: Any) -> Any:
-        if isinstance(call.operation, (ActivationQuantizer, GridCrossing, InputSamples)):
+        if isinstance(call.operation, _HANDING_ON):
             return args[0]
         if isinstance(call.operation, RuntimeMerge) and call.operation.operation:
             total = ops.add(*args[0])
@@ -211,7 +224,7 @@ class _Strip(Rewriter):
         if not isinstance(call.operation, CompressionWrapper):
             return super().visit(graph, call, args, kwargs)
         wrapper = call.operation
-        self._values.update(baked_values(wrapper))
+        self._values.update(baked_values(wrapper, self._rounds))
         if wrapper.origin is None:
             return self.clone(wrapper.layer)(*args, **kwargs)
         if wrapper.origin["part"] == 0:
