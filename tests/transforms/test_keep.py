@@ -31,7 +31,7 @@ def fitted(model):
 
 
 @pytest.mark.parametrize("quantize", [False, True])
-def test_the_zeros_there_are_stay(quantize, tmp_path):
+def test_the_zeros_there_are_stay(quantize, tmp_path, quiet):
     model = pruned()
     before = zeros(model)
     kept = tfc.prune(model, "keep")

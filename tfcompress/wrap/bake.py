@@ -37,6 +37,7 @@ from tfcompress.wrap.forms import (
     uneven,
 )
 from tfcompress.wrap.integers import Sum, Table, ends_of_grid
+from tfcompress.wrap.one_channel import as_image_layer, in_an_image
 from tfcompress.wrap.precision import AwayFromZero
 from tfcompress.wrap.recurrent import RuntimeRecurrent, unrolled
 from tfcompress.wrap.roles import (
@@ -57,7 +58,7 @@ from tfcompress.wrap.roles import (
 )
 from tfcompress.wrap.runtime import RuntimeLayer
 from tfcompress.wrap.samples import InputSamples
-from tfcompress.wrap.scalings import constant_operand
+from tfcompress.wrap.scalings import constant_operand, operand_of
 from tfcompress.wrap.sources import grid_behind, grid_of, known_sums
 from tfcompress.wrap.strip import baked_values, quantizers
 from tfcompress.wrap.wrapper import CompressionWrapper, variable_name
@@ -148,7 +149,8 @@ class _Bake(Rewriter):
         layer = plain(operation)
         total = self._sums.get(id(operation))
         if total is not None and total.wrapper is not None:
-            return self.once(operation, lambda: self._summed(total))(*args, **kwargs)
+            summed = self.once(operation, lambda: self._summed(total))
+            return summed(*map(settled, args), **kwargs)
         if isinstance(operation, CompressionWrapper):
             self._values.update(baked_values(operation))
         if self._wide and type(layer) in NORMALIZED:
@@ -158,9 +160,9 @@ class _Bake(Rewriter):
             args, kwargs = tree.map_structure(settled, (args, kwargs))
             return layer.activation(ops.negative(self._in_float(layer)(*args, **kwargs)))
         if role(layer) == NORMALIZATION and self._is_folded(call):
-            return _operand(args, kwargs)
+            return operand_of(args, kwargs)
         if self._rounds and role(layer) == NORMALIZATION and is_affine(layer):
-            made = self._affine(graph, call, layer, _operand(args, kwargs))
+            made = self._affine(graph, call, layer, operand_of(args, kwargs))
             if made is not None:
                 return made
         deferred = bool(args) and isinstance(args[0], (Flat, Affine))
@@ -270,10 +272,11 @@ class _Bake(Rewriter):
         layer = total.wrapper.layer
         # Without a bias, the converter leaves a transposed convolution and a ReLU in float.
         biased = layer.use_bias or bool(total.scalings) or isinstance(layer, TRANSPOSED)
-        folded = clone_layer(layer, use_bias=biased)
+        image_layer = as_image_layer(layer, biased)
+        folded = image_layer or clone_layer(layer, use_bias=biased)
         self.carry(total.wrapper, folded)
         self._totals[id(folded)] = total
-        return folded
+        return in_an_image(layer, folded) if image_layer else folded
 
     def _is_wide(self, graph: Graph, call: Call) -> bool:
         """Returns whether the grid behind a call has 16 bits."""
@@ -321,8 +324,8 @@ class _Bake(Rewriter):
 
     def _sums_matrices(self, call: Call) -> bool:
         """Returns whether a call adds matrices of 16 bits."""
-        made = [self._producers.get(id(tensor)) for tensor in call.inputs]
-        wide = any(p is not None and getattr(p.operation, "bits", 8) == 16 for p in made)
+        made = [self._producers[id(t)].operation for t in call.inputs if id(t) in self._producers]
+        wide = any(getattr(operation, "bits", 8) == 16 for operation in made)
         ranks = [len(tensor.shape) for tensor in call.inputs]
         return wide and role(call.operation) == SUM and ranks == [2, 2]
 
@@ -390,11 +393,6 @@ class _Bake(Rewriter):
 
 
 _FUSED = (None, 6, 6.0)  # ReLU and ReLU6
-
-
-def _operand(args: Any, kwargs: Any) -> Any:
-    """Returns what an operation is called on beside numbers."""
-    return next(v for v in (*args, *kwargs.values()) if not isinstance(v, (int, float)))
 
 
 def _floats(given: Any) -> list[Any]:

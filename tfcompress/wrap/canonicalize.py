@@ -24,6 +24,7 @@ from tfcompress.wrap.runtime import (
     RuntimeLayer,
     RuntimeMerge,
     RuntimeNormalization,
+    RuntimePReLU,
     RuntimeSwish,
 )
 
@@ -163,6 +164,20 @@ class RoundSwish(Rule):
     def parts(self, layer: Any) -> list[Any]:
         """Returns the activation of the runtime."""
         return [_runtime(_SWISHES[activation_name(layer) or ""], layer)]
+
+
+class RoundSlopes(Rule):
+    """A parametric ReLU with the slopes that the runtime keeps, of 8 bits."""
+
+    def matches(self, layer: Any) -> bool:
+        """Returns whether `layer` is a parametric ReLU."""
+        return type(layer) is layers.PReLU
+
+    def parts(self, layer: Any) -> list[Any]:
+        """Returns the activation of the runtime."""
+        config = layer.get_config()
+        names = [name for name in config if name.startswith("alpha_") or name == "shared_axes"]
+        return [_runtime(RuntimePReLU, layer, options={name: config[name] for name in names})]
 
 
 class SplitHardSigmoid(Rule):
@@ -325,6 +340,7 @@ RULES: list[Rule] = [
     SplitSeparable(),
     PoolGlobally(),
     RoundSwish(),
+    RoundSlopes(),
     SplitHardSigmoid(),
     MergePairwise(),
     NormalizeInIntegers(),

@@ -309,7 +309,7 @@ def averages(places: Any, middle: Any) -> Any:
 def in_two_roundings(places: Any, ratio: Any, power: float = 1.0) -> Any:
     """Returns integers times a ratio, as the runtime's own kernels scale them.
 
-    Once by the binary digits of the ratio, then by its power of two.
+    Once by the binary digits of the ratio, then by its power of two; if that is above one, first.
 
     Args:
         places: The integers.
@@ -317,8 +317,9 @@ def in_two_roundings(places: Any, ratio: Any, power: float = 1.0) -> Any:
         power: A power of two that the ratio is times.
     """
     digits = power_below(ratio) * 2
-    total = ops.floor(places * (ratio / digits) + 0.5)
-    return ops.sign(total) * ops.floor(ops.abs(total) * (digits * power) + 0.5)
+    first = ops.maximum(digits * power, 1.0)
+    total = ops.floor(places * first * (ratio / digits) + 0.5)
+    return ops.sign(total) * ops.floor(ops.abs(total) * (digits * power / first) + 0.5)
 
 
 def straight_through(x: Any, replaced: Any) -> Any:

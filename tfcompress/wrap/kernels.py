@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from keras import ops
 
-from tfcompress.wrap.integers import Grid, power_below, straight_through
+from tfcompress.wrap.integers import (
+    Grid,
+    divided,
+    in_two_roundings,
+    power_below,
+    straight_through,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +59,30 @@ class Kernel:
             scale: The step of the output.
         """
         raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True)
+class ParametricReLU(Kernel):
+    """What is negative times a slope of its own, of 8 bits.
+
+    Args:
+        slopes: Returns the slopes, as floats.
+    """
+
+    slopes: Callable[[], Any]
+
+    def steps(self, inputs: list[Any], units: list[Any], scale: Any) -> Any:
+        """Returns the integers of the activation."""
+        (x,), (unit,) = inputs, units
+        slopes, step = rounded_slopes(self.slopes())
+        below = in_two_roundings(x * slopes, ops.maximum(unit * step / scale, 2.0**-29))
+        return ops.where(x < 0, below, in_two_roundings(x, unit / scale))
+
+
+def rounded_slopes(slopes: Any) -> tuple[Any, Any]:
+    """Returns slopes as integers of 8 bits, and their step: that of the largest."""
+    step = divided(ops.max(ops.abs(slopes)), 127)
+    return ops.round(slopes / ops.where(step > 0, step, 1.0)), step
 
 
 class Addition(Kernel):

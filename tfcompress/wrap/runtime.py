@@ -22,7 +22,14 @@ from tfcompress.graph.copies import clone_layer
 from tfcompress.wrap.activations import ActivationQuantizer, fake_quant
 from tfcompress.wrap.fixed import FixedFakeQuant
 from tfcompress.wrap.integers import InverseRoot, Mean, Product, straight_through
-from tfcompress.wrap.kernels import Addition, HardSwish, Kernel, Subtraction
+from tfcompress.wrap.kernels import (
+    Addition,
+    HardSwish,
+    Kernel,
+    ParametricReLU,
+    Subtraction,
+    rounded_slopes,
+)
 from tfcompress.wrap.stepwise import SIGMOID_RANGE
 
 _PRECISE = "float32" if keras.backend.backend() == "jax" else "float64"  # JAX has it off
@@ -177,6 +184,64 @@ class RuntimeHardSwish(RuntimeLayer):
         for kernel in () if training else self._kernels:
             outputs = kernel([inputs], outputs)
         return outputs
+
+
+@keras.saving.register_keras_serializable("tfcompress")
+class RuntimePReLU(RuntimeLayer):
+    """The parametric ReLU of Keras, with slopes of 8 bits; at inference in the runtime's steps.
+
+    Args:
+        options: What the layer of Keras is made with: its shared axes, and what its slopes start
+            from, are regularized and constrained by.
+        **kwargs: Arguments of `keras.layers.Layer`.
+    """
+
+    def __init__(self, options: dict[str, Any], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.options = options
+        given = {key: value for key, value in options.items() if key.startswith("alpha_")}
+        self._like = layers.PReLU(shared_axes=options["shared_axes"], **given)
+        self.alpha: Any = None
+
+    def build(self, input_shape: Any) -> None:
+        """Creates the slopes."""
+        super().build(input_shape)
+        like = self._like
+        shared = [axis % len(input_shape) for axis in like.shared_axes or ()]
+        self.alpha = self.add_weight(
+            name="alpha",
+            shape=[
+                1 if axis in shared else input_shape[axis] for axis in range(1, len(input_shape))
+            ],
+            initializer=like.alpha_initializer,
+            regularizer=like.alpha_regularizer,
+            constraint=like.alpha_constraint,
+        )
+
+    def kernels_for(self, read: Sequence[Any], result: Any) -> list[Kernel]:
+        """Returns the one kernel."""
+        slopes = functools.partial(ops.convert_to_tensor, self.alpha)
+        return [ParametricReLU(tuple(read), result, slopes)]
+
+    def original_variables(self) -> list[Any]:
+        """Returns the slopes."""
+        return [self.alpha]
+
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
+        """Returns the activation."""
+        alpha = ops.convert_to_tensor(self.alpha)
+        if training:
+            slopes, step = rounded_slopes(ops.cast(alpha, "float32"))
+            alpha = straight_through(alpha, ops.cast(slopes * step, alpha.dtype))
+        # In the form that the converter knows.
+        outputs = ops.relu(inputs) + -alpha * ops.relu(-inputs)
+        for kernel in () if training else self._kernels:
+            outputs = kernel([inputs], outputs)
+        return outputs
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor arguments."""
+        return {**super().get_config(), "options": self.options}
 
 
 @keras.saving.register_keras_serializable("tfcompress")

@@ -36,6 +36,11 @@ def scale_and_offset(layer: Any) -> tuple[Any, Any]:
     return scale, beta - ops.convert_to_tensor(layer.moving_mean) * scale
 
 
+def operand_of(args: Any, kwargs: Any) -> Any:
+    """Returns what an operation is called on beside numbers."""
+    return next(v for v in (*args, *kwargs.values()) if not isinstance(v, (int, float)))
+
+
 def constant_operand(operation: Any) -> tuple[float, float] | None:
     """Returns scale and offset of an operation on floats with a number as its other operand.
 
