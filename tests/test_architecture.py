@@ -27,6 +27,7 @@ LAYERS = [
     "callbacks",
     "agreement",
     "ends",
+    "preflight",
     "export",
     "tune",
     "distributions",

@@ -12,7 +12,7 @@ from tfcompress.data import InputSpec, spread
 from tfcompress.errors import ExportError
 from tfcompress.graph.cost import plain
 from tfcompress.graph.read import output_names, walk_layers
-from tfcompress.graph.run import outputs_of, packed
+from tfcompress.graph.run import outputs_of
 from tfcompress.ptq import Measured
 from tfcompress.tflite.run import TFLiteModel
 from tfcompress.tflite.verify import WARNED, Agreement, compare_outputs, judge, synthetic
@@ -110,11 +110,6 @@ def computes_in_half(model: keras.Model) -> bool:
     return bool(dtypes & {"float16", "bfloat16"})
 
 
-def predict(model: keras.Model, features: dict[str, np.ndarray]) -> Any:
-    """Runs a Keras model on arrays by input name."""
-    return model.predict(packed(model, features), verbose=0)
-
-
 def _output_scales(content: Any) -> dict[str, float]:
     """Returns the step of each output, also of outputs that the file ends by making floats."""
     file = TFLiteModel(content, delegates=False)
@@ -147,7 +142,8 @@ def probes(
     keepers = [layer for _, layer in walk_layers(model) if isinstance(layer, InputSamples)]
     if not keepers:
         return synthetic(specs, 16), "synthetic"
-    kept = {keeper.input._keras_history.operation.name: keeper.kept() for keeper in keepers}
+    names = {id(t): spec.name for t, spec in zip(model.inputs, specs, strict=True)}
+    kept = {names[id(keeper.input)]: keeper.kept() for keeper in keepers}
     count = max((len(array) for array in kept.values() if array is not None), default=0)
     for spec in specs:  # an input that nothing reads
         shape = [count, *(size or 1 for size in spec.shape)]

@@ -12,12 +12,12 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfcompress.agreement import predict
 from tfcompress.data import collect
 from tfcompress.export import export_tflite
 from tfcompress.files import check_path, write_whole
 from tfcompress.graph.inline import as_graph
 from tfcompress.graph.read import input_specs, load_keras
+from tfcompress.graph.run import predict
 from tfcompress.tables import as_text, table
 from tfcompress.tflite.benchmark import benchmark
 from tfcompress.tflite.inspect import FileReport, inspect_tflite

@@ -129,6 +129,8 @@ def _split_labels(
     """Splits one item into features by input name and labels (None if there are none)."""
     names = [spec.name for spec in inputs]
     label = None
+    while isinstance(item, (tuple, list)) and len(item) == 1 and _is_nested(item[0]):
+        item = item[0]  # the inputs without labels, as tf.data has them
     if isinstance(item, (tuple, list)):
         first_holds_all = len(inputs) > 1 and isinstance(item[0], (tuple, list, Mapping))
         if (
@@ -137,6 +139,9 @@ def _split_labels(
             and (len(inputs) == 1 or first_holds_all)
         ):
             item, label = item[0], np.asarray(item[1])
+    flat = _leaves(item)
+    if len(flat) == len(names) and any(map(_is_nested, _values(item))):
+        return dict(zip(names, flat, strict=True)), label  # in the order of Keras' structures
     if isinstance(item, Mapping):
         missing = [name for name in names if name not in item]
         if missing:
@@ -158,6 +163,30 @@ def _split_labels(
             f"{', '.join(map(repr, names))}. Received: {received}"
         )
     return dict(zip(names, item, strict=True)), label
+
+
+def _is_nested(value: Any) -> bool:
+    """Returns whether a value is a structure of arrays, not a list of numbers."""
+    return isinstance(value, Mapping) or (
+        isinstance(value, (tuple, list)) and any(map(_is_array, value))
+    )
+
+
+def _is_array(value: Any) -> bool:
+    return hasattr(value, "__array__") or _is_nested(value)
+
+
+def _values(item: Any) -> list[Any]:
+    if isinstance(item, Mapping):
+        return [item[key] for key in sorted(item, key=str)]
+    return list(item) if isinstance(item, (tuple, list)) else []
+
+
+def _leaves(item: Any) -> list[Any]:
+    """Returns the arrays in a structure, dicts by their keys."""
+    if not _is_nested(item):
+        return [item]
+    return [leaf for value in _values(item) for leaf in _leaves(value)]
 
 
 def _batched(value: Any, spec: InputSpec, argument: str) -> np.ndarray:

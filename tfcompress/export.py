@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib
-import math
 import os
 import time
 import warnings
@@ -19,17 +18,23 @@ from tfcompress.data import samples
 from tfcompress.ends import labels_by_output, normalization_by_input
 from tfcompress.errors import CompressionWarning, ExportError
 from tfcompress.files import check_path, write_whole
-from tfcompress.graph.cost import own_weights
 from tfcompress.graph.inline import as_graph
-from tfcompress.graph.read import input_specs, output_names, walk_layers
+from tfcompress.graph.read import input_specs, output_names
 from tfcompress.graph.run import outputs_of
+from tfcompress.preflight import (
+    backend_problem,
+    batch_of,
+    check_arguments,
+    check_ranges,
+    check_trained,
+    check_weights,
+    choose_scheme,
+)
 from tfcompress.ptq import measured_model
 from tfcompress.scheme import (
     INTEGER_SCHEMES,
-    SCHEMES,
     QuantizationScheme,
     as_scheme,
-    check_choice,
 )
 from tfcompress.tables import as_text
 from tfcompress.tflite.convert import convert
@@ -42,7 +47,6 @@ from tfcompress.wrap.precision import kept_in_float
 from tfcompress.wrap.strip import (
     quantizers,
     rounds_per_channel,
-    trained_scheme,
     uses_sixteen_bits,
     warn_unfinished,
 )
@@ -151,7 +155,8 @@ def export_tflite(
             to 512 samples are used. A quantization-aware model needs none.
         io_dtype: Type of inputs and outputs: "float32"; "int8" or "uint8" for int8 files; "int16"
             for int16x8 files. Integer inputs such as token numbers keep their type.
-        batch_size: Batch of the file; None leaves it open.
+        batch_size: Batch of the file; None leaves it open. Of a model whose inputs have a fixed
+            batch, it is that one.
         sparse: Store matrices with many zeros in TFLite's sparse format: smaller files, no faster
             on x86. For float32 and float16; the runtime refuses sparse integers.
         labels: What each channel of the output means: a list of strings, or a dict of these by
@@ -194,8 +199,10 @@ def export_tflite(
     target = check_path(path)
     trained = quantizers(model)
     options = scheme if isinstance(scheme, QuantizationScheme) else None
-    scheme = _choose_scheme(scheme, model, representative_dataset is not None, bool(trained))
-    _check_arguments(scheme, io_dtype, batch_size, sparse, verbose)
+    scheme = choose_scheme(scheme, model, representative_dataset is not None, bool(trained))
+    check_arguments(scheme, io_dtype, batch_size, sparse, verbose)
+    batch_size = batch_of(model, batch_size)
+    check_weights(model)
     specs = input_specs(model)
     told = labels_by_output(labels, model), normalization_by_input(normalization, model)
     if not metadata and any(told):
@@ -213,7 +220,7 @@ def export_tflite(
     integer = scheme in INTEGER_SCHEMES
     use_ranges = bool(trained) and integer
     if use_ranges:
-        _check_trained(model, scheme, options)
+        check_trained(model, scheme, options)
     elif integer and given is None:
         raise ValueError(
             f"scheme={scheme!r} needs the ranges of the activations: pass representative_dataset="
@@ -232,8 +239,8 @@ def export_tflite(
         )
     probes, source = agreement.probes(model, specs, given) if verify else (None, "")
     warn_unfinished(model, "export_tflite")
-    if backend_problem := _backend_problem():
-        raise ExportError(backend_problem)
+    if problem := backend_problem():
+        raise ExportError(problem)
 
     say = _speaker(verbose, model)
     final, measured = model, None
@@ -244,14 +251,16 @@ def export_tflite(
             with native_rounding():
                 measured = measured_model(model, options or as_scheme(scheme), given or {}, say)
             final = measured.model
-        _check_finite(final)
+        if integer:
+            check_ranges(final, given)
         if verify and keep:  # of large models both at once would not fit
             process.meanwhile = expected
         say("converting")
         content = convert(
             lambda: bake(final, wide=by_converter),
             process,
-            names=output_names(model),
+            inputs=[spec.name for spec in specs],
+            outputs=output_names(model),
             scheme=scheme,
             io_dtype=io_dtype,
             batch_size=batch_size,
@@ -298,93 +307,6 @@ def _recipe(model: keras.Model, scheme: str, trained: bool, agreed: Any) -> dict
         "agreement": checked or None,
         "versions": versions,
     }
-
-
-def _choose_scheme(scheme: Any, model: keras.Model, has_data: bool, is_trained: bool) -> str:
-    """Returns the name of the scheme asked for, or of what the model was trained for."""
-    if isinstance(scheme, QuantizationScheme):
-        return scheme.name
-    if scheme is None:
-        return trained_scheme(model) if is_trained else "int8" if has_data else "float32"
-    return check_choice(scheme, "scheme", SCHEMES)
-
-
-def _check_arguments(
-    scheme: str, io_dtype: str, batch_size: Any, sparse: bool, verbose: Any
-) -> None:
-    check_choice(io_dtype, "io_dtype", ("float32", "int8", "uint8", "int16"))
-    possible = {**dict.fromkeys(INTEGER_SCHEMES, ("int8", "uint8")), "int16x8": ("int16",)}
-    if io_dtype != "float32" and io_dtype not in possible.get(scheme, ()):
-        needed = "int16x8" if io_dtype == "int16" else "int8"
-        raise ValueError(
-            f"io_dtype={io_dtype!r} needs scheme={needed!r}. Received: scheme={scheme!r}. "
-            "Use io_dtype='float32'."
-        )
-    if sparse and scheme not in ("float32", "float16"):
-        raise ValueError(
-            f"sparse=True needs scheme='float32' or 'float16': the runtime refuses sparse weights "
-            f"of integers. Received: scheme={scheme!r}. A pruned {scheme} file is small after gzip "
-            "all the same."
-        )
-    whole = isinstance(batch_size, int) and not isinstance(batch_size, bool)
-    if batch_size is not None and not (whole and batch_size >= 1):
-        raise ValueError(f"batch_size must be None or an integer >= 1. Received: {batch_size!r}")
-    if verbose not in (True, False, "auto"):
-        raise ValueError(f"verbose must be True, False or 'auto'. Received: {verbose!r}")
-
-
-def _check_trained(model: keras.Model, scheme: str, options: Any) -> None:
-    given = trained_scheme(model)
-    if options is not None or scheme != given:
-        raise ValueError(
-            f"scheme={options or scheme!r} is not what this model was trained for, which is "
-            f"{given!r}. Leave scheme out, or quantize strip(model) anew."
-        )
-    untrained = [q.name for q in quantizers(model) if not q.is_trained]
-    if untrained:
-        raise ValueError(
-            f"The activation ranges of model {model.name!r} were never trained "
-            f"({len(untrained)} of them, e.g. {untrained[0]!r}). Fit the model first, also if only "
-            "for an epoch; for INT8 without training, pass strip(model) and a "
-            "representative_dataset."
-        )
-
-
-def _check_finite(model: keras.Model) -> None:
-    """Refuses what the converter would crash on, or make a useless file of."""
-    for _, layer in walk_layers(model):
-        for weight in own_weights(layer):
-            if not _is_finite(weight):
-                raise ValueError(
-                    f"The weight {weight.path!r} holds NaN or infinity: training has diverged. "
-                    "Load weights from before, and train on with a smaller learning rate."
-                )
-    for quantizer in quantizers(model):
-        if not np.isfinite(quantizer.range()).all():
-            raise ValueError(
-                f"What {quantizer.name!r} rounds is not finite: the model computes NaN or infinity "
-                "there, on the samples or in training. Check the data, and the layer before it "
-                "(a logarithm or division of what may be zero?)."
-            )
-
-
-def _is_finite(weight: Any) -> bool:
-    # The sum of a large weight takes no memory, and keeps NaN and infinity; it may overflow.
-    if math.prod(weight.shape) > HUGE:
-        total = keras.ops.sum(keras.ops.cast(weight, "float32"))
-        if math.isfinite(total):
-            return True
-    return bool(np.isfinite(weight.numpy()).all())
-
-
-def _backend_problem() -> str | None:
-    if keras.backend.backend() == "tensorflow":
-        return None
-    return (
-        f"Export needs Keras on TensorFlow; this process runs it on {keras.backend.backend()}. "
-        "Save the model to a .keras file, and load and export it in a process with "
-        "KERAS_BACKEND=tensorflow."
-    )
 
 
 def _speaker(verbose: bool | str, model: keras.Model) -> Any:

@@ -12,7 +12,7 @@ import numpy as np
 from tfcompress.data import spread
 from tfcompress.graph.cost import plain
 from tfcompress.graph.read import walk_layers
-from tfcompress.graph.run import outputs_of
+from tfcompress.graph.run import fixed_batch, outputs_of
 from tfcompress.rewrite.adaround import noting_floats, round_by_output
 from tfcompress.rewrite.equalize import equalize
 from tfcompress.rewrite.fold import fold_batch_norm
@@ -113,9 +113,15 @@ def measured_model(
     scheme = dataclasses.replace(scheme, overrides=_left(scheme, model, folded))
     made = quantized(folded, scheme, move=folded is not given)
     adaptive = scheme.rounding == "adaround"
+    whole = fixed_batch(model) is None  # else many samples cannot be looked at together
+    if adaptive and not whole:
+        raise ValueError(
+            f"rounding='adaround' needs a model that takes any number of samples at once; "
+            f"{model.name!r} takes {fixed_batch(model)}. Use rounding='nearest'."
+        )
     say("measuring the ranges of activations")
     method = scheme.activation_range or _default_range(made, given, samples)
-    if not (adaptive or scheme.correct_bias):
+    if not (whole and (adaptive or scheme.correct_bias)):
         calibrate(made, samples, method)
         return Measured(made, {name: spread(array, _KEPT) for name, array in samples.items()})
     # Corrected outputs are near those of the float model, and so are their ranges.

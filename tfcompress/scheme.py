@@ -57,7 +57,8 @@ class QuantizationScheme:
             ReLU stands between them.
         rounding: PTQ: "nearest", or "adaround", which decides for each weight whether to round up
             or down, by gradient, on the samples given.
-        correct_bias: PTQ: takes the mean error of each channel out again.
+        correct_bias: PTQ: takes the mean error of each channel out again (not of models of a fixed
+            batch).
         weight_granularity: "channel", a scale for each output channel, or "tensor", one for all of
             a kernel, for accelerators that know nothing else. BatchNormalization scales channels,
             so that models with it can have the latter by PTQ only.

@@ -13,6 +13,7 @@ from keras import layers
 import tfcompress as tfc
 from tests import nets
 from tfcompress import export as export_module
+from tfcompress.graph.read import input_names, output_names
 from tfcompress.tflite import convert, converter_process
 from tfcompress.wrap.bake import bake
 
@@ -129,7 +130,8 @@ def test_what_is_done_meanwhile_is_done_once(fails, tmp_path):
             convert.convert(
                 lambda: bake(model),
                 process,
-                names=convert.output_names(model),
+                inputs=input_names(model),
+                outputs=output_names(model),
                 scheme="float32",
                 io_dtype="float32",
                 batch_size=1,

@@ -126,7 +126,7 @@ def test_a_float_model_with_ranges_from_data_rounds_like_its_file(tmp_path):
     )
 
 
-def test_channels_without_weights(tmp_path):
+def test_channels_without_weights(tmp_path, quiet):
     """Pruned whole, or scaled by zero: what is left is their offset."""
     keras.utils.set_random_seed(0)
     inputs = keras.Input(IMAGE)

@@ -74,14 +74,18 @@ def check_built(model: Any, argument: str = "model") -> None:
 def input_specs(model: keras.Model) -> list[InputSpec]:
     """Returns what a model expects, in the order of its inputs."""
     return [
-        InputSpec(
-            # The layer's name is the one the user gave; the tensor's may be made up.
-            t._keras_history.operation.name,
-            tuple(t.shape[1:]),
-            keras.backend.standardize_dtype(t.dtype),
-        )
-        for t in model.inputs
+        InputSpec(name, tuple(t.shape[1:]), keras.backend.standardize_dtype(t.dtype))
+        for name, t in zip(input_names(model), model.inputs, strict=True)
     ]
+
+
+def input_names(model: keras.Model) -> list[str]:
+    """Returns the name of each input: dict keys, else those of the input layers."""
+    struct = getattr(model, "_inputs_struct", None)
+    if isinstance(struct, dict) and len(struct) == len(model.inputs):
+        return list(keras.tree.flatten({key: key for key in struct}))
+    # The layer's name is the one the user gave; the tensor's may be made up.
+    return [tensor._keras_history.operation.name for tensor in model.inputs]
 
 
 def output_names(model: keras.Model) -> list[str]:
@@ -94,6 +98,11 @@ def output_names(model: keras.Model) -> list[str]:
         same = sum(n == name or n.startswith(f"{name}_") for n in names)
         names.append(f"{name}_{same}" if same else name)
     return names
+
+
+def scope_name(name: str) -> str:
+    """Returns a name as TensorFlow takes it for a layer; those of inputs may be any."""
+    return re.sub(r"[^A-Za-z0-9_.>-]", "_", name)
 
 
 def layer_names(tensors: Iterable[Any]) -> list[str]:

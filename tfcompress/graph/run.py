@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import keras
 import numpy as np
 from keras import tree
 
-from tfcompress.graph.read import Call, Graph, is_graph, read_graphs
+from tfcompress.graph.read import Call, Graph, input_names, is_graph, read_graphs
 
+Note = Callable[[Call, list[Any], list[Any]], None]
 _BATCH = 32
 _LARGEST = 2**24  # numbers of one tensor of a batch: 64 MiB
 
@@ -24,14 +25,35 @@ def largest_tensor(model: keras.Model) -> int:
     return max((math.prod(size or 1 for size in shape[1:]) for shape in shapes), default=1)
 
 
+def fixed_batch(model: keras.Model) -> int | None:
+    """Returns how many samples a model must be called on at once; None for any number.
+
+    That is what its inputs say; and one where an output has no axis of the batch, for then more
+    samples would be something else.
+    """
+    sizes = {tensor.shape[0] for tensor in model.inputs if len(tensor.shape)} - {None}
+    if sizes:
+        return int(max(sizes))
+    whole = any(not tensor.shape or tensor.shape[0] is not None for tensor in model.outputs)
+    return 1 if whole else None
+
+
 def batch_size_for(model: keras.Model) -> int:
     """Returns how many samples `run` passes through a model at once, if it is not told."""
-    return int(np.clip(_LARGEST // largest_tensor(model), 1, _BATCH))
+    found = int(np.clip(_LARGEST // largest_tensor(model), 1, _BATCH))
+    return fixed_batch(model) or found
+
+
+def predict(model: keras.Model, features: Mapping[str, np.ndarray]) -> Any:
+    """Returns the outputs of a model for arrays by input name, as `Model.predict` does."""
+    if fixed_batch(model) is None:
+        return model.predict(packed(model, features), verbose=0)
+    return tree.pack_sequence_as(model._outputs_struct, outputs_of(model, features))
 
 
 def packed(model: keras.Model, features: Mapping[str, np.ndarray]) -> Any:
     """Returns arrays by input name in the structure that a model is called with."""
-    arrays = [features[t._keras_history.operation.name] for t in model.inputs]
+    arrays = [features[name] for name in input_names(model)]
     structure = getattr(model, "_inputs_struct", None)
     if len(arrays) == 1 and not isinstance(structure, (dict, list, tuple)):
         return arrays[0]
@@ -39,7 +61,10 @@ def packed(model: keras.Model, features: Mapping[str, np.ndarray]) -> Any:
 
 
 def run(
-    model: keras.Model, samples: Mapping[str, np.ndarray], batch_size: int | None = None
+    model: keras.Model,
+    samples: Mapping[str, np.ndarray],
+    batch_size: int | None = None,
+    note: Note | None = None,
 ) -> Iterator[list[Any]]:
     """Runs a model eagerly at inference, and yields the outputs of each batch, flat.
 
@@ -50,23 +75,31 @@ def run(
         model: A Sequential or Functional model.
         samples: Arrays by input name.
         batch_size: Samples of a batch; None is 32, or fewer where tensors are large.
+        note: Is given each call with what it is called on and what it returns, both flat.
     """
     graphs = read_graphs(model)
-    if batch_size is None:
+    fixed = fixed_batch(model)
+    if fixed or batch_size is None:
         batch_size = batch_size_for(model)
-    for start in range(0, len(next(iter(samples.values()))), batch_size):
-        rows = slice(start, start + batch_size)
-        given = [samples[t._keras_history.operation.name][rows] for t in model.inputs]
-        yield _outputs(model, graphs, given)
+    total = len(next(iter(samples.values())))
+    for start in range(0, total, batch_size):
+        count = min(batch_size, total - start)
+        # A model of a fixed batch is called on the last sample again and again.
+        rows = np.minimum(np.arange(start, start + (batch_size if fixed else count)), total - 1)
+        given = [samples[name][rows] for name in input_names(model)]
+        made = _outputs(model, graphs, given, note)
+        yield [value[:count] if count < len(rows) == value.shape[0] else value for value in made]
 
 
 def outputs_of(model: keras.Model, samples: Mapping[str, np.ndarray]) -> list[np.ndarray]:
     """Returns the outputs of a model on all samples, flat; see `run`."""
     batches = zip(*run(model, samples), strict=True)
-    return [np.concatenate([np.asarray(part) for part in parts]) for parts in batches]
+    return [np.concatenate([np.atleast_1d(part) for part in parts]) for parts in batches]
 
 
-def _outputs(model: keras.Model, graphs: Mapping[int, Graph], given: list[Any]) -> list[Any]:
+def _outputs(
+    model: keras.Model, graphs: Mapping[int, Graph], given: list[Any], note: Note | None
+) -> list[Any]:
     """Returns the outputs of a model; takes its inputs out of the list."""
     values = {id(t): keras.ops.convert_to_tensor(given.pop(0), dtype=t.dtype) for t in model.inputs}
     graph = graphs[id(model)]
@@ -75,14 +108,18 @@ def _outputs(model: keras.Model, graphs: Mapping[int, Graph], given: list[Any]) 
     for call in graph.calls:
         values |= {
             id(t): value
-            for t, value in zip(call.outputs, _made(call, graphs, values, left), strict=True)
+            for t, value in zip(call.outputs, _made(call, graphs, values, left, note), strict=True)
             if left[id(t)]
         }
     return [values[id(t)] for t in model.outputs]
 
 
 def _made(
-    call: Call, graphs: Mapping[int, Graph], values: dict[int, Any], left: Counter[int]
+    call: Call,
+    graphs: Mapping[int, Graph],
+    values: dict[int, Any],
+    left: Counter[int],
+    note: Note | None,
 ) -> list[Any]:
     """Returns what a call returns, flat, and lets go of what no later one reads."""
 
@@ -98,8 +135,12 @@ def _made(
     operation = call.operation
     if is_graph(operation) and len(given) == len(operation.inputs) == 1 and _fits(operation, given):
         del args, kwargs
-        return _outputs(operation, graphs, given)
-    return tree.flatten(at_inference(operation, args, kwargs))
+        made = _outputs(operation, graphs, [*given] if note else given, note)
+    else:
+        made = tree.flatten(at_inference(operation, args, kwargs))
+    if note is not None:
+        note(call, given, made)
+    return made
 
 
 def at_inference(operation: Any, args: Any, kwargs: Any) -> Any:

@@ -12,7 +12,7 @@ import numpy as np
 from tfcompress.data import samples
 from tfcompress.graph.clone import Rewriter
 from tfcompress.graph.read import Call, Graph, input_specs, is_graph, read_graph, walk_layers
-from tfcompress.graph.run import packed
+from tfcompress.graph.run import predict
 from tfcompress.graph.select import select
 from tfcompress.wrap.strip import as_unwrapped
 
@@ -163,7 +163,7 @@ def _scores(model: keras.Model, blocks: list[Block], score: Any, data: Any) -> d
         )
     given = samples(data, input_specs(model), limit=_SAMPLES, argument="data")
     probe = keras.Model(model.inputs, [t for block in blocks for t in (block.skip, block.output)])
-    made = [np.reshape(a, (len(a), -1)) for a in probe.predict(packed(probe, given), verbose=0)]
+    made = [np.reshape(a, (len(a), -1)) for a in predict(probe, given)]
     found = {}
     for index, block in enumerate(blocks):
         a, b = made[2 * index], made[2 * index + 1]

@@ -16,7 +16,6 @@ import numpy as np
 from keras import tree
 
 from tfcompress.errors import ExportError
-from tfcompress.graph.read import input_specs
 from tfcompress.scheme import INTEGER_SCHEMES
 from tfcompress.stderr import captured_stderr
 from tfcompress.tflite.converter_process import ConverterProcess
@@ -28,6 +27,7 @@ from tfcompress.tflite.edit import (
     without_copies,
 )
 from tfcompress.tflite.grids import join_grids
+from tfcompress.tflite.signature import as_in_model, safe_names
 from tfcompress.tflite.writing import (
     HUGE,
     by_rows,
@@ -41,7 +41,8 @@ def convert(
     make: Callable[[], keras.Model],
     process: ConverterProcess,
     *,
-    names: list[str],
+    inputs: list[str],
+    outputs: list[str],
     scheme: str,
     io_dtype: str,
     batch_size: int | None,
@@ -56,7 +57,8 @@ def convert(
             fake-quantization in it. It is let go before it is converted, so that large models are
             not in memory once more.
         process: Where the converter runs.
-        names: Name of each output in the signature.
+        inputs: Name of each input of the file, in order.
+        outputs: Likewise of each output.
         scheme: What is written, a name of `SCHEMES`.
         io_dtype: "float32", "int8", "uint8" or "int16".
         batch_size: Fixed batch, or None to leave it open.
@@ -84,7 +86,8 @@ def convert(
                 frozen.callback(gc.unfreeze)
             model = make()
             large = model.count_params() > HUGE
-            loops = _save(tf, model, folder, names, batch_size)
+            ends = safe_names(inputs, "input"), safe_names(outputs, "output")
+            loops = _save(tf, model, folder, ends, batch_size)
             del model
             if calibration is not None and loops:  # it ends the process
                 raise ExportError(_LOOPS.format(loops[0]))
@@ -100,9 +103,9 @@ def convert(
             _configure(tf, converter, scheme, io_dtype, sparse)
             if not sparse:
                 # All that its last step does for these schemes, but for looking for copies slowly.
-                ends = converter.inference_input_type, converter.inference_output_type
+                types = converter.inference_input_type, converter.inference_output_type
                 converter._optimize_tflite_model = lambda content, *_, **__: without_copies(
-                    lite._modify_model_io_type(content, *ends)
+                    lite._modify_model_io_type(content, *types)
                 )
             graph = tf.compat.v1.GraphDef()
             if ranges:
@@ -118,7 +121,12 @@ def convert(
                 content = store_four_bits(content)
             if not per_channel:
                 content = share_scales(content)
-            return join_grids(content) if ranges else content
+            content = join_grids(content) if ranges else content
+            return as_in_model(
+                content,
+                list(zip(inputs, ends[0], strict=True)),
+                list(zip(outputs, ends[1], strict=True)),
+            )
         except ExportError:
             raise
         except Exception as error:
@@ -180,17 +188,30 @@ def _calibrated(
     )
 
 
-def _save(tf: Any, model: keras.Model, folder: str, names: list[str], batch_size: Any) -> list[str]:
+def _save(
+    tf: Any,
+    model: keras.Model,
+    folder: str,
+    names: tuple[list[str], list[str]],
+    batch_size: int | None,
+) -> list[str]:
     """Writes a SavedModel in which small weights are constants, and large ones variables.
 
     Each variable costs the checkpoint milliseconds, each constant several copies of its bytes.
+
+    Args:
+        tf: TensorFlow.
+        model: The model.
+        folder: Where to write.
+        names: Of the inputs, and of the outputs.
+        batch_size: Of the file.
 
     Returns:
         The names of the loops in it.
     """
     specs = [
-        tf.TensorSpec((batch_size, *t.shape[1:]), t.dtype, name=spec.name)
-        for t, spec in zip(model.inputs, input_specs(model), strict=True)
+        tf.TensorSpec((batch_size, *t.shape[1:]), t.dtype, name=name)
+        for t, name in zip(model.inputs, names[0], strict=True)
     ]
     structure = getattr(model, "_inputs_struct", None)
     single = len(specs) == 1 and not isinstance(structure, (dict, list, tuple))
@@ -211,7 +232,7 @@ def _save(tf: Any, model: keras.Model, folder: str, names: list[str], batch_size
         with scope, native_rounding():
             packed = given[0] if single else tree.pack_sequence_as(structure, list(given))
             outputs = tree.flatten(model(packed, training=False))
-        return dict(zip(names, outputs, strict=True))
+        return dict(zip(names[1], outputs, strict=True))
 
     concrete = serve.get_concrete_function(*specs)
     module.others = list(concrete.graph.variables)  # states that Keras does not count as variables

@@ -13,8 +13,8 @@ from keras import ops, tree
 from tfcompress.data import samples
 from tfcompress.graph.cost import plain
 from tfcompress.graph.inline import as_graph
-from tfcompress.graph.read import Call, Graph, input_specs, is_graph, read_graph
-from tfcompress.graph.run import at_inference
+from tfcompress.graph.read import Call, Graph, input_names, input_specs, is_graph, read_graph
+from tfcompress.graph.run import at_inference, fixed_batch
 from tfcompress.tables import as_text, table
 from tfcompress.tflite.names import keyed
 from tfcompress.tflite.run import TFLiteModel
@@ -138,8 +138,10 @@ def layer_errors(model: keras.Model, tflite: Any, x: Any) -> LayerErrors:
     tensors = Tensors(file, model)
     forced, free = _Walk(tensors, forced=True), _Walk(tensors, forced=False)
     count = len(next(iter(given.values())))
-    for start in range(0, count, _BATCH):
-        batch = {name: array[start : start + _BATCH] for name, array in given.items()}
+    size = fixed_batch(model)
+    for start in range(0, count, size or _BATCH):
+        rows = np.arange(start, start + size if size else min(start + _BATCH, count))
+        batch = {name: array[np.minimum(rows, count - 1)] for name, array in given.items()}
         tensors.run(batch)
         inputs = [ops.convert_to_tensor(batch[spec.name]) for spec in specs]
         forced.model(model, inputs)
@@ -229,8 +231,7 @@ class _Walk:
         ends = self._tensors.ends if ends is None else ends
         values = {id(t): value for t, value in zip(model.inputs, inputs, strict=True)}
         if not path and self._forced:
-            for tensor in model.inputs:
-                name = tensor._keras_history.operation.name
+            for tensor, name in zip(model.inputs, input_names(model), strict=True):
                 if name in self._tensors.inputs:
                     made = self._tensors.values[self._tensors.inputs[name]]
                     given = values[id(tensor)]

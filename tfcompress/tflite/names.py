@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import keras
 
-from tfcompress.graph.read import Call, is_graph, read_graph
+from tfcompress.graph.read import Call, input_names, is_graph, layer_name, read_graph, scope_name
 
 # What `quantize` splits a layer into, by the ends of the names.
 _PARTS = ("", "_depthwise", "_scaled", "_normalized", "_reshape", "_activation", "_quantizer")
@@ -30,9 +30,9 @@ class Owners:
         self._order: dict[str, int] = {}
         self._scopes: dict[str, str] = {}
         self._inputs: dict[str, str] = {}
-        for tensor in model.inputs:
-            name = tensor._keras_history.operation.name
-            self._inputs.update((scope, name) for scope in self._opened(f"{name}_quantizer"))
+        for tensor, name in zip(model.inputs, input_names(model), strict=True):
+            opened = self._opened(f"{scope_name(layer_name(tensor))}_quantizer")
+            self._inputs.update((scope, name) for scope in opened)
         self._read(model, "", "")
 
     def of(self, name: str) -> str | None:

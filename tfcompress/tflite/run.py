@@ -71,7 +71,9 @@ class TensorInfo:
         if not self.scale:
             return values.astype(self.dtype, copy=False)
         limits = np.iinfo(self.dtype)
-        steps = np.round(values.astype(np.float32) / np.float32(self.scale)) + self.zero_point
+        # By the inverse of the step, as the runtime and quantization-aware models do.
+        inverse = np.float32(1) / np.float32(self.scale)
+        steps = np.round(values.astype(np.float32) * inverse) + self.zero_point
         return np.clip(steps, limits.min, limits.max).astype(self.dtype)
 
     def dequantized(self, values: np.ndarray) -> np.ndarray:
@@ -283,8 +285,8 @@ class TFLiteModel:
             self.set_inputs(values)
             self._interpreter.invoke()
             for parts, info in zip(made, self.outputs, strict=True):
-                value = self._interpreter.get_tensor(info.index)
-                parts.append(info.dequantized(value)[:count])
+                value = np.atleast_1d(info.dequantized(self._interpreter.get_tensor(info.index)))
+                parts.append(value[:count] if len(value) == (fixed or count) else value)
         arrays = [np.concatenate(parts) for parts in made]
         if len(arrays) == 1:
             return arrays[0]

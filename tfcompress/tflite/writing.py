@@ -20,16 +20,13 @@ def write_convolutions(tf: Any, model: keras.Model) -> None:
     """Has convolutions be one operation each that TensorFlow otherwise makes several of.
 
     Of dilated ones it makes three, which the converter knows again, but not where two convolutions
-    read one tensor. The single channel of a transposed one it takes for another axis.
+    read one tensor.
     """
     for _, layer in walk_layers(model):
         if getattr(layer, "data_format", "") != "channels_last":
             continue
         if type(layer) in _DILATED and max(_pair(layer.dilation_rate)) > 1:
             layer.call = _in_one_operation(tf, layer)
-        single = type(layer) is layers.Conv1DTranspose and layer.filters == 1
-        if single and max(_pair(layer.dilation_rate)) == 1 and layer.output_padding is None:
-            layer.call = _over_two_axes(tf, layer)
 
 
 @contextlib.contextmanager
@@ -80,20 +77,6 @@ def _in_one_operation(tf: Any, layer: Any) -> Any:
             dilations=[1, *dilation, 1],
         )
         return _finished(tf, layer, outputs, one)
-
-    return call
-
-
-def _over_two_axes(tf: Any, layer: Any) -> Any:
-    def call(inputs: Any, training: bool | None = None) -> Any:
-        outputs = keras.ops.conv_transpose(
-            tf.expand_dims(inputs, 1),
-            tf.expand_dims(tf.convert_to_tensor(layer.kernel), 0),
-            strides=_pair(layer.strides),
-            padding=layer.padding,
-            data_format="channels_last",
-        )
-        return _finished(tf, layer, outputs, True)
 
     return call
 

@@ -13,7 +13,7 @@ from tfcompress.export import CALIBRATION_SAMPLES
 from tfcompress.graph.cost import plain
 from tfcompress.graph.inline import as_graph
 from tfcompress.graph.read import input_specs, walk_layers
-from tfcompress.graph.run import packed
+from tfcompress.graph.run import predict
 from tfcompress.wrap.strip import is_wrapped, quantizers, without_transforms
 from tfcompress.wrap.wrapper import compressible_weights
 
@@ -54,7 +54,7 @@ class Scorer:
 
     def outputs(self, model: keras.Model) -> np.ndarray:
         """Returns the first output of a model on the samples."""
-        made = model.predict(packed(model, self.samples), verbose=0)
+        made = predict(model, self.samples)
         return np.asarray(keras.tree.flatten(made)[0])
 
     def score(self, model: keras.Model) -> float:

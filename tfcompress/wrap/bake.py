@@ -14,8 +14,9 @@ from tfcompress.graph.copies import clone_layer
 from tfcompress.graph.cost import TRANSPOSED, plain
 from tfcompress.graph.read import Call, Graph, is_graph, walk_layers
 from tfcompress.wrap.activations import ActivationQuantizer
-from tfcompress.wrap.canonicalize import KERNELS, activation_name
-from tfcompress.wrap.fixed import FixedFakeQuant, GridCrossing
+from tfcompress.wrap.canonicalize import KERNELS
+from tfcompress.wrap.clipping import clipped_by_grid, on_wide_grid
+from tfcompress.wrap.fixed import FixedFakeQuant, GridCrossing, grid_of_table
 from tfcompress.wrap.forms import (
     HALF,
     NORMALIZED,
@@ -36,8 +37,8 @@ from tfcompress.wrap.forms import (
     settled,
     uneven,
 )
-from tfcompress.wrap.integers import Sum, Table, ends_of_grid
-from tfcompress.wrap.one_channel import as_image_layer, in_an_image
+from tfcompress.wrap.integers import Sum
+from tfcompress.wrap.one_channel import IN_TWO_AXES, as_image_layer, in_an_image
 from tfcompress.wrap.precision import AwayFromZero
 from tfcompress.wrap.recurrent import RuntimeRecurrent, unrolled
 from tfcompress.wrap.roles import (
@@ -166,11 +167,9 @@ class _Bake(Rewriter):
             if made is not None:
                 return made
         deferred = bool(args) and isinstance(args[0], (Flat, Affine))
-        if role(layer) in (RELU, CLIP) and self._clipped_by_grid(graph, call):
+        if role(layer) in (RELU, CLIP) and self._rounds and clipped_by_grid(graph, call):
             # The grid ends where the clipping does, or before; one of 16 bits at both ends alike.
-            if role(layer) == CLIP and not (
-                self._is_wide(graph, call) and clip_ends(layer)[0] == 0
-            ):
+            if role(layer) == CLIP and not (on_wide_grid(graph, call) and clip_ends(layer)[0] == 0):
                 return args[0]
             relu = self.once(layer, lambda: layers.ReLU(name=layer.name, dtype="float32"))
             return as_flat(args[0]).then(relu) if deferred else relu(args[0])
@@ -206,6 +205,8 @@ class _Bake(Rewriter):
             made = in_two_axes(layer, args[0], self._values.get(id(kernel), kernel), bias)
             if made is not None:
                 return made
+        if type(layer) in IN_TWO_AXES and (called := self._over_two_axes(layer)):
+            return called(*args, **kwargs)
         if ordered := in_order(layer):
             changed, axes, self._values[id(layer.bias)] = ordered
             made = ops.transpose(self.clone(layer, **changed)(*args, **kwargs), axes)
@@ -223,7 +224,7 @@ class _Bake(Rewriter):
         on_table = role(operation) == TABLE and rounds_weights(operation)
         if not self._rounds or not on_table or is_joined(graph, call.outputs[0]):
             return outputs
-        return self.once(operation, lambda: self._grid_of(operation))(outputs)
+        return self.once(operation, lambda: grid_of_table(operation))(outputs)
 
     def _affine(self, graph: Graph, call: Call, layer: Any, value: Any) -> Affine | Flat | None:
         """Returns the result of scaling each channel in a form of its own, if it should have one.
@@ -278,23 +279,15 @@ class _Bake(Rewriter):
         self._totals[id(folded)] = total
         return in_an_image(layer, folded) if image_layer else folded
 
-    def _is_wide(self, graph: Graph, call: Call) -> bool:
-        """Returns whether the grid behind a call has 16 bits."""
-        readers = graph.consumers.get(id(call.outputs[0]), [])
-        return any(getattr(reader.operation, "bits", 8) == 16 for reader in readers)
+    def _over_two_axes(self, layer: Any) -> Any:
+        def make() -> Any:
+            new = as_image_layer(layer, layer.use_bias)
+            if new is not None:
+                self.carry(layer, new)
+            return new
 
-    def _clipped_by_grid(self, graph: Graph, call: Call) -> bool:
-        """Returns whether the runtime has no such fused clipping, and the grid behind it clips."""
-        layer = plain(call.operation)
-        if activation_name(layer) in ("relu", "relu6") or getattr(layer, "max_value", 0) in _FUSED:
-            return False
-        readers = graph.consumers.get(id(call.outputs[0]), [])
-        quantized = [isinstance(reader.operation, ActivationQuantizer) for reader in readers]
-        if role(layer) == CLIP and self._is_wide(graph, call):
-            low, high = clip_ends(layer)
-            if low not in (0, -high):
-                return False
-        return self._rounds and bool(quantized) and all(quantized)
+        image_layer = self.once(layer, make)
+        return None if image_layer is None else in_an_image(layer, image_layer)
 
     def _called(self, layer: Any, args: Any, kwargs: Any) -> Any:
         if not isinstance(layer, RuntimeLayer):
@@ -385,14 +378,6 @@ class _Bake(Rewriter):
     def _fixed(self, quantizer: ActivationQuantizer) -> FixedFakeQuant:
         bits, name = quantizer.bits, quantizer.name
         return self.once(quantizer, lambda: FixedFakeQuant(*quantizer.ends(), bits, name=name))
-
-    def _grid_of(self, wrapper: CompressionWrapper) -> FixedFakeQuant:
-        """Returns what tells the converter the grid of the rows of a table."""
-        scale, lowest = (float(value) for value in Table(wrapper).grid())
-        return FixedFakeQuant(*ends_of_grid(scale, lowest), name=f"{wrapper.name}_grid")
-
-
-_FUSED = (None, 6, 6.0)  # ReLU and ReLU6
 
 
 def _floats(given: Any) -> list[Any]:

@@ -9,6 +9,7 @@ from keras import ops
 from keras.src.backend.common.masking import get_keras_mask, set_keras_mask
 
 from tfcompress.wrap.activations import round_onto
+from tfcompress.wrap.integers import Table, ends_of_grid
 
 
 class FixedFakeQuant(keras.Operation):
@@ -48,6 +49,12 @@ class FixedFakeQuant(keras.Operation):
     def compute_output_spec(self, inputs: Any, averaged: bool | str = False) -> Any:
         """Returns the shape of the input."""
         return keras.KerasTensor(inputs.shape, dtype="float32")
+
+
+def grid_of_table(wrapper: Any) -> FixedFakeQuant:
+    """Returns what tells the converter the grid of the rows of a table."""
+    scale, lowest = (float(value) for value in Table(wrapper).grid())
+    return FixedFakeQuant(*ends_of_grid(scale, lowest), name=f"{wrapper.name}_grid")
 
 
 @keras.saving.register_keras_serializable("tfcompress")

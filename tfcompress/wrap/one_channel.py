@@ -1,7 +1,7 @@
 """Convolutions over one axis that put out one channel, as convolutions of an image one pixel high.
 
 The converter does not find the bias of one channel that Keras adds behind a reshaping, and leaves
-the layer in float.
+the layer in float; the channel of a transposed one it takes for another axis.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from keras import layers, ops
 
 from tfcompress.wrap.forms import Flat
 
-_IN_TWO_AXES: dict[type, type] = {
+IN_TWO_AXES: dict[type, type] = {
     layers.Conv1D: layers.Conv2D,
     layers.DepthwiseConv1D: layers.DepthwiseConv2D,
     layers.Conv1DTranspose: layers.Conv2DTranspose,
@@ -25,7 +25,7 @@ def as_image_layer(layer: Any, use_bias: bool) -> Any:
 
     Its weights are those of the original, with an axis of one in front.
     """
-    if type(layer) not in _IN_TWO_AXES or not layer.built or layer.data_format != "channels_last":
+    if type(layer) not in IN_TWO_AXES or not layer.built or layer.data_format != "channels_last":
         return None
     transposed = isinstance(layer, layers.Conv1DTranspose)
     if layer.kernel.shape[-2 if transposed else -1] != 1 or getattr(layer, "groups", 1) != 1:
@@ -35,13 +35,14 @@ def as_image_layer(layer: Any, use_bias: bool) -> Any:
     if getattr(layer, "output_padding", None) is not None:
         return None
     depthwise = isinstance(layer, layers.DepthwiseConv1D)
-    return _IN_TWO_AXES[type(layer)](
+    return IN_TWO_AXES[type(layer)](
         **({} if depthwise else {"filters": 1}),
         kernel_size=(1, *layer.kernel_size),
         strides=(1, *layer.strides) if transposed else layer.strides[0],
         padding="valid" if layer.padding == "causal" else layer.padding,
         dilation_rate=(1, *layer.dilation_rate),
         use_bias=use_bias,
+        activation=layer.activation,
         name=layer.name,
         dtype="float32",
     )

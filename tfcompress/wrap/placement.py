@@ -11,7 +11,15 @@ import keras
 
 from tfcompress.graph.clone import Rewriter
 from tfcompress.graph.cost import plain
-from tfcompress.graph.read import Call, Graph, called_once, layer_name, layer_names, walk_layers
+from tfcompress.graph.read import (
+    Call,
+    Graph,
+    called_once,
+    layer_name,
+    layer_names,
+    scope_name,
+    walk_layers,
+)
 from tfcompress.wrap.activations import ActivationQuantizer
 from tfcompress.wrap.fixed import GridCrossing
 from tfcompress.wrap.following import FollowingQuantizer
@@ -374,6 +382,7 @@ class PlaceQuantizers(Rewriter):
 
     def _name(self, wanted: str) -> str:
         """Returns a layer name not given before."""
+        wanted = scope_name(wanted)
         count = self._names.get(wanted, 0)
         self._names[wanted] = count + 1
         return f"{wanted}_{count}" if count else wanted
