@@ -32,6 +32,7 @@ from tfcompress.tflite.writing import (
     HUGE,
     by_rows,
     large_products,
+    native_extremes,
     native_rounding,
     write_convolutions,
 )
@@ -229,7 +230,7 @@ def _save(
         # The model is never called on variables: looking rows up in one is another operation.
         tensors = map(tf.convert_to_tensor, values)
         scope = keras.StatelessScope(list(zip(variables, tensors, strict=True)))
-        with scope, native_rounding():
+        with scope, native_rounding(), native_extremes():
             packed = given[0] if single else tree.pack_sequence_as(structure, list(given))
             outputs = tree.flatten(model(packed, training=False))
         return dict(zip(names[1], outputs, strict=True))

@@ -60,6 +60,7 @@ def join_grids(content: bytes) -> bytes:
                 bias = int(operator.inputs[biases[kind]])
                 if bias >= 0:
                     _widen(model, graph.tensors[bias], schema)
+        _drop_casts(model, graph, makers, schema)
         drop_unread(graph)
     drop_unused_codes(model)
     drop_unused_tensors(model)
@@ -105,6 +106,26 @@ def _join(
         for reader in graph.operators:  # of integers that are on this grid already
             same = operator.outputs[0]
             reader.inputs = [source if tensor == same else int(tensor) for tensor in reader.inputs]
+
+
+def _drop_casts(model: Any, graph: Any, makers: dict[int, Any], schema: Any) -> None:
+    """Has floats be read directly that are made doubles, and floats again."""
+
+    def cast_from(tensor: int, kind: int) -> int | None:
+        maker = makers.get(tensor)
+        if maker is None:
+            return None
+        cast = model.operatorCodes[maker.opcodeIndex].builtinCode == schema.BuiltinOperator.CAST
+        source = int(maker.inputs[0])
+        return source if cast and graph.tensors[source].type == kind else None
+
+    for operator in graph.operators:
+        for place, tensor in enumerate(map(int, operator.inputs)):
+            double = cast_from(tensor, schema.TensorType.FLOAT64)
+            single = None if double is None else cast_from(double, schema.TensorType.FLOAT32)
+            if single is not None and graph.tensors[tensor].type == schema.TensorType.FLOAT32:
+                operator.inputs = [int(t) for t in operator.inputs]
+                operator.inputs[place] = single
 
 
 def _grid(tensor: Any) -> tuple[Any, ...]:

@@ -48,7 +48,8 @@ class Agreement:
         samples: Samples compared.
         source: Where they come from: "representative_dataset", "training" or "synthetic".
         rmse: Root mean squared difference of the outputs over the deviation of the model's, the
-            worst output.
+            worst output; of outputs that are integers or truths, such as classes, the share of
+            values that differ.
         max_steps: Largest difference in steps of the output's scale; None if it has none.
         max_error: Largest absolute difference.
         top1: Share of samples with the same largest output; None if outputs are no vectors.
@@ -103,6 +104,12 @@ def compare_outputs(
                 f"The file is broken: output {name!r} should have the shape {wanted.shape} and "
                 f"has {shape}."
             )
+        count = len(wanted)
+        if wanted.dtype.kind in "biu":
+            differs = wanted != actual[name].astype(wanted.dtype)
+            worst_rmse = max(worst_rmse, float(np.mean(differs)) if differs.size else 0.0)
+            worst_error = max(worst_error, float(differs.any()))
+            continue
         wanted = wanted.astype(np.float64)
         got = actual[name].astype(np.float64)
         finite = np.isfinite(wanted)
@@ -111,7 +118,6 @@ def compare_outputs(
                 f"The file is broken: output {name!r} holds NaN or infinity where the model's "
                 "output is finite."
             )
-        count = len(wanted)
         if not finite.any():
             continue
         difference = np.abs(got - wanted)[finite]

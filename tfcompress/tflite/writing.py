@@ -6,9 +6,11 @@ import contextlib
 import math
 from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
 import keras
 from keras import layers
+from keras.src import backend
 
 from tfcompress.graph.read import walk_layers
 from tfcompress.wrap.activations import rounding_by
@@ -45,6 +47,30 @@ def native_rounding() -> Iterator[None]:
         return tf.quantization.fake_quant_with_min_max_vars(x, minimum, maximum, **options)
 
     with rounding_by(rounded):
+        yield
+
+
+@contextlib.contextmanager
+def native_extremes() -> Iterator[None]:
+    """Has `argmax` and `argmin` be one operation each; Keras tells zeros of both signs apart."""
+    import tensorflow as tf
+
+    def native(operation: Any) -> Any:
+        def place_of(x: Any, axis: int | None = None, keepdims: bool = False) -> Any:
+            x = tf.convert_to_tensor(x)
+            rank = len(x.shape)
+            x = tf.reshape(x, [-1]) if axis is None else x
+            made = operation(x, axis=axis or 0, output_type=tf.int32)
+            if not keepdims:
+                return made
+            return tf.reshape(made, [1] * rank) if axis is None else tf.expand_dims(made, axis)
+
+        return place_of
+
+    with (
+        mock.patch.object(backend.numpy, "argmax", native(tf.argmax)),
+        mock.patch.object(backend.numpy, "argmin", native(tf.argmin)),
+    ):
         yield
 
 

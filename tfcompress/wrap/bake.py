@@ -54,6 +54,7 @@ from tfcompress.wrap.roles import (
     augments,
     is_float,
     is_joined,
+    padded_with,
     role,
     rounds_weights,
 )
@@ -213,6 +214,10 @@ class _Bake(Rewriter):
             return layer.activation(made) if layer.activation else made
         if self._sums_matrices(call):
             return apart(*tree.flatten(args))
+        lowest = type(layer).__name__ == "Pad" and padded_with(layer) == -np.inf
+        if lowest and isinstance(grid := grid_of(call.inputs[0]), ActivationQuantizer):
+            made = ops.pad(args[0], layer.pad_width, constant_values=grid.ends()[0])
+            return self._fixed(grid)(made)
         pooled = pooled_in_turns(layer, args[0]) if args else None
         written = written_form(layer, integers=self._rounds or self._wide)
         if pooled is not None:

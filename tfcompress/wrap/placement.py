@@ -163,6 +163,8 @@ class PlaceQuantizers(Rewriter):
         fused = any(self._state(t).pending for t in given)
         kind = MOVE if does_nothing(call) else role(call.operation)
         if call.path in self._left_out or self._in_float(kind, given):
+            # What the runtime could do in integers, the converter would.
+            args, kwargs = keras.tree.map_structure(self._leave_grid, (args, kwargs))
             outputs = operation(*args, **kwargs)
             for new in keras.tree.flatten(outputs):
                 self._note(new, TensorState(floating=kind))
@@ -281,7 +283,7 @@ class PlaceQuantizers(Rewriter):
         if isinstance(layer, RuntimeRecurrent):
             return self._note(new, TensorState(quantized=True))  # rounded step by step
         if kind == TABLE and rounds_weights(call.operation):
-            joined = is_joined(graph, old)
+            joined = self._is_joined(graph, old)
             if joined and id(call.operation) not in self._once:
                 new = self._cross(new)  # of a table there is one grid for all that is looked up
             return self._note(new, TensorState(JOIN if joined else None, quantized=not joined))
@@ -307,7 +309,7 @@ class PlaceQuantizers(Rewriter):
         }
         if readers and not leaves and precise == {True}:
             return new
-        if role(call.operation) != JOIN and state.bits == 8 and is_joined(graph, old):
+        if role(call.operation) != JOIN and state.bits == 8 and self._is_joined(graph, old):
             return self._note(new, dataclasses.replace(state, pending=JOIN))
         if role(call.operation) == RELU and is_one_relu(graph, graph.consumers[id(call.inputs[0])]):
             return self._quantize_alike(new, id(call.inputs[0]), plain(call.operation).name)
@@ -341,9 +343,18 @@ class PlaceQuantizers(Rewriter):
             self._on_grid[key] = self._new_quantizer(tensor, bits, name)
         return self._on_grid[key]
 
+    def _leave_grid(self, tensor: Any) -> Any:
+        """Returns a tensor for an operation in float, apart from its grid if it is on one."""
+        return self._cross(tensor) if is_float(tensor) and self._state(tensor).quantized else tensor
+
     def _away_from_zero(self, tensor: Any, state: TensorState) -> Any:
         self._alive.append(tensor)
         return AwayFromZero(name=self._name(f"{layer_name(tensor)}_nonzero"))(tensor)
+
+    def _is_joined(self, graph: Graph, tensor: Any) -> bool:
+        """Returns whether a tensor goes into a concatenation of integers and nowhere else."""
+        readers = graph.consumers.get(id(tensor), [])
+        return is_joined(graph, tensor) and all(r.path not in self._left_out for r in readers)
 
     def _cross(self, tensor: Any) -> Any:
         self._alive.append(tensor)

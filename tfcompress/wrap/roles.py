@@ -19,6 +19,7 @@ from __future__ import annotations
 from typing import Any
 
 import keras
+import numpy as np
 
 from tfcompress.graph.augmentation import trains_only
 from tfcompress.graph.cost import plain
@@ -159,6 +160,8 @@ def role(operation: Any) -> str:
         return {"nearest": MOVE, "bilinear": AVERAGE}.get(layer.interpolation, OUTPUT)
     if name in ("Power", "Divide", "TrueDivide"):
         return PRECISE if _is_steep(layer, name) else OUTPUT
+    if name == "Pad":
+        return MOVE if layer.mode != "constant" or padded_with(layer) in (0, -np.inf) else JOIN
     if name == "Clip" and not _clips_around_zero(layer):
         return OUTPUT
     found = ROLES.get(name, OUTPUT)
@@ -249,6 +252,13 @@ def comes_in(graph: Graph, tensor: Any) -> bool:
 def rounds_weights(layer: Any) -> bool:
     """Returns whether a layer is wrapped to train with rounded weights."""
     return any(isinstance(t, FakeQuant) for t in getattr(layer, "transforms", ()))
+
+
+def padded_with(pad: Any) -> float:
+    """Returns the constant that `keras.ops.pad` pads with."""
+    given = pad._inbound_nodes[0].arguments
+    value = (*given.args, *given.kwargs.values(), None)[1]
+    return 0.0 if value is None else float(value)
 
 
 def _is_steep(operation: Any, name: str) -> bool:
