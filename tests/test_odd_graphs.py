@@ -83,7 +83,7 @@ def test_what_is_not_finite_does_not_reach_the_converter(way, tmp_path):
         for layer in model._flatten_layers():
             if hasattr(layer, "set_range"):
                 layer.set_range(-1.0, np.nan)
-    with pytest.raises(ValueError, match="not finite"):
+    with pytest.raises(ValueError, match="is not finite|'log.*computes NaN or infinity"):
         tfc.export_tflite(model, tmp_path / "m.tflite", **options)
     assert not (tmp_path / "m.tflite").exists()
 

@@ -20,12 +20,14 @@ from tfcompress.errors import CompressionWarning, ExportError
 from tfcompress.files import check_path, write_whole
 from tfcompress.graph.inline import as_graph
 from tfcompress.graph.read import input_specs, output_names
+from tfcompress.graph.resize import with_input_shape
 from tfcompress.graph.run import outputs_of
 from tfcompress.preflight import (
     backend_problem,
     batch_of,
     check_arguments,
     check_ranges,
+    check_sizes,
     check_trained,
     check_weights,
     choose_scheme,
@@ -125,6 +127,7 @@ def export_tflite(
     representative_dataset: Any = None,
     io_dtype: str = "float32",
     batch_size: int | None = 1,
+    input_shape: Any = None,
     sparse: bool = False,
     labels: Any = None,
     normalization: Any = None,
@@ -157,6 +160,9 @@ def export_tflite(
             for int16x8 files. Integer inputs such as token numbers keep their type.
         batch_size: Batch of the file; None leaves it open. Of a model whose inputs have a fixed
             batch, it is that one.
+        input_shape: Shape of one sample, without the batch, for a model that takes any size; a dict
+            of these by input name where there are several inputs. None leaves sizes open, where
+            every layer works on any.
         sparse: Store matrices with many zeros in TFLite's sparse format: smaller files, no faster
             on x86. For float32 and float16; the runtime refuses sparse integers.
         labels: What each channel of the output means: a list of strings, or a dict of these by
@@ -196,6 +202,9 @@ def export_tflite(
     """
     started = time.perf_counter()
     model = as_graph(model)
+    if input_shape is not None:
+        model = with_input_shape(model, input_shape)
+    check_sizes(model)
     target = check_path(path)
     trained = quantizers(model)
     options = scheme if isinstance(scheme, QuantizationScheme) else None

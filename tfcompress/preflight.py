@@ -10,7 +10,8 @@ import keras
 import numpy as np
 
 from tfcompress.graph.cost import own_weights
-from tfcompress.graph.read import Call, walk_layers
+from tfcompress.graph.read import Call, input_specs, walk_layers
+from tfcompress.graph.resize import sized_layer
 from tfcompress.graph.run import fixed_batch, run
 from tfcompress.scheme import INTEGER_SCHEMES, SCHEMES, QuantizationScheme, check_choice
 from tfcompress.tflite.writing import HUGE
@@ -78,6 +79,23 @@ def check_trained(model: keras.Model, scheme: str, options: Any) -> None:
             "for an epoch; for INT8 without training, pass strip(model) and a "
             "representative_dataset."
         )
+
+
+def check_sizes(model: keras.Model) -> None:
+    """Refuses inputs of any size where a layer needs one of at least some pixels.
+
+    Raises:
+        ValueError: If there is one.
+    """
+    found = sized_layer(model)
+    if found is None:
+        return
+    spec = next(spec for spec in input_specs(model) if None in spec.shape)
+    raise ValueError(
+        f"Input {spec.name!r} takes any size, {spec.shape}, but layer {found[0]!r} needs at least "
+        f"{found[1]}, and the runtime prepares a file for one size. Pass it as "
+        f"input_shape={tuple(n or 224 for n in spec.shape)}, say."
+    )
 
 
 def check_weights(model: keras.Model) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ import keras
 import numpy as np
 
 from tfcompress.data import collect
+from tfcompress.errors import CompressionWarning
 from tfcompress.export import export_tflite
 from tfcompress.graph.cost import macs
 from tfcompress.graph.read import input_specs
@@ -38,7 +40,7 @@ def prune_channels(
     ranking: str = "global",
     round_to: int = 1,
     layers: LayerSelection = None,
-    unknown: str = "raise",
+    unknown: str = "keep",
     seed: int = 0,
 ) -> keras.Model:
     """Returns a smaller model of the same classes and names, without some of its channels.
@@ -69,17 +71,21 @@ def prune_channels(
             the widths that SIMD likes.
         layers: The layers whose channels may go: None, a glob or list of globs on layer paths, or a
             predicate. Coupled channels go only if all layers that make them are named.
-        unknown: "raise" for a layer of which it is not known how its channels are coupled, or
-            "keep" to leave the channels around it alone.
+        unknown: "keep" to leave the channels around a layer alone of which it is not known how they
+            are coupled, with a warning that names it; or "raise".
         seed: For "random".
 
     Returns:
-        A new model, not compiled.
+        A new model, not compiled. `channels_kept` is a dict of the layers around which channels
+        were left alone, and why.
 
     Raises:
         TypeError: If `model` is no Keras model.
         ValueError: If it is wrapped, an argument is out of range, nothing may be removed, a budget
-            cannot be met, or a layer is not known.
+            cannot be met, or a layer is not known and `unknown` is "raise".
+
+    Warns:
+        CompressionWarning: If channels were left alone because a layer is not known.
 
     Example:
         >>> import keras
@@ -107,10 +113,21 @@ def prune_channels(
         return cut(model, coupling, _removed(groups, scores, share, ranking, round_to))
 
     if target_macs is not None:
-        return _search(shrunk, macs, target_macs, "target_macs")
-    if target_latency_ms is not None:
-        return _search(shrunk, _latency, target_latency_ms, "target_latency_ms")
-    return shrunk(ratio)
+        made = _search(shrunk, macs, target_macs, "target_macs")
+    elif target_latency_ms is not None:
+        made = _search(shrunk, _latency, target_latency_ms, "target_latency_ms")
+    else:
+        made = shrunk(ratio)
+    if coupling.kept:
+        told = "; ".join(f"{path!r}: {reason}" for path, reason in coupling.kept.items())
+        warnings.warn(
+            f"The channels that some layers read and make were left alone. {told}. A rule for them "
+            "lets these go, too (tfcompress.rewrite.channels.rules).",
+            CompressionWarning,
+            stacklevel=2,
+        )
+    made.channels_kept = dict(coupling.kept)
+    return made
 
 
 def _check_numbers(ratio: Any, target_macs: Any, target_latency_ms: Any, round_to: Any) -> None:

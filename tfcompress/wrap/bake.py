@@ -38,7 +38,7 @@ from tfcompress.wrap.forms import (
     uneven,
 )
 from tfcompress.wrap.integers import Sum
-from tfcompress.wrap.one_channel import IN_TWO_AXES, as_image_layer, in_an_image
+from tfcompress.wrap.one_channel import as_image_layer, in_an_image, puts_out_one_channel
 from tfcompress.wrap.precision import AwayFromZero
 from tfcompress.wrap.recurrent import RuntimeRecurrent, unrolled
 from tfcompress.wrap.roles import (
@@ -206,8 +206,8 @@ class _Bake(Rewriter):
             made = in_two_axes(layer, args[0], self._values.get(id(kernel), kernel), bias)
             if made is not None:
                 return made
-        if type(layer) in IN_TWO_AXES and (called := self._over_two_axes(layer)):
-            return called(*args, **kwargs)
+        if puts_out_one_channel(layer):
+            return self.once(layer, lambda: self._over_two_axes(layer))(*args, **kwargs)
         if ordered := in_order(layer):
             changed, axes, self._values[id(layer.bias)] = ordered
             made = ops.transpose(self.clone(layer, **changed)(*args, **kwargs), axes)
@@ -278,21 +278,16 @@ class _Bake(Rewriter):
         layer = total.wrapper.layer
         # Without a bias, the converter leaves a transposed convolution and a ReLU in float.
         biased = layer.use_bias or bool(total.scalings) or isinstance(layer, TRANSPOSED)
-        image_layer = as_image_layer(layer, biased)
-        folded = image_layer or clone_layer(layer, use_bias=biased)
+        single = puts_out_one_channel(layer)
+        folded = as_image_layer(layer, biased) if single else clone_layer(layer, use_bias=biased)
         self.carry(total.wrapper, folded)
         self._totals[id(folded)] = total
-        return in_an_image(layer, folded) if image_layer else folded
+        return in_an_image(layer, folded) if single else folded
 
     def _over_two_axes(self, layer: Any) -> Any:
-        def make() -> Any:
-            new = as_image_layer(layer, layer.use_bias)
-            if new is not None:
-                self.carry(layer, new)
-            return new
-
-        image_layer = self.once(layer, make)
-        return None if image_layer is None else in_an_image(layer, image_layer)
+        image_layer = as_image_layer(layer, layer.use_bias)
+        self.carry(layer, image_layer)
+        return in_an_image(layer, image_layer)
 
     def _called(self, layer: Any, args: Any, kwargs: Any) -> Any:
         if not isinstance(layer, RuntimeLayer):

@@ -13,29 +13,32 @@ from keras import layers, ops
 
 from tfcompress.wrap.forms import Flat
 
-IN_TWO_AXES: dict[type, type] = {
+_IN_TWO_AXES: dict[type, type] = {
     layers.Conv1D: layers.Conv2D,
     layers.DepthwiseConv1D: layers.DepthwiseConv2D,
     layers.Conv1DTranspose: layers.Conv2DTranspose,
 }
 
 
+def puts_out_one_channel(layer: Any) -> bool:
+    """Returns whether a layer is such a convolution."""
+    if type(layer) not in _IN_TWO_AXES or not layer.built or layer.data_format != "channels_last":
+        return False
+    transposed = isinstance(layer, layers.Conv1DTranspose)
+    axes = (-2, -1) if isinstance(layer, layers.DepthwiseConv1D) else (-2,) if transposed else (-1,)
+    if any(layer.kernel.shape[axis] != 1 for axis in axes) or getattr(layer, "groups", 1) != 1:
+        return False
+    return getattr(layer, "output_padding", None) is None
+
+
 def as_image_layer(layer: Any, use_bias: bool) -> Any:
-    """Returns the unbuilt layer over two axes, or None for a layer that needs none.
+    """Returns the unbuilt layer over two axes for one that `puts_out_one_channel`.
 
     Its weights are those of the original, with an axis of one in front.
     """
-    if type(layer) not in IN_TWO_AXES or not layer.built or layer.data_format != "channels_last":
-        return None
     transposed = isinstance(layer, layers.Conv1DTranspose)
-    if layer.kernel.shape[-2 if transposed else -1] != 1 or getattr(layer, "groups", 1) != 1:
-        return None
-    if isinstance(layer, layers.DepthwiseConv1D) and layer.kernel.shape[-2] != 1:
-        return None
-    if getattr(layer, "output_padding", None) is not None:
-        return None
     depthwise = isinstance(layer, layers.DepthwiseConv1D)
-    return IN_TWO_AXES[type(layer)](
+    return _IN_TWO_AXES[type(layer)](
         **({} if depthwise else {"filters": 1}),
         kernel_size=(1, *layer.kernel_size),
         strides=(1, *layer.strides) if transposed else layer.strides[0],

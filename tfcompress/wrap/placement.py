@@ -21,6 +21,7 @@ from tfcompress.graph.read import (
     walk_layers,
 )
 from tfcompress.wrap.activations import ActivationQuantizer
+from tfcompress.wrap.canonicalize import KERNELS
 from tfcompress.wrap.fixed import GridCrossing
 from tfcompress.wrap.following import FollowingQuantizer
 from tfcompress.wrap.indices import index_tensors, makes_indices, reads_indices
@@ -163,8 +164,8 @@ class PlaceQuantizers(Rewriter):
         fused = any(self._state(t).pending for t in given)
         kind = MOVE if does_nothing(call) else role(call.operation)
         if call.path in self._left_out or self._in_float(kind, given):
-            # What the runtime could do in integers, the converter would.
-            args, kwargs = keras.tree.map_structure(self._leave_grid, (args, kwargs))
+            if not isinstance(call.operation, KERNELS):  # of which `bake` takes care
+                args, kwargs = keras.tree.map_structure(self._leave_grid, (args, kwargs))
             outputs = operation(*args, **kwargs)
             for new in keras.tree.flatten(outputs):
                 self._note(new, TensorState(floating=kind))
@@ -344,7 +345,7 @@ class PlaceQuantizers(Rewriter):
         return self._on_grid[key]
 
     def _leave_grid(self, tensor: Any) -> Any:
-        """Returns a tensor for an operation in float, apart from its grid if it is on one."""
+        """Returns a tensor for an operation in float, which the converter would do in integers."""
         return self._cross(tensor) if is_float(tensor) and self._state(tensor).quantized else tensor
 
     def _away_from_zero(self, tensor: Any, state: TensorState) -> Any:

@@ -133,7 +133,49 @@ def by_hand(heads):
     return attend
 
 
+def gated_by_halves(x):
+    """The halves of one convolution, of which one gates the other."""
+    first, second = ops.split(conv(x, 8), 2, axis=-1)
+    return conv(first * ops.sigmoid(second), 6)
+
+
+def bottleneck(x):
+    """As in residual blocks that split channels: one part goes on as it is."""
+    x = conv(x, 8)
+    return conv(L.Concatenate()([x[..., :3], conv(x[..., 3:], 5)]), 4)
+
+
+def tied(x):
+    table = L.ReversibleEmbedding(9, 8)
+    return table(L.Dense(8, activation="relu")(table(x)), reverse=True)
+
+
 NETS = {
+    "halves": graph(gated_by_halves, IMAGE),
+    "parts": graph(bottleneck, IMAGE),
+    "rows": graph(lambda x: conv(conv(x)[:, 1:7:2, None, 3], 4, 1), IMAGE),
+    "first step": graph(lambda x: L.Dense(8)(L.Dense(6)(x))[:, 0], SERIES),
+    "unstacked": graph(lambda x: sum(ops.split(L.Dense(8)(x), 3, axis=1)), SERIES),
+    "stacked": graph(
+        lambda x: L.Dense(4)(ops.stack([L.Dense(8)(x), L.Dense(8)(x)], axis=1)), VECTOR
+    ),
+    "UnitNormalization": graph(lambda x: L.UnitNormalization()(L.Dense(8)(x)), VECTOR),
+    "TimeDistributed": graph(
+        lambda x: L.TimeDistributed(L.Dense(4))(
+            L.TimeDistributed(L.GlobalAveragePooling2D())(
+                L.TimeDistributed(L.BatchNormalization())(L.TimeDistributed(L.Conv2D(8, 2))(x))
+            )
+        ),
+        VOLUME,
+    ),
+    "Bidirectional, both ways apart": graph(
+        lambda x: L.Bidirectional(
+            L.GRU(6, return_sequences=True),
+            backward_layer=L.LSTM(6, return_sequences=True, go_backwards=True),
+        )(L.Dense(8)(x)),
+        SERIES,
+    ),
+    "ReversibleEmbedding": graph(tied, (5,), dtype="int32"),
     "attention by hand": graph(by_hand(1), SERIES),
     "attention by hand, heads": graph(by_hand(2), SERIES),
     "products of both sides": graph(
@@ -316,9 +358,9 @@ def test_what_is_not_known_is_named_or_left_alone():
     x = Mystery(name="mystery")(x)
     model = keras.Model(inputs, L.Dense(2)(L.Dense(8, name="last")(x)))
     with pytest.raises(Unresolved, match=r"'mystery' \(Mystery\).*unknown='keep'"):
-        Coupling(model)
-    coupling = Coupling(model, unknown="keep")
-    assert coupling.kept == ["mystery"]
+        Coupling(model, unknown="raise")
+    coupling = Coupling(model)
+    assert coupling.kept == {"mystery": "no rule is known for it"}
     assert sorted(layer for g in coupling.groups for layer in g.layers) == ["first", "last"]
 
 

@@ -22,6 +22,7 @@ import numpy as np
 from tfcompress.graph.read import Call, is_graph, read_graph
 
 Numbers = np.ndarray
+Stays = Callable[[np.ndarray], np.ndarray]  # of numbers: which of these channels stay
 Rule = Callable[[Any, Call, list[Numbers]], Any]
 RULES: dict[Any, Rule] = {}
 """The rule of each class, or of each class of Keras by name."""
@@ -68,14 +69,15 @@ class Coupling:
 
     Args:
         model: A built Sequential or Functional model.
-        unknown: "raise" to refuse what no rule knows, "keep" to leave the channels around it alone.
+        unknown: "keep" to leave the channels around what no rule knows alone, "raise" to refuse it.
     """
 
-    def __init__(self, model: keras.Model, unknown: str = "raise") -> None:
+    def __init__(self, model: keras.Model, unknown: str = "keep") -> None:
         self.uses: dict[int, Use] = {}
         self.settings: dict[int, list[tuple[str, np.ndarray, Callable[..., Any] | None]]] = {}
         self.tensors: dict[int, np.ndarray] = {}
-        self.kept: list[str] = []  # layers around which channels are left alone
+        self.arguments: dict[int, Callable[[Stays], Any]] = {}  # of calls, by their first output
+        self.kept: dict[str, str] = {}  # why channels around a layer are left alone, by its path
         self._alive: list[Any] = []
         self._unknown = unknown
         self._count = 0
@@ -182,6 +184,15 @@ class Coupling:
         else:
             entries.append((entry, numbers, value))
 
+    def call_with(self, call: Call, arguments: Callable[[Stays], Any]) -> None:
+        """Says how the arguments of a call, but the first, follow from the channels that stay.
+
+        Args:
+            call: The call.
+            arguments: Makes the second argument.
+        """
+        self.arguments[id(call.outputs[0])] = arguments
+
     # The solution.
 
     def unit_of(self, numbers: np.ndarray) -> np.ndarray:
@@ -260,7 +271,7 @@ class Coupling:
                     f"is not known: {error}. Pass unknown='keep' to leave the channels around it "
                     "alone, or register a rule (tfcompress.rewrite.channels.rules)."
                 ) from None
-            self.kept.append(call.path)
+            self.kept[call.path] = str(error)
             for numbers in given:
                 self.fix(numbers)
             made = [self.fixed(tensor) for tensor in call.outputs]

@@ -51,9 +51,13 @@ class _Cut(Rewriter):
 
     def visit(self, graph: Graph, call: Call, args: Any, kwargs: Any) -> Any:
         settings = self._coupling.settings.get(id(call.operation))
+        arguments = self._coupling.arguments.get(id(call.outputs[0]))
+        if arguments is not None:
+            args, kwargs = (args[0], arguments(self.stays)), {}
         if not settings:
             return super().visit(graph, call, args, kwargs)
-        config = call.operation.get_config()
+        nested = any("/" in entry for entry, _, _ in settings)
+        config = call.operation.get_config() if nested else {}
         overrides: dict[str, Any] = free_of_sizes(call.operation)
         for entry, numbers, value in settings:
             stays = self.stays(numbers)

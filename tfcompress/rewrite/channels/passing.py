@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import keras
@@ -11,6 +12,7 @@ from tfcompress.graph.read import Call
 from tfcompress.rewrite.channels.coupling import (
     Coupling,
     Numbers,
+    Stays,
     Unresolved,
     along,
     channel_axis,
@@ -192,6 +194,91 @@ def _permuted(coupling: Coupling, call: Call, given: list[Numbers]) -> Numbers:
             raise Unresolved("it moves the batch")
         order = order[1:]
     return given[0].transpose([axis % (given[0].ndim + 1) - 1 for axis in order])
+
+
+@channel_rule("GetItem")
+def _taken(coupling: Coupling, call: Call, given: list[Numbers]) -> Numbers:
+    keys = call.args[1] if len(call.args) > 1 else call.kwargs["key"]
+    keys = list(keys) if isinstance(keys, tuple) else [keys]
+    numbers, rank = given[0], given[0].ndim
+    if any(not (isinstance(k, (int, slice)) or k is None or k is Ellipsis) for k in keys):
+        raise Unresolved("what it takes is not known before it runs")
+    if Ellipsis not in keys:
+        keys.append(Ellipsis)
+    place = keys.index(Ellipsis)
+    filled = rank + 1 - sum(key is not None and key is not Ellipsis for key in keys)
+    keys[place : place + 1] = [slice(None)] * filled
+    if keys[0] != slice(None):
+        raise Unresolved("it takes some of the samples")
+    axes = [index for index, key in enumerate(keys) if key is not None]
+    size = call.inputs[0].shape
+    for axis, index in enumerate(axes[1:]):
+        key = keys[index]
+        if numbers.shape[axis] == 1 or key == slice(None):
+            continue
+        if isinstance(key, int) or (key.step or 1) != 1:
+            coupling.fix(numbers)
+            continue
+        start, stop, _ = key.indices(size[axis + 1])
+        channels = along(numbers, axis)
+        coupling.fix(channels[start : start + 1])  # so that something is left to take
+        before = channels[:start], channels[:stop]
+        coupling.call_with(call, functools.partial(_still_taken, keys, index, before))
+    # Along an axis of one number, all that is taken has it.
+    found = [
+        (key if numbers.shape[axis] > 1 else 0 if isinstance(key, int) else slice(None))
+        for axis, key in enumerate(key for key in keys[1:] if key is not None)
+    ]
+    for index, key in enumerate(keys[1:]):
+        if key is None:
+            found.insert(index, None)
+    return numbers[tuple(found)]
+
+
+def _still_taken(
+    keys: list[Any], index: int, before: tuple[Numbers, Numbers], stays: Stays
+) -> tuple[Any, ...]:
+    ends = (int(stays(numbers).sum()) for numbers in before)
+    return (*keys[:index], slice(*ends), *keys[index + 1 :])
+
+
+@channel_rule("Split", "ArraySplit")
+def _split(coupling: Coupling, call: Call, given: list[Numbers]) -> list[Numbers]:
+    numbers = given[0]
+    axis = call.operation.axis % (numbers.ndim + 1) - 1
+    if axis < 0:
+        raise Unresolved("it splits the batch")
+    if numbers.shape[axis] == 1:
+        return [numbers] * len(call.outputs)
+    channels = along(numbers, axis)
+    ends = np.cumsum([tensor.shape[axis + 1] for tensor in call.outputs])
+    parts = np.split(channels, ends[:-1])
+    for part in parts:
+        coupling.fix(part[:1])  # so that there is something in each
+    name = "indices_or_sections"
+    coupling.set(call, name, channels, lambda stays: [int(stays[:end].sum()) for end in ends[:-1]])
+    return [spread(part, numbers.ndim, axis) for part in parts]
+
+
+@channel_rule("Stack")
+def _stacked(coupling: Coupling, call: Call, given: list[Numbers]) -> Numbers:
+    rank = given[0].ndim
+    axis = call.operation.axis % (rank + 2) - 1
+    if axis < 0 or any(numbers.shape != given[0].shape for numbers in given):
+        raise Unresolved("its inputs have their channels along different axes")
+    for numbers in given[1:]:
+        coupling.couple(given[0], numbers)
+    return np.expand_dims(given[0], axis)
+
+
+@channel_rule("UnitNormalization", "Normalize")
+def _of_unit_length(coupling: Coupling, call: Call, given: list[Numbers]) -> Numbers:
+    return given[0]
+
+
+@channel_rule("Constant")
+def _constant(coupling: Coupling, call: Call, given: list[Numbers]) -> Numbers:
+    return coupling.fixed(call.outputs[0])
 
 
 @channel_rule("RepeatVector")

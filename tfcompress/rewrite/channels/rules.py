@@ -22,6 +22,7 @@ from tfcompress.rewrite.channels.coupling import (
     along,
     channel_axis,
     channel_rule,
+    rule_for,
     spread,
 )
 
@@ -139,6 +140,50 @@ def _embedding(coupling: Coupling, call: Call, given: list[Numbers]) -> Numbers:
     return spread(made, given[0].ndim + 1, -1)
 
 
+@channel_rule("ReversibleEmbedding")
+def _reversible(coupling: Coupling, call: Call, given: list[Numbers]) -> Numbers:
+    layer, made = call.operation, coupling.new(call, call.operation.output_dim)
+    coupling.use(call, layer.embeddings, {1: made}, made=1)
+    if not layer.tie_weights:
+        coupling.use(call, layer.reverse_embeddings, {0: made})
+    coupling.set(call, "output_dim", made)
+    reverse = call.kwargs.get("reverse", call.args[1] if len(call.args) > 1 else False)
+    if not reverse:
+        return spread(made, given[0].ndim + 1, -1)
+    coupling.couple(along(given[0], given[0].ndim - 1), made)
+    return coupling.fixed(call.outputs[0])
+
+
+@channel_rule("TimeDistributed")
+def _at_each_step(coupling: Coupling, call: Call, given: list[Numbers]) -> Numbers:
+    layer = call.operation.layer
+    rule = rule_for(layer)
+    if rule is None or len(given) != 1 or given[0].shape[0] != 1:
+        raise Unresolved(f"no rule is known for the {type(layer).__name__} inside it")
+    ends = [
+        [keras.KerasTensor((None, *t.shape[2:]), t.dtype) for t in tensors]
+        for tensors in (call.inputs, call.outputs)
+    ]
+    step = Call(call.path, layer, (ends[0][0],), {}, *ends)
+    # Its config tells the sizes that it was built for, which are not kept when an entry is set.
+    coupling.set(call, "layer/config/name", np.zeros(0, int), lambda stays: layer.name)
+    made = rule(_Inside(coupling, call), step, [given[0][0]])
+    return made[None]
+
+
+class _Inside:
+    """A coupling for the rule of a layer inside another: its config is inside, too."""
+
+    def __init__(self, coupling: Coupling, call: Call) -> None:
+        self._coupling, self._call = coupling, call
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._coupling, name)
+
+    def set(self, call: Call, entry: str, *rest: Any) -> None:
+        self._coupling.set(self._call, f"layer/config/{entry}", *rest)
+
+
 @channel_rule("BatchNormalization", "LayerNormalization", "RMSNormalization", "LayerScale")
 def _normalization(coupling: Coupling, call: Call, given: list[Numbers]) -> Numbers:
     layer, numbers = call.operation, given[0]
@@ -217,14 +262,9 @@ def _bidirectional(coupling: Coupling, call: Call, given: list[Numbers]) -> Numb
         _cell(coupling, call, one, along(given[0], 1), name)
         for one, name in zip(inner, names, strict=True)
     ]
-    if layer.merge_mode == "concat":
-        numbers = np.concatenate(made)
-        # Without a config of its own the backward layer is made like the forward one.
-        if "backward_layer" not in layer.get_config():
-            coupling.couple(*made)
-    else:
-        coupling.couple(*made)
-        numbers = made[0]
+    # Keras takes the two to be of one size, whatever is done with what they return.
+    coupling.couple(*made)
+    numbers = np.concatenate(made) if layer.merge_mode == "concat" else made[0]
     return spread(numbers, 2, 1) if inner[0].return_sequences else numbers
 
 

@@ -1,0 +1,93 @@
+"""A model for inputs of one size, made of one for inputs of any size."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+
+from tfcompress.graph.clone import Rewriter
+from tfcompress.graph.copies import clone_layer
+from tfcompress.graph.read import Call, Graph, called_once, input_specs, is_graph, read_graphs
+
+
+def with_input_shape(model: keras.Model, input_shape: Any) -> keras.Model:
+    """Returns the model with inputs of a fixed size.
+
+    Args:
+        model: A Sequential or Functional model. It is not changed.
+        input_shape: The shape of one sample, or a dict of these by input name.
+
+    Raises:
+        ValueError: If an input is unknown, or the shape is not one of its.
+    """
+    specs = {spec.name: spec.shape for spec in input_specs(model)}
+    if not isinstance(input_shape, Mapping):
+        if len(specs) > 1:
+            raise ValueError(
+                "input_shape must be a dict by input name where there are several: "
+                f"{', '.join(map(repr, specs))}. Received: {input_shape!r}"
+            )
+        input_shape = dict.fromkeys(specs, input_shape)
+    for name, shape in input_shape.items():
+        if name not in specs:
+            raise ValueError(
+                f"input_shape names the input {name!r}, which the model does not have. It has: "
+                f"{', '.join(map(repr, specs))}"
+            )
+        sizes = isinstance(shape, (tuple, list)) and all(
+            isinstance(n, int) and n > 0 and not isinstance(n, bool) for n in shape
+        )
+        fits = sizes and len(shape) == len(specs[name])
+        if not fits or any(
+            b is not None and a != b for a, b in zip(shape, specs[name], strict=True)
+        ):
+            raise ValueError(
+                f"input_shape of {name!r} must be whole numbers in the place of each None of "
+                f"{specs[name]}, without the batch. Received: {shape!r}"
+            )
+    return _Resize([tuple(input_shape.get(name, shape)) for name, shape in specs.items()]).run(
+        model
+    )
+
+
+def sized_layer(model: keras.Model) -> tuple[str, int] | None:
+    """Returns the path of a layer that needs a least size of an image of any size, and that size.
+
+    The runtime prepares a file for images of one pixel where it does not know better.
+    """
+    for graph in read_graphs(model).values():
+        for call in graph.calls:
+            layer = getattr(call.operation, "layer", call.operation)
+            sizes = getattr(layer, "kernel_size", getattr(layer, "pool_size", None))
+            if is_graph(layer) or not isinstance(sizes, (tuple, list)) or not call.inputs:
+                continue
+            if None in call.inputs[0].shape[1:] and layer.padding == "valid" and max(sizes) > 1:
+                return call.path, max(sizes)
+    return None
+
+
+class _Resize(Rewriter):
+    def __init__(self, shapes: list[tuple[int | None, ...]]) -> None:
+        super().__init__()
+        self._outer = shapes
+        self._shapes: dict[int, tuple[int | None, ...]] = {}
+        self._once: set[int] = set()
+
+    def run(self, model: keras.Model) -> keras.Model:
+        self._once = called_once(model)
+        self._shapes.update((id(t), s) for t, s in zip(model.inputs, self._outer, strict=True))
+        return super().run(model)
+
+    def input_like(self, tensor: Any) -> Any:
+        shape = self._shapes.get(id(tensor), tensor.shape[1:])
+        source = tensor._keras_history.operation
+        return clone_layer(source, batch_shape=(tensor.shape[0], *shape)).output
+
+    def visit_model(self, graph: Graph, call: Call, args: Any, kwargs: Any) -> Any:
+        given = [t for t in keras.tree.flatten((args, kwargs)) if isinstance(t, keras.KerasTensor)]
+        if id(call.operation) in self._once:  # else it may be called on several sizes
+            pairs = zip(call.operation.inputs, given, strict=False)
+            self._shapes.update((id(inner), outer.shape[1:]) for inner, outer in pairs)
+        return super().visit_model(graph, call, args, kwargs)
