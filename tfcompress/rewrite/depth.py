@@ -13,6 +13,7 @@ from tfcompress.data import samples
 from tfcompress.graph.clone import Rewriter
 from tfcompress.graph.read import Call, Graph, input_specs, is_graph, read_graph, walk_layers
 from tfcompress.graph.run import predict
+from tfcompress.graph.sameness import check_kept
 from tfcompress.graph.select import select
 from tfcompress.wrap.strip import as_unwrapped
 
@@ -99,7 +100,9 @@ def drop_layers(
         home = {path: block.name for block in ordered for path in block.layers}
         home |= {block.name: block.name for block in found}
         chosen = {home[p] for p in select([(p, p) for p in home], blocks, argument="blocks")}
-    return _Drop([block for block in found if block.name in chosen]).run(model)
+    made = _Drop([block for block in found if block.name in chosen]).run(model)
+    check_kept(model, made, "drop_layers")
+    return made
 
 
 def residual_blocks(model: keras.Model, path: str = "") -> list[Block]:
@@ -240,7 +243,9 @@ def share_layers(model: keras.Model, groups: Sequence[Sequence[str]]) -> keras.M
                 )
             firsts[id(layer)] = layers[0]
         members[id(layers[0])] = layers
-    return _Share(firsts, members).run(model)
+    made = _Share(firsts, members).run(model)
+    check_kept(model, made, "share_layers", {path for group in groups for path in group})
+    return made
 
 
 def _kind(layer: Any) -> Any:

@@ -17,6 +17,7 @@ from tfcompress.graph.clone import Rewriter
 from tfcompress.graph.copies import clone_layer, free_of_sizes
 from tfcompress.graph.cost import einsum_letters, macs
 from tfcompress.graph.read import Call, Graph, is_graph, read_graph
+from tfcompress.graph.sameness import check_kept
 from tfcompress.graph.select import LayerSelection, select
 from tfcompress.rewrite.kernels import array
 from tfcompress.rewrite.rank import Rank, check_rank, chosen_rank
@@ -91,15 +92,18 @@ def factorize(
         raise ValueError(f"model {model.name!r} has no layer that could be factorized.")
     named = select([(path, call.operation) for path, call in calls.items()], layers)
     if target_macs is not None:
-        return _within(model, target_macs, calls, named, convolutions)
+        made = _within(model, target_macs, calls, named, convolutions)
+        check_kept(model, made, "factorize", named)
+        return made
     chosen: dict[str, Rank] = {}
     for glob, one in ranks.items():
         every = [(path, calls[path].operation) for path in calls]
         for path in select(every, glob, argument=f"rank[{glob!r}]") & named:
             chosen.setdefault(path, one)
-    made = _Factorize(calls, chosen, convolutions)
-    result = made.run(model)
-    if not made.replaced:
+    rewriter = _Factorize(calls, chosen, convolutions)
+    result = rewriter.run(model)
+    check_kept(model, result, "factorize", chosen)
+    if not rewriter.replaced:
         warnings.warn(
             "factorize() left every layer as it was: at these ranks none gets cheaper.",
             CompressionWarning,

@@ -16,6 +16,7 @@ from tfcompress.export import export_tflite
 from tfcompress.graph.cost import macs
 from tfcompress.graph.read import input_specs
 from tfcompress.graph.run import packed
+from tfcompress.graph.sameness import check_kept
 from tfcompress.graph.select import LayerSelection, select
 from tfcompress.rewrite.channels.coupling import Coupling, Group
 from tfcompress.rewrite.channels.cutting import cut
@@ -126,6 +127,7 @@ def prune_channels(
             CompressionWarning,
             stacklevel=2,
         )
+    check_kept(model, made, "prune_channels")
     made.channels_kept = dict(coupling.kept)
     return made
 

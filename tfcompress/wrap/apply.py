@@ -19,6 +19,7 @@ from tfcompress.wrap.activations import ActivationQuantizer
 from tfcompress.wrap.add_transform import AddTransform
 from tfcompress.wrap.placement import PlaceQuantizers
 from tfcompress.wrap.sparsity import allocate, mask_of, masks, start_kept, warn_of_zeros
+from tfcompress.wrap.strip import check_wrapped
 from tfcompress.wrap.wrapper import CompressionWrapper, compressible_weights, input_axis, step_of
 
 
@@ -29,6 +30,7 @@ def prune(
     pattern: Any = "unstructured",
     ranking: str = "layer",
     layers: LayerSelection = None,
+    check: bool = True,
 ) -> Any:
     """Returns a copy that sets its smallest weights to zero while it trains.
 
@@ -57,6 +59,8 @@ def prune(
             wrapped, so wrap a trained model.
         layers: Which layers: None, a glob or list of globs on layer paths ("encoder/conv*"), or a
             predicate on the layer.
+        check: Whether to compare the result with the model first, without masks and rounding, on a
+            few made-up samples. False is for models that cannot be run here.
 
     Returns:
         A new model of the same class with the same weights, not compiled; for a layer, the
@@ -99,6 +103,8 @@ def prune(
     wrappers = {p: w for p, w in walk_layers(pruned) if isinstance(w, CompressionWrapper)}
     allocate(wrappers)
     start_kept(w for path, w in wrappers.items() if path in chosen)
+    if check:
+        check_wrapped(model_or_layer, pruned, "prune")
     return pruned
 
 
@@ -107,6 +113,7 @@ def quantize(
     scheme: str | QuantizationScheme = "int8",
     *,
     layers: LayerSelection = None,
+    check: bool = True,
 ) -> Any:
     """Returns a copy that trains with the rounding of the INT8 file it will become (QAT).
 
@@ -124,6 +131,7 @@ def quantize(
         scheme: "int8", "w4a8" (4-bit weights, 8-bit activations), "int16x8" (16-bit activations) or
             a `QuantizationScheme`.
         layers: Which layers, as for `prune`; the others stay float in the model and in the file.
+        check: Whether to compare the result with the model first, as for `prune`.
 
     Returns:
         A new model with the same weights, not compiled; for a layer, the wrapped layer.
@@ -155,6 +163,8 @@ def quantize(
         return wrapped
     model = as_graph(model_or_layer)
     made = quantized(model, scheme, layers)
+    if check:
+        check_wrapped(model, made, "quantize")
     warn_of_zeros(walk_layers(model))
     return made
 

@@ -56,6 +56,7 @@ class RuntimeLayer(layers.Layer):
     non_negative: tuple[str, ...] = ()
     fixed: Mapping[str, tuple[float, float]] = types.MappingProxyType({})
     hands_masks_on = True
+    passes = False  # whether it computes as the Keras layer does
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -162,6 +163,8 @@ class RuntimeSwish(RuntimeLayer):
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         """Returns the product."""
         gate = ops.sigmoid(inputs)
+        if self.passes:
+            return inputs * gate
         if training or not self.grids() or not all(grid.exact for grid in self.grids()):
             return inputs * fake_quant(gate, *SIGMOID_RANGE)
         # The runtime looks the gate up in a table, which it computes in this way, ties to even.

@@ -18,18 +18,19 @@ from tfcompress.graph.copies import clone_layer
 from tfcompress.graph.expand import Expanded
 from tfcompress.graph.inline import as_graph
 from tfcompress.graph.read import Call, Graph, check_built, walk_layers
-from tfcompress.transforms import FakeQuant
+from tfcompress.graph.sameness import check_same
+from tfcompress.transforms import FakeQuant, WeightTransform
 from tfcompress.wrap.activations import ActivationQuantizer
 from tfcompress.wrap.canonicalize import original_variables
 from tfcompress.wrap.fixed import GridCrossing
 from tfcompress.wrap.models import ChainedModel, QuantizedModel
 from tfcompress.wrap.precision import AwayFromZero
-from tfcompress.wrap.runtime import RuntimeMerge
+from tfcompress.wrap.runtime import RuntimeLayer, RuntimeMerge
 from tfcompress.wrap.samples import InputSamples
 from tfcompress.wrap.wrapper import CompressionWrapper
 
 
-def strip(model: Any) -> Any:
+def strip(model: Any, *, check: bool = True) -> Any:
     """Returns the ordinary model: transforms applied for good, everything added taken out.
 
     Architecture, classes and names are those of the model that was wrapped, and nothing of
@@ -39,6 +40,8 @@ def strip(model: Any) -> Any:
 
     Args:
         model: A model (or layer) from `prune` or `quantize`. It is not changed.
+        check: Whether to compare the result with the model first, without rounding of activations,
+            on a few made-up samples. False is for models that cannot be run here.
 
     Returns:
         A new model, not compiled.
@@ -75,13 +78,22 @@ def strip(model: Any) -> Any:
             stacklevel=2,
         )
     warn_unfinished(model, "strip")
-    return without_transforms(model)
+    stripped = without_transforms(model)
+    if check:
+        with passing_through(model, () if _is_trained(model) else (FakeQuant,)):
+            check_same(model, stripped, "strip")
+    return stripped
 
 
 def without_transforms(model: keras.Model) -> keras.Model:
     """Returns what `strip` returns, also for a model that was not wrapped, without a warning."""
+    return _Strip(rounds=_is_trained(model)).run(model)
+
+
+def _is_trained(model: keras.Model) -> bool:
+    """Returns whether weights were trained with their rounding, as far as there is a sign of it."""
     learning = [q for q in quantizers(model) if q.fixed_range is None]
-    return _Strip(rounds=not learning or any(q.is_trained for q in learning)).run(model)
+    return not learning or any(q.is_trained for q in learning)
 
 
 def as_unwrapped(model: Any, function: str) -> keras.Model:
@@ -127,6 +139,43 @@ def rounding_in_floats(model: keras.Model) -> Iterator[None]:
     finally:
         for quantizer in every:
             quantizer.in_floats = False
+
+
+@contextlib.contextmanager
+def passing_through(
+    model: keras.Model, skipped: tuple[type, ...] = (WeightTransform,)
+) -> Iterator[None]:
+    """Has a wrapped model round no activations, and not transform its weights.
+
+    Args:
+        model: The model.
+        skipped: The kinds of transforms that are left out.
+    """
+    parts = {id(p): p for _, layer in walk_layers(model) for p in layer._flatten_layers()}
+    wrappers = [p for p in parts.values() if isinstance(p, CompressionWrapper)]
+    rounding = [p for p in parts.values() if isinstance(p, RuntimeLayer)]
+    every = quantizers(model)
+    try:
+        for wrapper in wrappers:
+            wrapper.skipped = skipped
+        for layer in rounding:
+            layer.passes = True
+        for quantizer in every:
+            quantizer.observer = lambda values: None
+        yield
+    finally:
+        for wrapper in wrappers:
+            wrapper.skipped = ()
+        for layer in rounding:
+            layer.passes = False
+        for quantizer in every:
+            quantizer.observer = None
+
+
+def check_wrapped(original: keras.Model, wrapped: keras.Model, function: str) -> None:
+    """Compares a wrapped model with what it was made from; see `check_same`."""
+    with passing_through(original), passing_through(wrapped):
+        check_same(original, wrapped, function)
 
 
 def trained_scheme(model: keras.Model) -> str:

@@ -150,6 +150,7 @@ class CompressionWrapper(keras.layers.Layer):
     """
 
     is_compression_wrapper = True
+    skipped: tuple[type, ...] = ()  # kinds of transforms that are not applied, for comparisons
 
     def __init__(
         self,
@@ -273,7 +274,8 @@ class CompressionWrapper(keras.layers.Layer):
         variables = [*self.layer.variables, *linked]
         values = {id(v): (v, ops.convert_to_tensor(v)) for v in variables}
         for weight, transforms in self.pipelines():
-            values[id(weight)] = (weight, self.effective_value(weight, transforms, update))
+            applied = [t for t in transforms if not isinstance(t, self.skipped)]
+            values[id(weight)] = (weight, self.effective_value(weight, applied, update))
         with keras.StatelessScope(list(values.values()), collect_losses=True) as scope:
             before = [(v, scope.get_current_value(v)) for v, _ in values.values()]
             outputs = self.layer(*args, **kwargs)
