@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from tfcompress.distributions import Histograms, histograms
     from tfcompress.errors import CompressionWarning, ExportError
     from tfcompress.export import ExportResult, export_tflite
+    from tfcompress.graph.preprocessing import split_preprocessing
     from tfcompress.legacy import from_tf_keras
     from tfcompress.rewrite.channels.regularize import GroupLasso, regularize_channels
     from tfcompress.rewrite.depth import drop_layers, share_layers
@@ -102,6 +103,7 @@ _HOMES = {
     "regularize_channels": "rewrite.channels.regularize",
     "sensitivity": "tune.sensitivity",
     "share_layers": "rewrite.depth",
+    "split_preprocessing": "graph.preprocessing",
     "strip": "wrap.strip",
     "summary": "wrap.summary",
     "tinybert_losses": "distill.losses.feature",
@@ -158,6 +160,7 @@ __all__ = [
     "regularize_channels",
     "sensitivity",
     "share_layers",
+    "split_preprocessing",
     "strip",
     "summary",
     "tinybert_losses",

@@ -19,6 +19,7 @@ from tfcompress.ends import labels_by_output, normalization_by_input
 from tfcompress.errors import CompressionWarning, ExportError
 from tfcompress.files import check_path, write_whole
 from tfcompress.graph.inline import as_graph
+from tfcompress.graph.preprocessing import check_no_tables
 from tfcompress.graph.read import input_specs, output_names
 from tfcompress.graph.resize import with_input_shape
 from tfcompress.graph.run import outputs_of
@@ -204,6 +205,7 @@ def export_tflite(
     model = as_graph(model)
     if input_shape is not None:
         model = with_input_shape(model, input_shape)
+    check_no_tables(model)
     check_sizes(model)
     target = check_path(path)
     trained = quantizers(model)

@@ -40,9 +40,11 @@ def check_same(original: keras.Model, copy: keras.Model, function: str) -> None:
     if _signature(original) != _signature(copy):
         raise RuntimeError(_differs(function, "its inputs and outputs"))
     _check_tables(original, copy, function)
-    samples, wanted = _run_somehow(original, function)
+    samples, wanted = made_up_samples(original, function)
     got = _outputs(copy, samples)
-    if _close(wanted, got, original) or not _close(wanted, _outputs(original, samples), original):
+    if are_close(wanted, got, original) or not are_close(
+        wanted, _outputs(original, samples), original
+    ):
         return
     found: dict[str, list[Any]] = {}
     differing: list[str] = []
@@ -56,7 +58,7 @@ def check_same(original: keras.Model, copy: keras.Model, function: str) -> None:
             arrays = (
                 [keras.ops.convert_to_numpy(v) for v in values] for values in (before, outputs)
             )
-            if not _close(*arrays, original):
+            if not are_close(*arrays, original):
                 differing.append(call.path)
 
     _outputs(original, samples, note)
@@ -135,7 +137,7 @@ def _vocabularies(layer: Any) -> Iterator[list[Any]]:
             yield [*part.get_vocabulary()]
 
 
-def _run_somehow(model: keras.Model, function: str) -> tuple[dict[str, np.ndarray], list[Any]]:
+def made_up_samples(model: keras.Model, function: str) -> tuple[dict[str, np.ndarray], list[Any]]:
     """Returns samples that the model runs on, and what it puts out: numbers, if it can."""
     failure: Exception | None = None
     found = None
@@ -191,7 +193,8 @@ def _outputs(model: keras.Model, samples: dict[str, np.ndarray], note: Any = Non
         ]
 
 
-def _close(wanted: list[Any], got: list[Any], model: keras.Model) -> bool:
+def are_close(wanted: list[Any], got: list[Any], model: keras.Model) -> bool:
+    """Returns whether two lists of outputs of a model are the same but for rounding."""
     half = any("16" in part.compute_dtype for part in model._flatten_layers())
     share = _CLOSE_IN_HALF if half else _CLOSE
     return all(_near(a, b, share) for a, b in zip(wanted, got, strict=True))

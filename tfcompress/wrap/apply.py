@@ -10,6 +10,7 @@ import keras
 from tfcompress.graph.copies import clone_layer
 from tfcompress.graph.cost import DEPTHWISE, plain
 from tfcompress.graph.inline import as_graph
+from tfcompress.graph.preprocessing import check_no_tables
 from tfcompress.graph.read import walk_layers
 from tfcompress.graph.select import LayerSelection, select
 from tfcompress.scheme import QuantizationScheme, as_scheme
@@ -139,7 +140,8 @@ def quantize(
     Raises:
         TypeError: If `model_or_layer` is neither a model nor a layer.
         ValueError: If the model is unbuilt, it is quantized already, `scheme` is
-            unknown, or `layers` or an override matches nothing.
+            unknown, `layers` or an override matches nothing, or a part of the model cannot go into
+            a file (see `split_preprocessing`).
 
     Warns:
         CompressionWarning: If the model was pruned, and nothing would keep its zeros.
@@ -162,6 +164,7 @@ def quantize(
             wrapped.start()
         return wrapped
     model = as_graph(model_or_layer)
+    check_no_tables(model)
     made = quantized(model, scheme, layers)
     if check:
         check_wrapped(model, made, "quantize")

@@ -262,7 +262,8 @@ class CompressionWrapper(keras.layers.Layer):
             if has_own_grid(self):
                 tell_nested_models(self)
             self._told = True
-        read = None if training or not self.transforms else getattr(self.sum, "read", None)
+        floats = training or self.skipped or not self.transforms
+        read = None if floats else getattr(self.sum, "read", None)
         if read is not None and read.exact and _is_float32(args[0]):
             return self._in_integers(read, args[0])
         if not self.transforms:

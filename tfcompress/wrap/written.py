@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -59,6 +60,15 @@ def _categories(layer: Any, x: Any, count_weights: Any = None) -> Any:
     return ops.sum(chosen, 1)
 
 
+def _bins(layer: Any, x: Any) -> Any:
+    ends = np.array(layer.bin_boundaries, "float32")
+    place = ops.sum(ops.cast(ops.expand_dims(x, -1) >= ends, "int32"), -1)
+    if layer.output_mode == "int":
+        return place
+    depth = types.SimpleNamespace(output_mode=layer.output_mode, num_tokens=len(ends) + 1)
+    return _categories(depth, place)
+
+
 def _are_equal(x: Any, count: int, axis: int) -> Any:
     """Returns which of the integers below `count` an integer is, along a new axis."""
     shape = [count if place == axis else 1 for place in range(len(x.shape) + 1)]
@@ -91,7 +101,6 @@ def _scaled(x: Any, axis: Any, least: float) -> Any:
 
 _OF_INTEGERS: dict[str, Callable[..., Any]] = {
     "Cast": _flags,
-    "CategoryEncoding": _categories,
     "OneHot": _one_hot,
     "Negative": lambda operation, x: x * -1.0,
     "Split": _slices,
@@ -102,6 +111,8 @@ _OF_INTEGERS: dict[str, Callable[..., Any]] = {
     "TrueDivide": _quotient,
 }
 _OF_ALL: dict[str, Callable[..., Any]] = {
+    "CategoryEncoding": _categories,
+    "Discretization": _bins,
     "Normalize": _of_unit_length,
     "UnitNormalization": _of_unit_length,
 }
