@@ -176,6 +176,7 @@ class Rewriter:
             new.trainable = False
         if isinstance(model, Expanded) and isinstance(new, Expanded):
             new.source, new.layer_class = model.source, model.layer_class
+            new.original = model.original
         return new
 
 

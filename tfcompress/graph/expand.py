@@ -9,6 +9,7 @@ bias and keeps a scale for each of their channels, which it does not for `Einsum
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 import json
@@ -20,6 +21,7 @@ import keras
 from keras import layers, ops, tree
 from keras.src.backend.common.masking import get_keras_mask, set_keras_mask
 
+from tfcompress.graph.copies import clone_layer
 from tfcompress.graph.cost import plain
 from tfcompress.graph.dot_attention import (
     DOT_ATTENTION,
@@ -65,6 +67,13 @@ class MaskScores(layers.Layer):
         return super().get_config()
 
 
+@dataclasses.dataclass
+class Original:
+    """A layer, in a class of its own so that Keras does not count it to another."""
+
+    layer: Any
+
+
 @keras.saving.register_keras_serializable("tfcompress")
 class Expanded(keras.Model):
     """A layer as the graph of what it computes.
@@ -72,15 +81,17 @@ class Expanded(keras.Model):
     Attributes:
         source: JSON of the layer and of the options it was called with.
         layer_class: The class of a custom layer, in the process that wrote it out.
+        original: The layer itself, likewise, if its config does not make it again.
     """
 
     source = ""
     layer_class: type | None = None
+    original: Original | None = None
 
     @functools.cached_property
     def _class_name(self) -> str:
         told = json.loads(self.source)["layer"]
-        return told["class_name"] if told["module"] == "keras.layers" else ""
+        return told["class_name"] if told and told["module"] == "keras.layers" else ""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Calls the graph; attention with masks of its own, not those that its inputs carry.
@@ -113,8 +124,15 @@ class Expanded(keras.Model):
         return model
 
     def layer(self) -> Any:
-        """Returns the layer this stands for, which its first call will build."""
+        """Returns the layer this stands for, which its first call will build if need be."""
+        if self.original is not None:
+            return clone_layer(self.original.layer)
         told = json.loads(self.source)["layer"]
+        if told is None:
+            raise ValueError(
+                f"Layer {self.name!r} cannot be put back: its class has no get_config() that makes "
+                "it again. Strip such a model in the process that wrapped it."
+            )
         told.pop("build_config", None)
         # In the process that wrote it out, its class need not be registered with Keras.
         names = (told["class_name"], told.get("registered_name"))

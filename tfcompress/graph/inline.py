@@ -19,7 +19,7 @@ import keras
 from keras import tree
 
 from tfcompress.graph.clone import Rewriter
-from tfcompress.graph.expand import Expanded
+from tfcompress.graph.expand import Expanded, Original
 from tfcompress.graph.read import (
     Call,
     Graph,
@@ -115,14 +115,27 @@ class _Inline(Rewriter):
             if read is None:
                 return None
             self._note_kinds(read)
-            expanded = self._rebuild(read, call.path + "/")
-            if not _runs(expanded):
+            expanded = self._tried(lambda: self._rebuild(read, call.path + "/"))
+            if expanded is None or not _runs(expanded):
                 return None
             places = {id(variable): place for place, variable in _weights(read)}
             weights = [places[id(weight)] for weight in layer.weights]
         expanded.source = json.dumps({**given, "weights": weights})
         expanded.layer_class = type(layer)
+        if not _comes_back(expanded, layer):
+            expanded.original = Original(layer)
         return expanded
+
+    def _tried(self, rebuild: Any) -> Any:
+        """Returns what was rebuilt; None, leaving nothing, if layers refuse its shapes."""
+        done = len(self._sources), len(self._carried), len(self._initializers)
+        try:
+            return rebuild()
+        except Exception:  # sizes that the code of the layer knows, and its graph does not
+            for source in self._sources[done[0] :]:
+                self._replacements.pop(id(source), None)
+            del self._sources[done[0] :], self._carried[done[1] :], self._initializers[done[2] :]
+            return None
 
 
 @keras.saving.register_keras_serializable("tfcompress")
@@ -309,11 +322,25 @@ def _arguments(layer: Any, call: Call) -> dict[str, Any] | None:
                 told["inputs"][name] = tree.map_structure(lambda t: places[id(t)], value)
             elif value is not None:
                 told["options"][name] = value
+        json.dumps(told)
+    except TypeError:
+        return None
+    try:
         told["layer"] = keras.saving.serialize_keras_object(layer)
         json.dumps(told)
-    except (TypeError, NotImplementedError):
-        return None
+    except Exception:  # whatever its get_config() does
+        told["layer"] = None
     return told
+
+
+def _comes_back(expanded: Expanded, layer: Any) -> bool:
+    """Returns whether a layer is made again by its config, as far as its weights tell."""
+    inputs = [keras.KerasTensor(t.shape, t.dtype) for t in expanded.inputs]
+    with contextlib.suppress(Exception):
+        made = expanded.layer()
+        made(**expanded.arguments(inputs))
+        return [w.shape for w in made.weights] == [w.shape for w in layer.weights]
+    return False
 
 
 def _inputs_of(model: Any, argument: str) -> Any:
