@@ -154,6 +154,8 @@ class RuntimeRecurrent(RuntimeLayer):
             mask: Of shape (samples, steps): false at steps that leave the states as they are.
             training: Whether dropout is applied and ranges are learned.
         """
+        if self.passes:
+            return self.inner.call(inputs, initial_state=initial_state, mask=mask, training=False)
         given = [inputs, *keras.tree.flatten([] if initial_state is None else initial_state)]
         own = {n: q for n, q in self.rounding.items() if isinstance(q, ActivationQuantizer)}
         learned = {name: q for name, q in own.items() if q.fixed_range is None}

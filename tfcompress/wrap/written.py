@@ -61,12 +61,12 @@ def _categories(layer: Any, x: Any, count_weights: Any = None) -> Any:
 
 
 def _bins(layer: Any, x: Any) -> Any:
-    ends = np.array(layer.bin_boundaries, "float32")
-    place = ops.sum(ops.cast(ops.expand_dims(x, -1) >= ends, "int32"), -1)
+    places = keras.layers.Discretization(layer.bin_boundaries)(x)
     if layer.output_mode == "int":
-        return place
-    depth = types.SimpleNamespace(output_mode=layer.output_mode, num_tokens=len(ends) + 1)
-    return _categories(depth, place)
+        return places
+    count = len(layer.bin_boundaries) + 1
+    told = types.SimpleNamespace(output_mode=layer.output_mode, num_tokens=count)
+    return _categories(told, places)
 
 
 def _are_equal(x: Any, count: int, axis: int) -> Any:
