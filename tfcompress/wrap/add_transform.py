@@ -91,7 +91,15 @@ class AddTransform(Rewriter):
         if isinstance(call.operation, CompressionWrapper):
             transforms = [*call.operation.transforms, *transforms]
         moved = self._moves and not rewritten and layer is call.operation
-        parts = parts or [self.move(layer) if moved else clone_layer(layer)]
+        try:
+            parts = parts or [self.move(layer) if moved else clone_layer(layer)]
+        except ValueError as error:
+            warnings.warn(
+                f"layer {call.path!r} is left as it is, and is in both models: {error}",
+                CompressionWarning,
+                stacklevel=2,
+            )
+            return [self.clone(call.operation)]
         own_activation = hasattr(layer, "activation") and activation_name(layer) is None
         if self._canonicalize and own_activation:
             warnings.warn(
