@@ -108,7 +108,7 @@ def test_unfrozen_and_trained_on(tmp_path):
 
 
 @pytest.mark.parametrize("compiled", [{"box": "mse", "cls": "mse"}, ["mse", "mse"]])
-def test_outputs_keep_their_names(compiled, tmp_path):
+def test_outputs_keep_their_names(compiled, tmp_path, quiet):
     inputs = keras.Input((6,))
     x = L.Dense(8, activation="relu")(inputs)
     outputs = [L.Dense(4, name="box")(x), L.Dense(3, name="cls", activation="softmax")(x)]
