@@ -78,6 +78,7 @@ EXAMPLES = {
     "quantize": "w4a8, trained",
     "mixed_precision": "mixed",
     "low_rank": "rank 16, trained on",
+    "transfer_learning": "float tensors inside: 0",
 }
 
 
