@@ -282,7 +282,8 @@ class FoldTime(Rule):
     def parts(self, layer: Any) -> list[Any]:
         """Returns the fold, the layer inside, and the unfolding under the name of the whole."""
         steps = layer._inbound_nodes[0].input_tensors[0].shape[1]
-        inner = clone_layer(layer.layer, name=f"{layer.name}_step", trainable=layer.trainable)
+        inner = clone_layer(layer.layer, name=f"{layer.name}_step")
+        inner.trainable = layer.trainable
         return [
             FoldSteps(name=f"{layer.name}_fold", dtype=layer.dtype_policy),
             inner,

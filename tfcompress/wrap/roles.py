@@ -69,7 +69,8 @@ ROLES: dict[str, str] = {
             "SpatialDropout1D SpatialDropout2D SpatialDropout3D AlphaDropout GaussianDropout "
             "GaussianNoise ActivityRegularization Transpose Squeeze ExpandDims GetItem "
             "UpSampling1D UpSampling3D Split Max Amax Min Amin Repeat Tile Flip Roll BroadcastTo "
-            "Swapaxes Moveaxis Ravel Take TakeAlongAxis Unstack ArraySplit Slice"
+            "Swapaxes Moveaxis Ravel Take TakeAlongAxis Unstack ArraySplit Slice "
+            "AdaptiveMaxPooling1D AdaptiveMaxPooling2D"
         ).split(),
         MOVE,
     ),
@@ -80,7 +81,10 @@ ROLES: dict[str, str] = {
     "Embedding": TABLE,
     **dict.fromkeys(
         # A global average that no rule could turn into one of these is a MEAN, with its own grid.
-        "AveragePooling1D AveragePooling2D AveragePooling3D AveragePool".split(),
+        (
+            "AveragePooling1D AveragePooling2D AveragePooling3D AveragePool "
+            "AdaptiveAveragePooling1D AdaptiveAveragePooling2D"
+        ).split(),
         AVERAGE,
     ),
 }

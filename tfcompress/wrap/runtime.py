@@ -359,8 +359,9 @@ class RuntimeNormalization(RuntimeLayer):
             x = self._rounded("centered", centered, training)
         squares = self._rounded("squares", x * x, training)
         variance = self._rounded("variance", self._mean(squares, self.epsilon), training)
-        # A variance below half a step is rounded to zero, which has no inverse.
-        inverse = ops.rsqrt(ops.maximum(variance, self._step_of("variance")))
+        if not self.passes:  # a variance below half a step is rounded to zero: it has no inverse
+            variance = ops.maximum(variance, self._step_of("variance"))
+        inverse = ops.rsqrt(variance)
         inverse = self._rounded("inverse", inverse, training)
         x = x * inverse
         if self.groups:

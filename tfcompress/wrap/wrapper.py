@@ -316,7 +316,10 @@ class CompressionWrapper(keras.layers.Layer):
         if getattr(args[0] if args else None, "_keras_history", None) is not None:
             self.sum = sum_of(self, tree.flatten((args, kwargs)))
         kwargs.pop("training", None)
-        return self.layer.compute_output_spec(*args, **kwargs)
+        made = self.layer.compute_output_spec(*args, **kwargs)
+        given = {id(value) for value in tree.flatten((args, kwargs))}
+        # A tensor that is handed on as it is would be the output of two layers.
+        return tree.map_structure(lambda t: _symbolic(t) if id(t) in given else t, made)
 
     def compute_output_shape(self, *args: Any, **kwargs: Any) -> Any:
         """Returns the output shape of the layer."""
