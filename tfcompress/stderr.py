@@ -6,15 +6,19 @@ import contextlib
 import os
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from typing import Any
 
 
 @contextlib.contextmanager
 def captured_stderr() -> Iterator[Any]:
-    """Keeps what C++ code writes to standard error; yields a function that returns its end."""
-    sys.stderr.flush()
-    with tempfile.TemporaryFile() as file:
+    """Keeps what C++ code writes to standard error; yields a function that returns its end.
+
+    The descriptor is the process's: one thread at a time has it.
+    """
+    with _one_at_a_time, tempfile.TemporaryFile() as file:
+        sys.stderr.flush()
 
         def tail(limit: int = 1500) -> str:
             file.seek(0)
@@ -33,6 +37,7 @@ def captured_stderr() -> Iterator[Any]:
 
 
 _saved: list[int] = []
+_one_at_a_time = threading.RLock()
 
 
 @contextlib.contextmanager

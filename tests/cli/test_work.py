@@ -190,3 +190,17 @@ def test_completion_of_every_shell():
 def test_names_that_are_nearly_right():
     with pytest.raises(AttributeError, match="Did you mean 'quantize'"):
         tfc.quantise  # noqa: B018
+
+
+def test_a_size_is_given(tmp_path):
+    inputs = keras.Input((None, None, 3), name="photo")
+    x = keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(4, 3)(inputs))
+    keras.Model(inputs, keras.layers.Dense(2)(x)).save(tmp_path / "any.keras")
+    file = tmp_path / "any.tflite"
+    refused = run("export", tmp_path / "any.keras")
+    assert refused.returncode == 1 and "input_shape=(224, 224, 3)" in refused.stderr
+    for text in ("16,12,3", "photo=16,12,3"):
+        done("export", tmp_path / "any.keras", "-o", file, "--input-shape", text)
+        assert tfc.TFLiteModel(file).inputs[0].shape == (1, 16, 12, 3)
+    refused = run("export", tmp_path / "any.keras", "--input-shape", "16x12")
+    assert refused.returncode == 1 and "Received: '16x12'" in refused.stderr

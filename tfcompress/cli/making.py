@@ -37,6 +37,13 @@ from tfcompress.scheme import SCHEMES
 @click.option(
     "--batch-size", type=click.IntRange(min=0), default=1, show_default=True, help="0: open."
 )
+@click.option(
+    "--input-shape",
+    "input_shapes",
+    multiple=True,
+    metavar="[INPUT=]SIZES",
+    help="Of one sample, such as 224,224,3, for a model that takes any size.",
+)
 @click.option("--sparse", is_flag=True, help="Store many zeros in TFLite's sparse format.")
 @click.option("--labels", type=PATH, help="A text file with a label in each line.")
 @normalize_option
@@ -48,6 +55,7 @@ def export(
     scheme: str | None,
     io_dtype: str,
     batch_size: int,
+    input_shapes: tuple[str, ...],
     sparse: bool,
     labels: pathlib.Path | None,
     normalize: Any,
@@ -62,6 +70,7 @@ def export(
         raise ValueError(f"--output must end in .tflite. Received: {str(output)!r}")
     if labels and not labels.is_file():
         raise FileNotFoundError(f"--labels: no such file: {str(labels)!r}")
+    input_shape = _shapes(input_shapes)
     loaded = loaded_model(model)
     from tfcompress.export import export_tflite
     from tfcompress.graph.read import input_specs
@@ -74,12 +83,28 @@ def export(
         representative_dataset=given,
         io_dtype=io_dtype,
         batch_size=batch_size or None,
+        input_shape=input_shape,
         sparse=sparse,
         labels=labels.read_text().splitlines() if labels else None,
         normalization=normalize,
         verbose=False if as_json else "auto",
     )
     print_report(result, as_json)
+
+
+def _shapes(given: tuple[str, ...]) -> Any:
+    """Returns the shape of a sample, or a dict of these by input; None if there are none."""
+    found: dict[str, tuple[int, ...]] = {}
+    for text in given:
+        name, _, sizes = text.rpartition("=")
+        try:
+            found[name] = tuple(int(size) for size in sizes.split(","))
+        except ValueError:
+            raise ValueError(
+                "--input-shape must be sizes such as 224,224,3, or INPUT=224,224,3. Received: "
+                f"{text!r}"
+            ) from None
+    return found[""] if set(found) == {""} else found or None
 
 
 def _training(function: Any) -> Any:

@@ -6,6 +6,7 @@ import dataclasses
 import io
 import os
 import pathlib
+import threading
 import zipfile
 from typing import Any
 
@@ -89,7 +90,7 @@ class TFLiteModel:
     """Runs a `.tflite` file on ai-edge-litert, tflite-runtime or TensorFlow, whichever is there.
 
     Integer inputs and outputs are converted for you: give and get real values, as with the Keras
-    model.
+    model. Several threads may call `predict`: there is one interpreter, which takes turns.
 
     Args:
         path_or_bytes: Path of the file, or its content.
@@ -134,6 +135,7 @@ class TFLiteModel:
         self._interpreter = self._make_interpreter()
         self.inputs, self.outputs = self._signature()
         self._shapes: dict[int, tuple[int, ...]] = {}
+        self._one_at_a_time = threading.Lock()
 
     @property
     def runtime(self) -> str:
@@ -149,9 +151,10 @@ class TFLiteModel:
     def _make_interpreter(self) -> Any:
         options: dict[str, Any] = {}
         if not self.delegates:
-            options["experimental_op_resolver_type"] = (
-                self._module.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
-            )
+            # TensorFlow has it elsewhere than the runtimes.
+            home = self._module if hasattr(self._module, "OpResolverType") else None
+            kinds = (home or self._module.experimental).OpResolverType
+            options["experimental_op_resolver_type"] = kinds.BUILTIN_WITHOUT_DEFAULT_DELEGATES
         if self._keep_tensors:
             options["experimental_preserve_all_tensors"] = True
         try:
@@ -282,10 +285,12 @@ class TFLiteModel:
                 if fixed and count < size:
                     part = np.concatenate([part, np.repeat(part[-1:], size - count, axis=0)])
                 values.append(part)
-            self.set_inputs(values)
-            self._interpreter.invoke()
-            for parts, info in zip(made, self.outputs, strict=True):
-                value = np.atleast_1d(info.dequantized(self._interpreter.get_tensor(info.index)))
+            with self._one_at_a_time:
+                self.set_inputs(values)
+                self._interpreter.invoke()
+                found = [self._interpreter.get_tensor(info.index) for info in self.outputs]
+            for parts, info, value in zip(made, self.outputs, found, strict=True):
+                value = np.atleast_1d(info.dequantized(value))
                 parts.append(value[:count] if len(value) == (fixed or count) else value)
         arrays = [np.concatenate(parts) for parts in made]
         if len(arrays) == 1:

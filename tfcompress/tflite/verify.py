@@ -119,7 +119,11 @@ def compare_outputs(
                 "output is finite."
             )
         if not finite.any():
-            continue
+            raise ExportError(
+                f"Nothing could be compared: the model itself puts out NaN or infinity as {name!r} "
+                f"for all {count} {source} samples. Pass samples like those of training as "
+                "representative_dataset. No file was written."
+            )
         difference = np.abs(got - wanted)[finite]
         # A constant output has no deviation; then its size is the measure.
         spread = wanted[finite].std() or np.abs(wanted[finite]).max() or 1.0
