@@ -32,6 +32,7 @@ from tfcompress.preflight import (
     check_trained,
     check_weights,
     choose_scheme,
+    warn_of_samples,
 )
 from tfcompress.ptq import measured_model
 from tfcompress.scheme import (
@@ -248,6 +249,8 @@ def export_tflite(
             f"io_dtype={io_dtype!r} is not possible where some layers have 16-bit activations. "
             "Use io_dtype='float32'."
         )
+    if integer and given is not None and (problem := warn_of_samples(given)):
+        warnings.warn(problem, CompressionWarning, stacklevel=2)
     probes, source = agreement.probes(model, specs, given) if verify else (None, "")
     warn_unfinished(model, "export_tflite")
     if problem := backend_problem():

@@ -15,6 +15,7 @@ import numpy as np
 from tfcompress.data import InputSpec, collect
 from tfcompress.stderr import captured_stderr
 from tfcompress.tflite.benchmark import BenchmarkResult, benchmark
+from tfcompress.tflite.structure import check_structure
 
 _BATCH = 64  # samples at a time, where the file leaves the batch open
 
@@ -349,6 +350,10 @@ def _read(source: Any) -> tuple[str, bytes]:
         raise ValueError(f"{name} is not a usable TFLite model: its end is missing.")
     if content[4:8] != b"TFL3":
         raise ValueError(f"{name} is not a TFLite model: it lacks the mark 'TFL3'.")
+    try:
+        check_structure(content)
+    except ValueError as error:
+        raise ValueError(f"{name} is not a usable TFLite model: {error}.") from None
     return name, content
 
 

@@ -54,6 +54,8 @@ class Agreement:
         max_error: Largest absolute difference.
         top1: Share of samples with the same largest output; None if outputs are no vectors.
         kernels: The runtime and kernels compared.
+        constant: Where the file puts out one value for all samples and the model does not: the name
+            of an output and the places along its last axis.
     """
 
     samples: int
@@ -63,6 +65,7 @@ class Agreement:
     max_error: float
     top1: float | None
     kernels: str
+    constant: tuple[str, tuple[int, ...]] | None = None
 
     def __str__(self) -> str:
         parts = [f"RMSE {self.rmse:.4f} of the deviation"]
@@ -96,7 +99,7 @@ def compare_outputs(
     worst_rmse = worst_error = 0.0
     worst_steps: list[float] = []
     same: list[float] = []
-    count = 0
+    count, constant = 0, None
     for name, wanted in expected.items():
         if name not in actual or actual[name].shape != wanted.shape:
             shape = actual[name].shape if name in actual else "nothing"
@@ -124,6 +127,9 @@ def compare_outputs(
                 f"for all {count} {source} samples. Pass samples like those of training as "
                 "representative_dataset. No file was written."
             )
+        places = _constant(wanted, got)
+        if places and constant is None:
+            constant = name, places
         difference = np.abs(got - wanted)[finite]
         # A constant output has no deviation; then its size is the measure.
         spread = wanted[finite].std() or np.abs(wanted[finite]).max() or 1.0
@@ -141,7 +147,20 @@ def compare_outputs(
         worst_error,
         min(same) if same else None,
         kernels,
+        constant,
     )
+
+
+def _constant(wanted: np.ndarray, got: np.ndarray) -> tuple[int, ...]:
+    """Returns the places of the last axis that vary in the model, and not at all in the file."""
+    if wanted.ndim < 2 or len(wanted) < _ENOUGH:
+        return ()
+    axes = tuple(range(wanted.ndim - 1))
+    varies = wanted.std(axes) > _VARIES * np.maximum(np.abs(wanted).max(axes), 1e-9)
+    return tuple(int(i) for i in np.flatnonzero(varies & (np.ptp(got, axes) == 0)))
+
+
+_ENOUGH, _VARIES = 16, 0.05
 
 
 def judge(agreement: Agreement, tolerance: str) -> str | None:
@@ -155,6 +174,17 @@ def judge(agreement: Agreement, tolerance: str) -> str | None:
         ExportError: If the file is broken.
     """
     steps = agreement.max_steps
+    if (
+        agreement.constant is not None
+        and tolerance.startswith("int8")
+        and "trained" not in tolerance
+    ):
+        name, places = agreement.constant
+        return (
+            f"The file puts out one value for all samples at {len(places)} of the places of "
+            f"output {name!r} (the first is {places[0]}), where the model does not: beside the "
+            "others they are too small for its grid. Give them an output of their own."
+        )
     if tolerance.startswith("int8") and steps is not None and steps <= 0.51:
         return None  # nothing on the grid of the output is nearer
     # A coarse grid is no fault of the copy: the model has the same.
