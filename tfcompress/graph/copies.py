@@ -164,7 +164,8 @@ def _duplicate(layer: Any, known: Mapping[int, Any], graphs: Any) -> Any:
             if getattr(part, "compiled", False):
                 raise ValueError("an optimizer belongs to its model")
             parts.append(part)
-            memo[id(part)] = type(part).__new__(type(part))
+            kind: Any = type(part)
+            memo[id(part)] = kind.__new__(kind)
             waiting += part._layers
     memo |= {id(module): module for module in [*sys.modules.values()]}
     for part in parts:

@@ -56,10 +56,8 @@ def check_same(original: keras.Model, copy: keras.Model, function: str) -> None:
     def compare(call: Call, inputs: list[Any], outputs: list[Any]) -> None:
         before = found.get(call.path)
         if before is not None and not is_graph(call.operation):
-            arrays = (
-                [keras.ops.convert_to_numpy(v) for v in values] for values in (before, outputs)
-            )
-            if not are_close(*arrays, original):
+            wanted, got = ([*map(keras.ops.convert_to_numpy, v)] for v in (before, outputs))
+            if not are_close(wanted, got, original):
                 differing.append(call.path)
 
     _outputs(original, samples, note)

@@ -381,7 +381,7 @@ class PlaceQuantizers(Rewriter):
     ) -> Any:
         return self._note(
             quantizer(tensor, **kwargs),
-            TensorState(None, True, quantizer.bits, quantizer, state.non_negative),
+            TensorState(None, True, quantizer.bits, quantizer, non_negative=state.non_negative),
         )
 
     def _state(self, tensor: Any) -> TensorState:

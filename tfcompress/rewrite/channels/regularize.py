@@ -9,6 +9,7 @@ from keras import layers, ops
 
 from tfcompress.graph.clone import Rewriter
 from tfcompress.graph.read import Call, Graph, walk_layers
+from tfcompress.graph.sameness import check_kept
 from tfcompress.graph.select import LayerSelection, select
 from tfcompress.scheme import check_choice
 from tfcompress.wrap.strip import as_unwrapped
@@ -103,7 +104,9 @@ def regularize_channels(
     ]
     if not every:
         raise ValueError(f"model {model.name!r} has no layer with {on} to regularize.")
-    return _Regularize(select(every, layers), float(strength), on).run(model)
+    made = _Regularize(select(every, layers), float(strength), on).run(model)
+    check_kept(model, made, "regularize_channels")
+    return made
 
 
 class _Regularize(Rewriter):
