@@ -26,6 +26,12 @@ def goes_all_the_way(model, x, folder, floats=0):
     assert len(result.float_tensors) <= floats and result.agreement.rmse < 0.1
 
 
+def equal_when_trained(model, x, folder, floats=0):
+    """Checks that the file of a trained quantized model equals it to the bit."""
+    aware = trained(tfc.quantize(model), x, model.predict(x, verbose=0))
+    return equals_its_file(aware, x, folder, floats)
+
+
 def trained(model, x, wanted):
     model.compile(keras.optimizers.SGD(1e-3), "mse")
     model.fit(x, wanted, verbose=0)
