@@ -10,7 +10,6 @@ import keras
 
 from tfcompress.errors import CompressionWarning
 from tfcompress.graph.clone import Rewriter
-from tfcompress.graph.copies import clone_layer
 from tfcompress.graph.cost import plain
 from tfcompress.graph.dot_attention import fits_sixteen_bits
 from tfcompress.graph.expand import (
@@ -91,11 +90,11 @@ class AddTransform(Rewriter):
         if isinstance(call.operation, CompressionWrapper):
             transforms = [*call.operation.transforms, *transforms]
         moved = self._moves and not rewritten and layer is call.operation
-        try:
-            parts = parts or [self.move(layer) if moved else clone_layer(layer)]
-        except ValueError as error:
+        parts = parts or [self.move(layer) if moved else self.copy(layer)]
+        if parts[0] is layer and not moved:
             warnings.warn(
-                f"layer {call.path!r} is left as it is, and is in both models: {error}",
+                f"layer {call.path!r} ({type(layer).__name__}) is left as it is, and is in both "
+                "models: it can be copied neither as it is nor from its config.",
                 CompressionWarning,
                 stacklevel=2,
             )
