@@ -219,3 +219,27 @@ def test_policies_and_operations_are_copied():
     copy = Rewriter().run(model)
     np.testing.assert_array_equal(copy.predict(x, verbose=0), model.predict(x, verbose=0))
     assert not {id(o) for o in copy._operations} & {id(o) for o in model._operations}
+
+
+class Gated(L.Layer):
+    """Called on two tensors of one shape, whose names are in another order than they are given."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.first, self.second = L.Dense(4), L.Dense(4)
+
+    def call(self, x, gate=None):
+        return self.first(x) * ops.sigmoid(self.second(gate))
+
+    def get_config(self):
+        return super().get_config()
+
+
+def test_arguments_by_name_do_not_change_places(quiet):
+    first, second = keras.Input((6,), name="one"), keras.Input((6,), name="two")
+    model = keras.Model([first, second], L.Dense(2)(Gated()(first, gate=second)))
+    x = [np.random.default_rng(seed).normal(size=(8, 6)) for seed in (0, 1)]
+    wanted = model.predict(x, verbose=0)
+    for copy in (tfc.strip(tfc.prune(model, 0.0)), tfc.strip(tfc.quantize(model))):
+        assert type(copy.layers[2]) is Gated
+        np.testing.assert_allclose(copy.predict(x, verbose=0), wanted, atol=1e-6)

@@ -312,7 +312,8 @@ def _arguments(layer: Any, call: Call) -> dict[str, Any] | None:
         kinds = {signature.parameters[name].kind for name in given}
         if kinds & {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}:
             return None
-        places = {id(tensor): place for place, tensor in enumerate(_symbolic((given,)))}
+        inputs = _symbolic((call.args, call.kwargs))  # as the graph is called
+        places = {id(tensor): place for place, tensor in enumerate(inputs)}
         told: dict[str, Any] = {"inputs": {}, "options": {}}
         for name, value in given.items():
             tensors = [isinstance(v, keras.KerasTensor) for v in tree.flatten(value)]
