@@ -214,7 +214,10 @@ def test_a_poor_ptq_warns_with_figures(tmp_path):
         patch.setattr(
             export.agreement, "probes", lambda *_: ({name: data[1:40]}, "representative_dataset")
         )
-        with pytest.warns(tfc.CompressionWarning, match="poor copy of its model: RMSE 0"):
+        with (
+            pytest.warns(tfc.CompressionWarning, match="poor copy of its model: RMSE 0"),
+            pytest.warns(tfc.CompressionWarning, match="of 200 samples"),
+        ):
             result = tfc.export_tflite(model, tmp_path / "m.tflite", representative_dataset=data)
     assert os.path.exists(result.path) and 0.1 < result.agreement.rmse < 0.5
 

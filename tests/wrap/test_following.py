@@ -74,7 +74,12 @@ NETS = {
 }
 
 
-@pytest.mark.parametrize("name", NETS)
+QUICK = ("pooled globally", "moved about first", "pooled in the next model", "frozen")
+
+
+@pytest.mark.parametrize(
+    "name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in NETS]
+)
 def test_transfer_learning(name, tmp_path):
     goes_all_the_way(NETS[name](), X, tmp_path)
 

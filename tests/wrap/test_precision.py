@@ -51,7 +51,12 @@ def net(function):
     return keras.Model(inputs, L.Dense(3)(L.Concatenate()([function(x), x])))
 
 
-@pytest.mark.parametrize("name", STEEP)
+QUICK = ("root", "distance", "logarithm", "share", "variance")
+
+
+@pytest.mark.parametrize(
+    "name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in STEEP]
+)
 def test_training_stays_finite_and_the_file_equal(name, tmp_path):
     model = net(STEEP[name])
     noisy = model.predict(X, verbose=0)
