@@ -116,9 +116,8 @@ def _check_graph(graph: _Table, codes: list[int], buffers: list[bool]) -> int:
         if _OPTIONS.get(kind, options) != options:
             raise _Broken(f"an operator of kind {kind} has the options of another")
         given = operator.numbers(1, "<i4")  # -1 for one that is left out
-        left_out = set(map(int, np.flatnonzero(given == -1))) - {_BIAS.get(kind)}
-        if left_out and kind not in _MANY_LEFT_OUT:
-            raise _Broken(f"an operator reads nothing in place of its input {min(left_out)}")
+        if (given[:2] == -1).any() and kind not in _LEFT_OUT:
+            raise _Broken("an operator reads nothing in place of its first inputs")
         _check_indices(given[given != -1], count, "an operator's input")
         early = {int(index) for index in given if index != -1} - ready
         if early:
@@ -129,12 +128,11 @@ def _check_graph(graph: _Table, codes: list[int], buffers: list[bool]) -> int:
     return count
 
 
-# Numbers of operators in the schema: which input may be left out, and of which several may.
-_BIAS = {3: 2, 4: 2, 9: 2, 67: 3}  # CONV_2D, DEPTHWISE_CONV_2D, FULLY_CONNECTED, TRANSPOSE_CONV
 # Which options operators cannot do without: AVERAGE_POOL_2D, CONCATENATION, CONV_2D,
 # DEPTHWISE_CONV_2D, FULLY_CONNECTED, MAX_POOL_2D, SOFTMAX.
 _OPTIONS = {1: 5, 2: 10, 3: 1, 4: 2, 9: 8, 17: 5, 25: 9}
-_MANY_LEFT_OUT = {16, 27, 34, 35, 44, 46, 52, 132}  # LSTM, SVDF and other loops; CONV_3D
+# Operators of which any input may be left out: LSTM, SVDF and other loops.
+_LEFT_OUT = {16, 27, 34, 35, 44, 46, 52}
 
 
 def _check_tensor(tensor: _Table, buffers: int) -> None:
