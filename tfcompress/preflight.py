@@ -163,7 +163,10 @@ def check_ranges(model: keras.Model, given: Mapping[str, np.ndarray] | None) -> 
         ValueError: If there is such a range, or weights were corrected by it.
     """
     ranges = {q.name: np.isfinite(q.range()).all() for q in quantizers(model)}
-    weights = all(_is_finite(w) for _, layer in walk_layers(model) for w in own_weights(layer))
+    # Without samples, they are those that `check_weights` has seen.
+    weights = given is None or all(
+        _is_finite(w) for _, layer in walk_layers(model) for w in own_weights(layer)
+    )
     if weights and all(ranges.values()):
         return
     where = next((name for name, fine in ranges.items() if not fine), None)

@@ -91,10 +91,13 @@ def run(
         yield [value[:count] if count < len(rows) == value.shape[0] else value for value in made]
 
 
-def outputs_of(model: keras.Model, samples: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+def outputs_of(
+    model: keras.Model, samples: Mapping[str, np.ndarray], note: Note | None = None
+) -> list[np.ndarray]:
     """Returns the outputs of a model on all samples, flat; see `run`."""
-    batches = zip(*run(model, samples), strict=True)
-    return [np.concatenate([np.atleast_1d(part) for part in parts]) for parts in batches]
+    batches = zip(*run(model, samples, note=note), strict=True)
+    to_numpy = keras.ops.convert_to_numpy
+    return [np.concatenate([np.atleast_1d(to_numpy(p)) for p in parts]) for parts in batches]
 
 
 def _outputs(

@@ -17,7 +17,7 @@ from tfcompress.graph.read import (
     output_names,
     walk_layers,
 )
-from tfcompress.graph.run import run
+from tfcompress.graph.run import outputs_of
 
 _SIZES = (32, 8, 2)  # of an axis that may have any, tried in turn
 _SAMPLES = 2
@@ -186,11 +186,7 @@ def _zeros(generator: Any, shape: tuple[int, ...], dtype: str) -> np.ndarray:
 
 def _outputs(model: keras.Model, samples: dict[str, np.ndarray], note: Any = None) -> list[Any]:
     with keras.StatelessScope():  # nobody's statistics and random states move on
-        batches = zip(*run(model, samples, note=note), strict=True)
-        return [
-            np.concatenate([np.atleast_1d(keras.ops.convert_to_numpy(part)) for part in parts])
-            for parts in batches
-        ]
+        return outputs_of(model, samples, note)
 
 
 def are_close(wanted: list[Any], got: list[Any], model: keras.Model) -> bool:
