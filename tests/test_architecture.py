@@ -20,6 +20,8 @@ LAYERS = [
     "transforms",
     "graph",
     "wrap",
+    "probes",
+    "data_checks",
     "rewrite",
     "ptq",
     "tflite",

@@ -72,7 +72,7 @@ def test_names_of_inputs_and_outputs_survive(tmp_path):
 @pytest.mark.parametrize("trained", [True, False])
 def test_batches(batch_size, trained, tmp_path):
     model = nets.small_residual()
-    x = nets.samples_for(model, 10)
+    x = nets.samples_for(model, 18)
     if trained:
         model = seen(tfc.quantize(model))
     result = tfc.export_tflite(
@@ -80,7 +80,7 @@ def test_batches(batch_size, trained, tmp_path):
     )
     file = TFLiteModel(result.path)
     assert file.inputs[0].shape == (batch_size, 8, 8, 2)
-    assert file.predict(x).shape == (10, 3)
+    assert file.predict(x).shape == (18, 3)
 
 
 def test_mixed_float16_becomes_a_float32_file(tmp_path):
@@ -208,17 +208,8 @@ def test_a_poor_ptq_warns_with_figures(tmp_path):
     model.layers[0].set_weights([kernel, np.zeros(4, "float32")])
     data = nets.samples_for(model, 200)
     data[::50] *= 12  # a few outliers stretch the ranges until little is left for the rest
-
-    name = model.inputs[0]._keras_history.operation.name
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            export.agreement, "probes", lambda *_: ({name: data[1:40]}, "representative_dataset")
-        )
-        with (
-            pytest.warns(tfc.CompressionWarning, match="poor copy of its model: RMSE 0"),
-            pytest.warns(tfc.CompressionWarning, match="of 200 samples"),
-        ):
-            result = tfc.export_tflite(model, tmp_path / "m.tflite", representative_dataset=data)
+    with pytest.warns(tfc.CompressionWarning, match=r"poor copy of its model: .* is off by 0\.1"):
+        result = tfc.export_tflite(model, tmp_path / "m.tflite", representative_dataset=data)
     assert os.path.exists(result.path) and 0.1 < result.agreement.rmse < 0.5
 
 

@@ -46,39 +46,3 @@ def test_nothing_to_compare(tmp_path):
     with pytest.raises(tfc.ExportError, match="Nothing could be compared"):
         tfc.export_tflite(model, tmp_path / "m.tflite", scheme="float32")
     assert not list(tmp_path.iterdir())
-
-
-def net():
-    keras.utils.set_random_seed(0)
-    layers = [L.Dense(8, activation="relu"), L.Dense(3)]
-    return keras.Sequential([keras.Input((6,), name="x"), *layers])
-
-
-def test_samples_that_tell_nothing(tmp_path):
-    with pytest.warns(tfc.CompressionWarning, match=r"All values of input 'x' .* are 0"):
-        tfc.export_tflite(
-            net(), tmp_path / "m.tflite", representative_dataset=np.zeros((64, 6), "float32")
-        )
-
-
-def test_a_sample_far_from_all_others(tmp_path):
-    wild = np.random.default_rng(0).normal(size=(500, 6)).astype("float32")
-    tfc.export_tflite(net(), tmp_path / "m.tflite", representative_dataset=wild)
-    wild[250] = 1e4
-    with (
-        pytest.warns(tfc.CompressionWarning, match="reaches 10000 in 1 of 500 samples"),
-        pytest.warns(tfc.CompressionWarning, match="puts out one value for all samples"),
-    ):
-        tfc.export_tflite(net(), tmp_path / "m.tflite", representative_dataset=wild)
-    codes = np.eye(6, dtype="float32")[np.arange(64) % 6]  # most are zero
-    tfc.export_tflite(net(), tmp_path / "m.tflite", representative_dataset=codes)
-
-
-def test_places_that_are_constant_in_the_file(tmp_path):
-    inputs = keras.Input((6,))
-    parts = [L.Dense(3)(inputs) * 100.0, L.Dense(3, activation="sigmoid")(inputs)]
-    model = keras.Model(inputs, L.Concatenate(name="both")(parts))
-    with pytest.warns(tfc.CompressionWarning, match=r"output 'both' \(the first is 3\)"):
-        tfc.export_tflite(model, tmp_path / "m.tflite", representative_dataset=X)
-    apart = keras.Model(inputs, parts)
-    tfc.export_tflite(apart, tmp_path / "m.tflite", representative_dataset=X)

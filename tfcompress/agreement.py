@@ -2,23 +2,70 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+import functools
+from collections.abc import Iterator
 from typing import Any
 
 import keras
 import numpy as np
 
-from tfcompress.data import InputSpec, spread
+from tfcompress.data import spread
 from tfcompress.errors import ExportError
 from tfcompress.graph.cost import plain
 from tfcompress.graph.read import output_names, walk_layers
 from tfcompress.graph.run import outputs_of
-from tfcompress.ptq import Measured
-from tfcompress.tflite.run import TFLiteModel
-from tfcompress.tflite.verify import WARNED, Agreement, compare_outputs, judge, synthetic
-from tfcompress.wrap.samples import InputSamples
+from tfcompress.probes import Probes, Samples, affordable, stressed
+from tfcompress.rewrite.fold import fold_batch_norm
+from tfcompress.scheme import as_scheme
+from tfcompress.tflite.run import TFLiteModel, accuracy
+from tfcompress.tflite.tolerances import judge
+from tfcompress.tflite.verify import Agreement, Comparison, channel_rmse, compare_outputs
+from tfcompress.transforms import FakeQuant
+from tfcompress.wrap.apply import quantized as as_quantized
+from tfcompress.wrap.strip import (
+    is_wrapped,
+    passing_through,
+    rounding_in_floats,
+    uses_sixteen_bits,
+    without_transforms,
+)
 
-VERIFICATION_SAMPLES = 64
+
+@dataclasses.dataclass(frozen=True)
+class Accuracy:
+    """The accuracy of a model and of its file on the same labelled samples.
+
+    Attributes:
+        model: That of the Keras model that was exported, 0 to 1.
+        file: That of the file.
+        samples: How many they are.
+    """
+
+    model: float
+    file: float
+    samples: int
+
+    def __str__(self) -> str:
+        return f"{self.file:.2%}, model {self.model:.2%} ({self.samples} labelled samples)"
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """What the comparisons of a file say.
+
+    Attributes:
+        agreement: How well it agrees with the model that was exported.
+        float_agreement: How well it agrees with the float model that a quantization-aware one
+            comes from: its weights and activations not rounded. None of other models.
+        accuracy: That of model and file, if the samples have labels.
+        problems: What is to be warned of.
+    """
+
+    agreement: Agreement
+    float_agreement: Agreement | None
+    accuracy: Accuracy | None
+    problems: list[str]
 
 
 class _File:
@@ -28,21 +75,39 @@ class _File:
         self._file, self._names = TFLiteModel(content), names
         self._scales = _output_scales(content)
 
-    def against(
-        self, expected: list[np.ndarray], probes: dict[str, np.ndarray], source: str
-    ) -> Agreement:
-        """Measures how well the file agrees with what a model puts out, flat."""
+    def outputs(self, probes: Samples) -> dict[str, np.ndarray]:
+        """Returns what the file puts out, by name."""
         actual = self._file.predict(probes)
-        if not isinstance(actual, dict):
-            actual = {self._names[0]: actual}
+        return actual if isinstance(actual, dict) else {self._names[0]: actual}
+
+    def against(
+        self, expected: list[np.ndarray], actual: dict[str, np.ndarray], source: str
+    ) -> Comparison:
+        """Measures how well outputs of the file agree with what a model puts out, flat."""
         wanted = dict(zip(self._names, expected, strict=True))
         kernels = self._file.runtime
         return compare_outputs(wanted, actual, self._scales, source=source, kernels=kernels)
 
 
-def measure(
-    model: keras.Model, content: Any, probes: dict[str, np.ndarray], source: str = "given"
-) -> Agreement:
+def _accuracy(
+    expected: list[np.ndarray], actual: dict[str, np.ndarray], labels: np.ndarray | None
+) -> Accuracy | None:
+    """Returns the accuracy of model and file, where labels are classes of the only output."""
+    if labels is None or len(expected) != 1 or expected[0].ndim < 2:
+        return None
+    if expected[0].dtype.kind != "f" or labels.dtype.kind not in "biuf":
+        return None
+    if expected[0].shape[-1] == 1 and not np.isin(labels, (0, 1)).all():
+        return None  # numbers to be met, not classes
+    (got,) = actual.values()
+    try:
+        model, file = accuracy(expected[0], labels), accuracy(got, labels)
+    except ValueError:  # labels of something else, such as a mask or a box
+        return None
+    return Accuracy(model, file, len(labels))
+
+
+def measure(model: keras.Model, content: Any, probes: Samples, source: str = "given") -> Agreement:
     """Measures how well a file agrees with a Keras model.
 
     Args:
@@ -52,56 +117,138 @@ def measure(
         source: Where the samples come from, for the record.
     """
     # Eagerly: for so few samples, compiling the model for predict() takes ten times as long.
-    return _File(content, output_names(model)).against(outputs_of(model, probes), probes, source)
+    file = _File(content, output_names(model))
+    return file.against(outputs_of(model, probes), file.outputs(probes), source).agreement
 
 
-def check(
-    model: keras.Model,
-    content: bytes,
-    probes: dict[str, np.ndarray],
-    expected: list[np.ndarray],
-    source: str,
-    tolerance: str,
-    measured: Measured | None,
-) -> tuple[Agreement, str | None]:
-    """Measures how well a new file agrees with its model.
+Expected = tuple[str, Samples, list[np.ndarray]]
+
+
+class Check:
+    """The comparisons that a file must pass: with its model, and as a copy of its integers.
 
     Args:
-        model: The Keras model.
-        content: The file.
-        probes: Samples by input name.
-        expected: What the model puts out for them, flat.
-        source: Where the samples come from.
-        tolerance: How well it must agree: a key of `verify.REFUSED`.
-        measured: The model quantized after training, if it was. Against the float model, what the
-            converter does wrong would hide behind the rounding.
-
-    Returns:
-        The agreement, and a warning if it is poor.
-
-    Raises:
-        ExportError: If the file cannot be run, or does not compute what its model does.
+        model: The Keras model that is exported.
+        probes: The samples that it is checked on.
+        scheme: A name of `SCHEMES`.
+        quantized: The model whose integers the file copies: `model` itself if it is
+            quantization-aware, or the one whose ranges were measured. None for other schemes.
     """
-    try:
-        file = _File(content, output_names(model))
-        agreed = file.against(expected, probes, source)
-        found = [(agreed, tolerance)]
-        if measured is not None and not computes_in_half(model):
-            seen = dict(measured.samples)
-            copied = file.against(measured.put_out(), seen, source)
-            if copied.rmse > WARNED["int8 measured"]:  # deep networks in floats may be as far off
-                copied = file.against(outputs_of(measured.model, seen), seen, source)
-            found.append((copied, "int8 measured"))
-    except ExportError:
-        raise
-    except (RuntimeError, ValueError) as error:
-        raise ExportError(
-            f"The runtime here cannot run the file: {' '.join(str(error).split())}. It is not "
-            "written. Another scheme may do; of a layer without kernels in this one, the message "
-            "names the operation."
-        ) from error
-    problems = [judge(each, allowed) for each, allowed in found]
-    return agreed, next(filter(None, problems), None)
+
+    def __init__(
+        self,
+        model: keras.Model,
+        probes: Probes,
+        scheme: str,
+        quantized: keras.Model | None,
+    ) -> None:
+        self._model, self._scheme, self._quantized = model, scheme, quantized
+        self._probes, self._source = probes, probes.source
+        self._expected: list[Expected] | None = None
+        self._names = output_names(model)
+
+    def prepare(self) -> list[Expected]:
+        """Computes what is expected of the file, if that was not done; the slow part of a check.
+
+        Returns:
+            For each comparison the key of its tolerance, the samples, and the outputs expected.
+        """
+        if self._expected is None:
+            self._expected = [*self._compute()]
+        return self._expected
+
+    def _compute(self) -> Iterator[Expected]:
+        half = " of half" if computes_in_half(self._model) else ""
+        model, probes, quantized = self._model, self._probes.samples, self._quantized
+        if quantized is None:
+            suffix = half if self._scheme == "float32" else ""
+            yield self._scheme + suffix, probes, outputs_of(model, probes)
+            return
+        kind = " of 16 bits" if uses_sixteen_bits(quantized) else half
+        if quantized is model:
+            yield f"int8 copy{kind}", probes, outputs_of(model, probes)
+            if self._source != "noise":
+                with passing_through(model, (FakeQuant,)):
+                    yield "trained", probes, outputs_of(model, probes)
+        else:
+            yield self._scheme, probes, outputs_of(model, probes)
+            if half:  # the integers are those of another model
+                return
+            count = max(8, affordable(model) // 2)  # integers take a few times as long
+            probes = {name: spread(array, count) for name, array in probes.items()}
+            yield f"int8 copy{kind}", probes, outputs_of(quantized, probes)
+        if len(next(iter(probes.values()))) > 1:
+            stress = stressed(probes)
+            yield f"int8 copy{kind}", stress, outputs_of(quantized, stress)
+
+    def judge(self, content: bytes) -> Verdict:
+        """Compares a file with what is expected of it.
+
+        Args:
+            content: The file.
+
+        Raises:
+            ExportError: If the file cannot be run, or does not compute what its model does.
+        """
+        found: list[Comparison] = []
+        problems, accuracy = [], None
+        try:
+            file = _File(content, self._names)
+            for tolerance, probes, expected in self.prepare():
+                actual = file.outputs(probes)
+                if not found:
+                    accuracy = _accuracy(expected, actual, self._probes.labels)
+                found.append(file.against(expected, actual, self._source))
+                allowed = functools.partial(self._allowed, tolerance, content, probes, found[-1])
+                if problem := judge(found[-1], tolerance, self._scheme, allowed):
+                    problems.append(problem)
+        except ExportError:
+            raise
+        except (RuntimeError, ValueError) as error:
+            raise ExportError(
+                f"The runtime here cannot run the file: {' '.join(str(error).split())}. It is not "
+                "written. Another scheme may do; of a layer without kernels in this one, the "
+                "message names the operation."
+            ) from error
+        trained = self._quantized is self._model and self._source != "noise"
+        before = found[1].agreement if trained else None
+        return Verdict(found[0].agreement, before, accuracy, problems)
+
+    def _allowed(
+        self, tolerance: str, content: bytes, probes: Samples, found: Comparison
+    ) -> list[np.ndarray]:
+        """Returns the RMSE of each channel that is no fault of the file."""
+        if tolerance.startswith("int8 copy") and self._quantized is not None:
+            allowed = self._between_kernels(content, probes)
+            # What is not followed to the bit differs as the rounding in floats does.
+            if " of " in tolerance or all(o.farthest.max() < 2.5 * o.step for o in found.outputs):
+                with rounding_in_floats(self._quantized):
+                    floats = outputs_of(self._quantized, probes)
+                for index, (output, other) in enumerate(zip(found.outputs, floats, strict=True)):
+                    moved = channel_rmse(output.wanted, other)
+                    allowed[index] = np.maximum(allowed[index], moved)
+            return allowed
+        if self._scheme in ("dynamic_int8", "int16x8"):
+            return self._of_weights(probes)
+        return [np.zeros(1)] * len(self._names)
+
+    def _between_kernels(self, content: bytes, probes: Samples) -> list[np.ndarray]:
+        """Returns how far the outputs of a file are apart under two sets of kernels."""
+        flat = []
+        for delegates in (True, False):
+            found = TFLiteModel(content, delegates=delegates).predict(probes)
+            flat.append([found[n] for n in self._names] if isinstance(found, dict) else [found])
+        return [channel_rmse(a, b) for a, b in zip(*flat, strict=True)]
+
+    def _of_weights(self, probes: Samples) -> list[np.ndarray]:
+        """Returns how far the outputs of a model move where its weights alone are rounded."""
+        plain_model = without_transforms(self._model) if is_wrapped(self._model) else self._model
+        rounded = as_quantized(fold_batch_norm(plain_model), as_scheme("int8"))
+        with passing_through(rounded, ()):
+            moved = outputs_of(rounded, probes)
+        return [
+            channel_rmse(a, b) for a, b in zip(moved, outputs_of(plain_model, probes), strict=True)
+        ]
 
 
 def computes_in_half(model: keras.Model) -> bool:
@@ -119,38 +266,3 @@ def _output_scales(content: Any) -> dict[str, float]:
         info.name: info.scale or float(details[computed[info.name]]["quantization"][0])
         for info in file.outputs
     }
-
-
-def probes(
-    model: keras.Model, specs: Sequence[InputSpec], given: dict[str, np.ndarray] | None
-) -> tuple[dict[str, np.ndarray], str]:
-    """Returns the samples that a file is checked on, and where they come from.
-
-    Args:
-        model: The Keras model.
-        specs: What it expects.
-        given: Samples of the user by input name, if there are any.
-
-    Raises:
-        ValueError: If there are none that could be used.
-    """
-    if given is not None:
-        return (
-            {name: spread(array, VERIFICATION_SAMPLES) for name, array in given.items()},
-            "representative_dataset",
-        )
-    keepers = [layer for _, layer in walk_layers(model) if isinstance(layer, InputSamples)]
-    if not keepers:
-        return synthetic(specs, 16), "synthetic"
-    names = {id(t): spec.name for t, spec in zip(model.inputs, specs, strict=True)}
-    kept = {names[id(keeper.input)]: keeper.kept() for keeper in keepers}
-    count = max((len(array) for array in kept.values() if array is not None), default=0)
-    for spec in specs:  # an input that nothing reads
-        shape = [count, *(size or 1 for size in spec.shape)]
-        kept.setdefault(spec.name, np.zeros(shape))
-    if any(array is None for array in kept.values()):
-        raise ValueError(
-            "There are no samples to check the file on: the inputs have no fixed size, so none "
-            "were kept in training. Pass representative_dataset=."
-        )
-    return {spec.name: kept[spec.name].astype(spec.dtype) for spec in specs}, "training"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import importlib
 import os
 import time
@@ -13,8 +12,9 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfcompress import agreement
-from tfcompress.data import samples
+from tfcompress.agreement import Accuracy, Check
+from tfcompress.data import collect
+from tfcompress.data_checks import problems_of
 from tfcompress.ends import labels_by_output, normalization_by_input
 from tfcompress.errors import CompressionWarning, ExportError
 from tfcompress.files import check_path, write_whole
@@ -22,7 +22,6 @@ from tfcompress.graph.inline import as_graph
 from tfcompress.graph.preprocessing import check_no_tables
 from tfcompress.graph.read import input_specs, output_names
 from tfcompress.graph.resize import with_input_shape
-from tfcompress.graph.run import outputs_of
 from tfcompress.preflight import (
     backend_problem,
     batch_of,
@@ -32,9 +31,9 @@ from tfcompress.preflight import (
     check_trained,
     check_weights,
     choose_scheme,
-    warn_of_samples,
 )
-from tfcompress.ptq import measured_model
+from tfcompress.probes import probes
+from tfcompress.ptq import post_training
 from tfcompress.scheme import (
     INTEGER_SCHEMES,
     QuantizationScheme,
@@ -45,6 +44,7 @@ from tfcompress.tflite.convert import convert
 from tfcompress.tflite.converter_process import converter_process
 from tfcompress.tflite.inspect import FileReport, inspect_tflite
 from tfcompress.tflite.metadata import write_metadata
+from tfcompress.tflite.verify import Agreement
 from tfcompress.tflite.writing import HUGE, native_rounding
 from tfcompress.wrap.bake import bake
 from tfcompress.wrap.precision import kept_in_float
@@ -72,15 +72,21 @@ class ExportResult:
         seconds: Time the export took.
         kept_in_float: Paths of the operations of an integer file that compute in float, because
             they are steep near zero: roots, logarithms, reciprocals, and what leads to them.
+        float_agreement: Of a quantization-aware model, how well the file agrees with the same model
+            when nothing is rounded: what quantization costs. None of other models.
+        accuracy: The accuracy of model and file, if the representative dataset has labels that are
+            classes.
     """
 
     path: str
     scheme: str
     trained: bool
-    agreement: agreement.Agreement | None
+    agreement: Agreement | None
     report: FileReport
     seconds: float
     kept_in_float: tuple[str, ...] = ()
+    float_agreement: Agreement | None = None
+    accuracy: Accuracy | None = None
 
     @property
     def bytes(self) -> int:
@@ -113,6 +119,10 @@ class ExportResult:
             ranges = ", ranges trained" if self.trained else ""
             made.add_row("made as", self.scheme + ranges)
             made.add_row("agreed with its model", str(self.agreement or "not checked"))
+        if self.float_agreement is not None:
+            made.add_row("agreed with floats", str(self.float_agreement))
+        if self.accuracy is not None:
+            made.add_row("accuracy", str(self.accuracy))
         if self.kept_in_float:
             made.add_row("in float, steep near zero", ", ".join(self.kept_in_float))
         return made
@@ -219,9 +229,9 @@ def export_tflite(
     told = labels_by_output(labels, model), normalization_by_input(normalization, model)
     if not metadata and any(told):
         raise ValueError("labels and normalization are metadata. Received: metadata=False.")
-    given = None
+    given = classes = None
     if representative_dataset is not None:
-        given = samples(
+        given, classes = collect(
             representative_dataset,
             specs,
             limit=CALIBRATION_SAMPLES,
@@ -249,26 +259,28 @@ def export_tflite(
             f"io_dtype={io_dtype!r} is not possible where some layers have 16-bit activations. "
             "Use io_dtype='float32'."
         )
-    if integer and given is not None and (problem := warn_of_samples(given)):
-        warnings.warn(problem, CompressionWarning, stacklevel=2)
-    probes, source = agreement.probes(model, specs, given) if verify else (None, "")
+    if integer and given is not None and not use_ranges:
+        for suspect in problems_of(model, given):
+            warnings.warn(suspect, CompressionWarning, stacklevel=2)
+    checked = probes(model, specs, given, classes) if verify else None
     warn_unfinished(model, "export_tflite")
     if problem := backend_problem():
         raise ExportError(problem)
 
     say = _speaker(verbose, model)
-    final, measured = model, None
+    final, check = model, None
     keep = model.count_params() <= HUGE
-    expected = functools.cache(lambda: outputs_of(model, probes or {}))
     with converter_process(keep=keep) as process:  # which loads while biases are corrected
         if integer and not use_ranges and not by_converter:
             with native_rounding():
-                measured = measured_model(model, options or as_scheme(scheme), given or {}, say)
-            final = measured.model
+                final = post_training(model, options or as_scheme(scheme), given or {}, say)
         if integer:
             check_ranges(final, given)
-        if verify and keep:  # of large models both at once would not fit
-            process.meanwhile = expected
+        if checked:
+            copied = final if integer and not by_converter else None
+            check = Check(model, checked, scheme, copied)
+            if keep:  # of large models both at once would not fit
+                process.meanwhile = check.prepare
         say("converting")
         content = convert(
             lambda: bake(final, wide=by_converter),
@@ -282,17 +294,13 @@ def export_tflite(
             per_channel=rounds_per_channel(final),
             calibration=given if by_converter else None,
         )
-    agreed = None
-    if probes is not None:
+    verdict = None
+    if check is not None:
         say("checking the file against the model")
-        tolerance = "int8 trained" if use_ranges else "int8" if measured else scheme
-        if (use_ranges or scheme == "float32") and agreement.computes_in_half(model):
-            tolerance += " of half"
-        agreed, warning = agreement.check(
-            model, content, probes, expected(), source, tolerance, measured
-        )
-        if warning:
-            warnings.warn(warning, CompressionWarning, stacklevel=2)
+        verdict = check.judge(content)
+        for problem in verdict.problems[:1]:
+            warnings.warn(problem, CompressionWarning, stacklevel=2)
+    agreed = verdict.agreement if verdict else None
     if metadata:
         made = _recipe(model, scheme, use_ranges, agreed)
         content = write_metadata(
@@ -303,7 +311,17 @@ def export_tflite(
     seconds = time.perf_counter() - started
     say(f"wrote {target} in {seconds:.1f} s")
     steep = kept_in_float(final) if integer and not by_converter else ()
-    return ExportResult(str(target), scheme, use_ranges, agreed, report, seconds, steep)
+    return ExportResult(
+        str(target),
+        scheme,
+        use_ranges,
+        agreed,
+        report,
+        seconds,
+        steep,
+        verdict.float_agreement if verdict else None,
+        verdict.accuracy if verdict else None,
+    )
 
 
 def _recipe(model: keras.Model, scheme: str, trained: bool, agreed: Any) -> dict[str, Any]:

@@ -121,37 +121,6 @@ def check_weights(model: keras.Model) -> None:
                 )
 
 
-def warn_of_samples(given: Mapping[str, np.ndarray]) -> str | None:
-    """Returns what is wrong with samples that ranges are measured on, if their numbers tell.
-
-    Args:
-        given: Arrays by input name.
-    """
-    for name, array in given.items():
-        if array.dtype.kind != "f" or len(array) < 2:
-            continue
-        largest = np.abs(array).reshape(len(array), -1).max(1, initial=0.0)
-        if np.ptp(array) == 0:
-            return (
-                f"All values of input {name!r} in the representative dataset are "
-                f"{array.flat[0]:g}: no range can be measured on them. Pass samples like those of "
-                "training."
-            )
-        usual = float(np.median(largest))
-        far = int(np.sum(largest > _FAR * usual))
-        if usual and 0 < far <= max(1, _FEW * len(array)):
-            return (
-                f"Input {name!r} of the representative dataset reaches {largest.max():g} in {far} "
-                f"of {len(array)} samples, and {usual:g} in the middle one. The grid has 256 steps "
-                "for all of it. Leave these samples out, or choose "
-                "QuantizationScheme(activation_range='percentile')."
-            )
-    return None
-
-
-_FAR, _FEW = 20, 0.02
-
-
 def check_ranges(model: keras.Model, given: Mapping[str, np.ndarray] | None) -> None:
     """Refuses a quantized model in which what is rounded was not finite.
 

@@ -13,6 +13,7 @@ from tfcompress.data import spread
 from tfcompress.graph.cost import plain
 from tfcompress.graph.read import walk_layers
 from tfcompress.graph.run import fixed_batch, outputs_of
+from tfcompress.probes import far_samples
 from tfcompress.rewrite.adaround import noting_floats, round_by_output
 from tfcompress.rewrite.equalize import equalize
 from tfcompress.rewrite.fold import fold_batch_norm
@@ -20,25 +21,54 @@ from tfcompress.scheme import QuantizationScheme
 from tfcompress.wrap.apply import quantized
 from tfcompress.wrap.calibrate import calibrate
 from tfcompress.wrap.recurrent import RuntimeRecurrent
-from tfcompress.wrap.strip import is_wrapped, rounding_in_floats, without_transforms
+from tfcompress.wrap.strip import is_wrapped, without_transforms
 
 _TRIED = 64  # samples
-_KEPT = 8  # samples that a file can be compared on with the model
 
 
-def _default_range(made: keras.Model, given: keras.Model, samples: Mapping[str, np.ndarray]) -> str:
-    """Returns how ranges are chosen where the scheme does not say: the better way, on samples."""
-    if not any(isinstance(plain(layer), RuntimeRecurrent) for _, layer in walk_layers(made)):
-        return "min_max"
-    # A cell adds up over the steps, which share its grid: of long sequences few reach its ends.
-    few = {name: array[:_TRIED] for name, array in samples.items()}
-    wanted = _numbers(given, few)
+def _better_range(
+    made: keras.Model,
+    given: keras.Model,
+    samples: Mapping[str, np.ndarray],
+    methods: tuple[str, ...],
+    measured: Mapping[str, np.ndarray],
+) -> str:
+    """Returns the way to choose ranges with which the outputs come out best.
+
+    Args:
+        made: A quantized model. Its ranges are changed.
+        given: The float model.
+        samples: What it is compared on.
+        methods: Ways that `calibrate` knows.
+        measured: What ranges are measured on.
+    """
+    wanted = _numbers(given, samples)
     errors = {}
-    for method in ("moving_average", "min_max"):
-        calibrate(made, few, method)
-        pairs = zip(_numbers(made, few), wanted, strict=True)
-        errors[method] = sum(np.var(a - b) / (np.var(b) or 1) for a, b in pairs)
+    for method in methods:
+        calibrate(made, measured, method)
+        pairs = zip(_numbers(made, samples), wanted, strict=True)
+        each = [((a - b) ** 2).reshape(len(a), -1).mean(1) / (np.var(b) or 1) for a, b in pairs]
+        by_sample = np.sort(np.sum(each, axis=0))  # one that is odd would outweigh all others
+        errors[method] = float(by_sample[: max(1, int(0.98 * len(by_sample)))].mean())
     return min(errors, key=lambda method: errors[method])
+
+
+def _range(
+    method: str | None, made: keras.Model, given: keras.Model, samples: Mapping[str, np.ndarray]
+) -> str:
+    """Returns how ranges are chosen: as the scheme says, or the better way, on samples."""
+    few = {name: spread(array, _TRIED) for name, array in samples.items()}
+    if method == "auto":
+        return _better_range(made, given, few, _AUTOMATIC, samples)
+    recurrent = any(isinstance(plain(layer), RuntimeRecurrent) for _, layer in walk_layers(made))
+    if method is None and recurrent:
+        # A cell adds up over the steps, which share its grid: of long sequences few reach its ends.
+        few = {name: array[:_TRIED] for name, array in samples.items()}
+        return _better_range(made, given, few, ("moving_average", "min_max"), few)
+    return method or "min_max"
+
+
+_AUTOMATIC = ("min_max", "moving_average", "percentile", "mse")
 
 
 def _numbers(model: keras.Model, samples: Mapping[str, np.ndarray]) -> list[np.ndarray]:
@@ -57,42 +87,12 @@ def _left(
     }
 
 
-@dataclasses.dataclass(frozen=True)
-class Measured:
-    """A model quantized without training.
-
-    Attributes:
-        model: The model, as `quantize` would return it trained.
-        samples: A few that it was measured on, by input name.
-        outputs: What it puts out for these, flat, rounded in floats; None if that was not computed
-            on the way.
-    """
-
-    model: keras.Model
-    samples: Mapping[str, np.ndarray]
-    outputs: list[np.ndarray] | None = None
-
-    def put_out(self) -> list[np.ndarray]:
-        """Returns what the model puts out for the samples, flat, rounded in floats."""
-        if self.outputs is not None:
-            return self.outputs
-        with rounding_in_floats(self.model):
-            return outputs_of(self.model, self.samples)
-
-
 def post_training(
-    model: keras.Model, scheme: QuantizationScheme, samples: Mapping[str, np.ndarray]
-) -> keras.Model:
-    """Returns the model that `measured_model` makes of another."""
-    return measured_model(model, scheme, samples).model
-
-
-def measured_model(
     model: keras.Model,
     scheme: QuantizationScheme,
     samples: Mapping[str, np.ndarray],
     say: Callable[[str], None] = lambda text: None,
-) -> Measured:
+) -> keras.Model:
     """Quantizes a model without training.
 
     Args:
@@ -120,16 +120,16 @@ def measured_model(
             f"{model.name!r} takes {fixed_batch(model)}. Use rounding='nearest'."
         )
     say("measuring the ranges of activations")
-    method = scheme.activation_range or _default_range(made, given, samples)
+    if scheme.activation_range == "auto":
+        far = np.any([far_samples(array) for array in samples.values()], axis=0)
+        samples = {name: array[~far] for name, array in samples.items()}
+    method = _range(scheme.activation_range, made, given, samples)
     if not (whole and (adaptive or scheme.correct_bias)):
         calibrate(made, samples, method)
-        return Measured(made, {name: spread(array, _KEPT) for name, array in samples.items()})
+        return made
     # Corrected outputs are near those of the float model, and so are their ranges.
     with noting_floats(made, samples, adaptive=adaptive) as floats:
         calibrate(made, samples, method)
     say("choosing roundings")
-    outputs = round_by_output(
-        made, samples, floats, adaptive=adaptive, correct_bias=scheme.correct_bias
-    )
-    kept = {name: spread(array[: floats.count], _KEPT) for name, array in samples.items()}
-    return Measured(made, kept, [spread(x, _KEPT) if x.ndim else x for x in outputs])
+    round_by_output(made, samples, floats, adaptive=adaptive, correct_bias=scheme.correct_bias)
+    return made

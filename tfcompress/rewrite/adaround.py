@@ -103,7 +103,7 @@ def round_by_output(
     adaptive: bool,
     correct_bias: bool,
     iterations: int = 1000,
-) -> list[np.ndarray]:
+) -> None:
     """Chooses the rounding of each weight, and corrects biases, by the outputs of the layers.
 
     A weight is rounded up or down so that the squared error of its layer's output is least on the
@@ -122,9 +122,6 @@ def round_by_output(
         adaptive: Whether roundings are chosen (AdaRound), or to the nearest.
         correct_bias: Whether biases are corrected by what the layers put out without any rounding.
         iterations: Steps of gradient descent for each layer.
-
-    Returns:
-        What the model puts out at the end for the samples it was run on, the first of them, flat.
 
     References:
         Nagel et al. 2020, arXiv:2004.10568 (AdaRound); Nagel et al. 2019, arXiv:1906.04721 (bias
@@ -152,8 +149,8 @@ def round_by_output(
     batch = {name: array[: floats.count] for name, array in samples.items()}
     # Rounding in floats takes half as long, and is no different in the mean.
     with _observed(_wrappers(model), improve), rounding_in_floats(model):
-        (outputs,) = run(model, batch, batch_size=floats.count)
-    return [ops.convert_to_numpy(output) for output in outputs]
+        for _ in run(model, batch, batch_size=floats.count):
+            pass
 
 
 @contextlib.contextmanager
