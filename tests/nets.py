@@ -170,7 +170,7 @@ def compiled(model, rate=2e-3, **options):
     return model
 
 
-def samples_for(model, count=8, seed=0):
+def samples_for(model, count=16, seed=0):
     """Normal samples in the structure of the model's inputs."""
     import numpy as np
 

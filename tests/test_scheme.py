@@ -104,7 +104,7 @@ def test_one_scale_for_all_is_refused_where_channels_have_their_own(tmp_path):
     first = keras.Sequential([keras.Input((4,)), L.BatchNormalization(name="n"), L.Dense(3)])
     with pytest.raises(ValueError, match="not possible with 'n'"):
         tfc.export_tflite(
-            first, tmp_path / "m.tflite", scheme=scheme, representative_dataset=np.eye(4)
+            first, tmp_path / "m.tflite", scheme=scheme, representative_dataset=np.eye(16, 4)
         )
     mixed = tfc.QuantizationScheme(weight_granularity="tensor", overrides={"d": "int8"})
     with pytest.raises(ValueError, match="whole file"):

@@ -53,7 +53,7 @@ def _of_number(given: Mapping[str, np.ndarray]) -> list[str]:
             f"The representative dataset has {count} samples, and ranges are measured on them: pass"
             " a hundred or more like those of training."
         ]
-    if all(np.isin(array, (0, 1)).all() for array in given.values()):
+    if all(a.dtype.kind != "f" or np.isin(a, (0, 1)).all() for a in given.values()):
         return []  # codes, of which there may be few
     rows = {b"".join(array[i].tobytes() for array in given.values()) for i in range(count)}
     if len(rows) >= count / 2:

@@ -44,6 +44,7 @@ from tfcompress.tflite.convert import convert
 from tfcompress.tflite.converter_process import converter_process
 from tfcompress.tflite.inspect import FileReport, inspect_tflite
 from tfcompress.tflite.metadata import write_metadata
+from tfcompress.tflite.trial import trust
 from tfcompress.tflite.verify import Agreement
 from tfcompress.tflite.writing import HUGE, native_rounding
 from tfcompress.wrap.bake import bake
@@ -294,6 +295,7 @@ def export_tflite(
             per_channel=rounds_per_channel(final),
             calibration=given if by_converter else None,
         )
+    trust(content)
     verdict = None
     if check is not None:
         say("checking the file against the model")

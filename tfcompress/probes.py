@@ -115,25 +115,31 @@ def kept_samples(model: keras.Model) -> dict[str, Any] | None:
     return {names[id(keeper.input)]: keeper.kept() for keeper in keepers}
 
 
-def stressed(samples: Mapping[str, np.ndarray], seed: int = 0) -> Samples:
+def stressed(probes: Probes, count: int, seed: int = 0) -> Samples:
     """Returns samples at the ends of what each value may be, which data seldom reaches.
 
     Each value is drawn from those that its place has in the samples: in one half of the result any
-    of them, so that nothing goes together; in the other the least or the largest.
+    of them, so that nothing goes together; in the other the least or the largest. Values of noise
+    are drawn from three times as far, and some from ten.
 
     Args:
-        samples: Arrays by input name.
+        probes: The samples.
+        count: How many to make.
         seed: Of the drawing.
     """
     generator = np.random.default_rng(seed)
     made = {}
-    for name, array in samples.items():
-        count = len(array)
-        mixed = generator.permuted(array, axis=0)
-        if array.dtype.kind == "f":
-            high = generator.integers(0, 2, array.shape, dtype=np.int8).astype(bool)
+    for name, array in probes.samples.items():
+        rows = np.arange(count) % len(array)
+        mixed = generator.permuted(array[rows], axis=0)
+        if array.dtype.kind == "f" and count > 1:
+            high = generator.integers(0, 2, mixed.shape, dtype=np.int8).astype(bool)
             ends = np.where(high, array.max(0), array.min(0)).astype(array.dtype)
             mixed[count // 2 :] = ends[count // 2 :]
+            if probes.source == "noise":
+                middle = array.mean(0, dtype=np.float64)
+                far = np.where(rows % 4 == 0, 10, 3).reshape(-1, *(1 for _ in array.shape[1:]))
+                mixed = (middle + far * (mixed - middle)).astype(array.dtype)
         made[name] = mixed
     return made
 

@@ -134,7 +134,7 @@ def test_a_function_is_data(work, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mydata.py").write_text(
         "import numpy as np\n"
-        "def samples():\n    return np.eye(8, dtype='float32')\n"
+        "def samples():\n    return np.eye(16, 8, dtype='float32')\n"
         "def labelled():\n    return np.ones((8, 8)), np.zeros(8, int)\n"
         "def dataset():\n    import tensorflow as tf\n"
         "    return tf.data.Dataset.from_tensor_slices(labelled()).batch(4)\n"

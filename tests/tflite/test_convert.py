@@ -65,7 +65,7 @@ def TFLite(result):
 @pytest.mark.parametrize("batch_size", [1, 3, None])
 def test_inputs_of_16_bits(batch_size, tmp_path):
     model = nets.small_residual()
-    x = nets.samples_for(model, 10)
+    x = nets.samples_for(model, 16)
     result = tfc.export_tflite(
         model,
         tmp_path / "m.tflite",

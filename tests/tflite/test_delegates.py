@@ -50,7 +50,7 @@ def test_the_edge_tpu_stops_at_what_it_does_not_know(tmp_path):
 
 
 def test_no_accelerator_takes_16_bits(tmp_path):
-    model, x = nets.tiny(), np.eye(8, 6, dtype="float32")
+    model, x = nets.tiny(), np.eye(16, 6, dtype="float32")
     found = exported(model, tmp_path, scheme="int16x8", representative_dataset=x, io_dtype="int16")
     assert all(found[name].delegated == 0 for name in ("GPU", "NNAPI", "Core ML", "Edge TPU"))
 

@@ -168,7 +168,7 @@ def test_rows_of_a_table_are_on_its_grid_already(joined, tmp_path):
     model = tfc.quantize(keras.Model(ids, x))
     rounded = [q for _, q in walk_layers(model) if isinstance(q, ActivationQuantizer)]
     assert len(rounded) == joined  # behind the concatenation
-    every = np.arange(36).reshape(9, 4).astype("int32") % 9
+    every = np.arange(72).reshape(18, 4).astype("int32") % 9
     model(every, training=True)
     result = tfc.export_tflite(model, tmp_path / "m.tflite", representative_dataset=every)
     assert not result.float_tensors

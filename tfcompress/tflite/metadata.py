@@ -9,6 +9,7 @@ it: `unzip -p model.tflite tfcompress.json` shows them.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import io
 import json
 import zipfile
@@ -16,8 +17,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tfcompress.tflite.run import TFLiteModel
+from tfcompress.tflite.trial import DIGEST, RECIPE, trust
 
-RECIPE = "tfcompress.json"
 _NAME, _IDENTIFIER = "TFLITE_METADATA", b"M001"
 # Values of the schema's enumerations and unions.
 _FEATURE, _IMAGE = 1, 2
@@ -44,18 +45,22 @@ def write_metadata(
             `(x - mean) / deviation`, which the caller does before.
     """
     labels, normalization = labels or {}, normalization or {}
-    files = {RECIPE: json.dumps({**recipe, "normalization": normalization}, separators=(",", ":"))}
-    associated = {}
+    files, associated = {RECIPE: ""}, {}
     for output, names in labels.items():
         associated[output] = "labels.txt" if len(labels) == 1 else f"labels_{output}.txt"
         files[associated[output]] = "\n".join(names) + "\n"
     if labels or normalization:
         content = _embed(content, _described(content, name, associated, normalization))
+    digest = hashlib.sha256(content).hexdigest()
+    told = {**recipe, "normalization": normalization, DIGEST: digest}
+    files[RECIPE] = json.dumps(told, separators=(",", ":"))
     end = io.BytesIO(content)
+    end.seek(0, io.SEEK_END)
     with zipfile.ZipFile(end, "a", zipfile.ZIP_DEFLATED) as archive:
         for file, text in files.items():
             # The same file from the same model: no date.
             archive.writestr(zipfile.ZipInfo(file), text, zipfile.ZIP_DEFLATED)
+    trust(end.getvalue())
     return end.getvalue()
 
 
@@ -69,7 +74,8 @@ def read_metadata(content: bytes) -> dict[str, Any] | None:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             texts = {file: archive.read(file).decode() for file in archive.namelist()}
         found = json.loads(texts.pop(RECIPE))
-    except (zipfile.BadZipFile, KeyError, ValueError):
+        found.pop(DIGEST, None)
+    except (zipfile.BadZipFile, KeyError, ValueError, AttributeError, OSError, RuntimeError):
         return None
     labels = {
         file: text.removesuffix("\n").split("\n")

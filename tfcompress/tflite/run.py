@@ -15,7 +15,7 @@ import numpy as np
 from tfcompress.data import InputSpec, collect
 from tfcompress.stderr import captured_stderr
 from tfcompress.tflite.benchmark import BenchmarkResult, benchmark
-from tfcompress.tflite.structure import check_structure
+from tfcompress.tflite.trial import RECIPE, try_file
 
 _BATCH = 64  # samples at a time, where the file leaves the batch open
 
@@ -133,6 +133,10 @@ class TFLiteModel:
         self.delegates = delegates
         self._keep_tensors = keep_tensors
         self._module = interpreter_module()
+        try:
+            try_file(self.content, self._module.__name__)
+        except ValueError as error:
+            raise ValueError(f"{self.name} is not a usable TFLite model: {error}.") from None
         self._interpreter = self._make_interpreter()
         self.inputs, self.outputs = self._signature()
         self._shapes: dict[int, tuple[int, ...]] = {}
@@ -165,8 +169,9 @@ class TFLiteModel:
                 )
                 interpreter.allocate_tensors()
         except (ValueError, RuntimeError) as error:
-            reason = (str(error).strip() or "no reason given").splitlines()[0]
-            raise ValueError(f"{self.name} is not a usable TFLite model: {reason}") from error
+            raise ValueError(
+                f"{self.name} is not a usable TFLite model: {_reason(error)}"
+            ) from error
         return interpreter
 
     def _signature(self) -> tuple[list[TensorInfo], list[TensorInfo]]:
@@ -196,7 +201,7 @@ class TFLiteModel:
             several.
 
         Raises:
-            ValueError: If `x` is empty or of the wrong shape.
+            ValueError: If `x` is empty or of the wrong shape, or the runtime cannot run it.
         """
         return self._predict(collect(x, self.specs(), argument="x")[0])
 
@@ -264,8 +269,15 @@ class TFLiteModel:
         return {info.name: sources.get(info.index, info.index) for info in self.outputs}
 
     def invoke_once(self) -> None:
-        """Runs one inference on whatever the inputs hold."""
-        self._interpreter.invoke()
+        """Runs one inference on whatever the inputs hold.
+
+        Raises:
+            ValueError: If the runtime cannot.
+        """
+        try:
+            self._interpreter.invoke()
+        except RuntimeError as error:
+            raise ValueError(f"{self.name} cannot be run: {_reason(error)}") from error
 
     def specs(self) -> list[InputSpec]:
         """Returns what `predict` expects at each input."""
@@ -288,7 +300,7 @@ class TFLiteModel:
                 values.append(part)
             with self._one_at_a_time:
                 self.set_inputs(values)
-                self._interpreter.invoke()
+                self.invoke_once()
                 found = [self._interpreter.get_tensor(info.index) for info in self.outputs]
             for parts, info, value in zip(made, self.outputs, found, strict=True):
                 value = np.atleast_1d(info.dequantized(value))
@@ -307,7 +319,10 @@ class TFLiteModel:
                 self._shapes[info.index] = value.shape
                 resized = True
         if resized:
-            self._interpreter.allocate_tensors()
+            try:
+                self._interpreter.allocate_tensors()
+            except RuntimeError as error:
+                raise ValueError(f"{self.name} takes no such sizes: {_reason(error)}") from error
         for info, value in zip(self.inputs, values, strict=True):
             self._interpreter.set_tensor(info.index, value)
 
@@ -333,6 +348,10 @@ def accuracy(outputs: np.ndarray, labels: Any) -> float:
     return float(np.mean(predicted == labels.reshape(predicted.shape)))
 
 
+def _reason(error: Exception) -> str:
+    return (str(error).strip() or "no reason given").splitlines()[0]
+
+
 def _read(source: Any) -> tuple[str, bytes]:
     if isinstance(source, (bytes, bytearray)):
         name, content = "the content given", bytes(source)
@@ -346,14 +365,10 @@ def _read(source: Any) -> tuple[str, bytes]:
             "path_or_bytes must be the path or the bytes of a .tflite file. Received: "
             f"{type(source).__name__}"
         )
-    if b"tfcompress.json" in content and not zipfile.is_zipfile(io.BytesIO(content)):
+    if RECIPE.encode() in content and not zipfile.is_zipfile(io.BytesIO(content)):
         raise ValueError(f"{name} is not a usable TFLite model: its end is missing.")
     if content[4:8] != b"TFL3":
         raise ValueError(f"{name} is not a TFLite model: it lacks the mark 'TFL3'.")
-    try:
-        check_structure(content)
-    except ValueError as error:
-        raise ValueError(f"{name} is not a usable TFLite model: {error}.") from None
     return name, content
 
 

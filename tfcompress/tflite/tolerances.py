@@ -27,13 +27,15 @@ class Tolerance:
         steps: RMSE in steps of the output's scale that is no fault: values near the middle between
             two steps may fall to either side.
         largest: Largest single difference, in deviations; None for any.
+        excused: Largest RMSE where no value is off by more than a step, or kernels differ as much.
     """
 
     refused: float
     warned: float
     is_copy: bool = True
-    steps: float = 0.2
+    steps: float = 0.0
     largest: float | None = None
+    excused: float = np.inf
 
 
 TOLERANCES = {
@@ -44,8 +46,10 @@ TOLERANCES = {
     "int16x8": Tolerance(0.04, 0.1),
     "int8": Tolerance(0.5, 0.1, is_copy=False),
     "w4a8": Tolerance(1.0, 0.3, is_copy=False),
-    "trained": Tolerance(np.inf, 0.5, is_copy=False),
-    "int8 copy": Tolerance(0.03, 0.02, largest=0.5),
+    "trained": Tolerance(np.inf, np.inf, is_copy=False),
+    "int8 copy": Tolerance(0.03, 0.02, steps=0.1, largest=0.5, excused=0.05),
+    "int8 copy in part": Tolerance(0.1, 0.02, steps=0.3, largest=1.0),
+    "int8 copy of 4 bits": Tolerance(0.25, 0.1, steps=0.75, largest=2.0),
     "int8 copy of 16 bits": Tolerance(0.03, 0.02, steps=1.5, largest=1.5),
     "int8 copy of half": Tolerance(0.5, 0.2),
 }
@@ -54,6 +58,7 @@ TOLERANCES = {
 _ROW = 2.0  # a row may be so many times as far off as a channel: it has fewer values
 _ENOUGH = 16  # values of a row
 _FIXED_DEVIATION = 8 / 256  # the least that counts of a softmax or sigmoid
+_FEW_STEPS = 3.01  # of a copy that is never warned of
 _LOST = 0.1  # the share of channels that a file may lose
 
 
@@ -79,7 +84,7 @@ def judge(
     problems = [_copied(o, limit, i, allowed) for i, o in enumerate(found.outputs)]
     if not limit.is_copy:
         problems = [_rounded(o, limit) for o in found.outputs]
-    hint = _HINTS.get(tolerance.split(" of ")[0], "")
+    hint = _HINTS.get(" ".join(tolerance.split()[:2]), "")
     told = f"{found.agreement}. {hint}".strip()
     if reason := next((reason for refused, reason in filter(None, problems) if refused), None):
         raise ExportError(
@@ -96,14 +101,18 @@ Problem = tuple[bool, str] | None
 
 def _copied(output: Output, limit: Tolerance, index: int, allowed: Allowed | None) -> Problem:
     """Judges an output of a file that computes like its model."""
-    more = np.zeros_like(output.rmse)
+    most = limit.excused * output.scale()
+    a_step = output.step > 0 and limit.steps > 0 and output.farthest.max() <= 1.01 * output.step
+    more = np.minimum(output.rmse, most) if a_step else np.zeros_like(output.rmse)
     reason = _fault(output, limit, limit.refused, more)
     if reason and allowed:
-        more = 2 * np.asarray(allowed()[index])
+        more = np.maximum(more, np.minimum(2 * np.asarray(allowed()[index]), most))
         reason = _fault(output, limit, limit.refused, more)
     if reason:
         return True, reason
-    reason = _fault(output, limit, limit.warned, more)
+    if output.farthest.max() <= _FEW_STEPS * output.step:  # however coarse the grid
+        return None
+    reason = _fault(output, limit, limit.warned, np.zeros_like(more))
     return (False, reason) if reason else None
 
 

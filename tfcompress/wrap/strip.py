@@ -180,7 +180,7 @@ def check_wrapped(original: keras.Model, wrapped: keras.Model, function: str) ->
 
 def trained_scheme(model: keras.Model) -> str:
     """Returns the name of the scheme that a quantized model is trained for."""
-    if any(rounding.bits == 4 for rounding in _roundings(model)):
+    if any(rounding.bits == 4 for rounding in roundings(model)):
         return "w4a8"
     bits = [q.bits for q in quantizers(model) if q.fixed_range is None]
     return "int16x8" if 2 * bits.count(16) > len(bits) else "int8"
@@ -193,10 +193,11 @@ def uses_sixteen_bits(model: keras.Model) -> bool:
 
 def rounds_per_channel(model: keras.Model) -> bool:
     """Returns whether the kernels of a quantized model have a scale for each channel."""
-    return not any(rounding.granularity == "tensor" for rounding in _roundings(model))
+    return not any(rounding.granularity == "tensor" for rounding in roundings(model))
 
 
-def _roundings(model: keras.Model) -> Iterator[FakeQuant]:
+def roundings(model: keras.Model) -> Iterator[FakeQuant]:
+    """Yields the roundings of a model's weights."""
     for _, layer in walk_layers(model):
         for transform in getattr(layer, "transforms", ()):
             if isinstance(transform, FakeQuant):

@@ -1,0 +1,581 @@
+"""Files that were tampered with: they run, and compute something else than they should."""
+
+import numpy as np
+
+KINDS = {}
+_DTYPES = {0: "f4", 1: "f2", 2: "i4", 4: "i8", 7: "i2", 9: "i1"}
+
+
+def kind(function):
+    """Registers a kind of edit: (graph of the model, generator) -> whether it was made."""
+    KINDS[function.__name__] = function
+    return function
+
+
+def mutants(content, seed, count, kinds=None):
+    """Returns (kind, bytes) of edited files, each different from the original.
+
+    Args:
+        content: A `.tflite` file.
+        seed: Of the choices.
+        count: How many to make.
+        kinds: Names of `KINDS`; None is all.
+    """
+    from tensorflow.lite.tools import flatbuffer_utils
+
+    names, made, attempt = list(kinds or KINDS), [], 0
+    while len(made) < count and attempt < 20 * count:
+        name = names[attempt % len(names)]
+        generator = np.random.default_rng((seed, attempt))
+        attempt += 1
+        model = flatbuffer_utils.convert_bytearray_to_object(bytearray(content))
+        model.metadata = []
+        if KINDS[name](Graph(model), generator):
+            made.append((name, bytes(flatbuffer_utils.convert_object_to_bytearray(model))))
+    return made
+
+
+class Graph:
+    """The first graph of a file, with its constants as arrays."""
+
+    def __init__(self, model):
+        self.model, self.graph = model, model.subgraphs[0]
+        self.tensors, self.operators = self.graph.tensors, self.graph.operators
+
+    def code(self, operator):
+        code = self.model.operatorCodes[operator.opcodeIndex]
+        return max(code.builtinCode, code.deprecatedBuiltinCode)
+
+    def array(self, index):
+        """Returns a constant; None if it is none, or of an odd type."""
+        tensor = self.tensors[index]
+        data = self.model.buffers[tensor.buffer].data
+        if data is None or not len(data) or tensor.type not in _DTYPES:
+            return None
+        flat = np.frombuffer(bytes(bytearray(data)), _DTYPES[tensor.type]).copy()
+        shape = tuple(tensor.shape) if tensor.shape is not None else ()
+        return flat.reshape(shape) if flat.size == np.prod(shape) else None
+
+    def put(self, index, array):
+        """Writes a constant, to a buffer of its own."""
+        import copy
+
+        tensor = self.tensors[index]
+        limits = np.iinfo(array.dtype) if array.dtype.kind == "i" else None
+        if limits and array.dtype.itemsize == 1:
+            array = np.clip(array, -127, 127)
+        buffer = copy.copy(self.model.buffers[tensor.buffer])
+        buffer.data = np.frombuffer(array.astype(_DTYPES[tensor.type]).tobytes(), np.uint8)
+        self.model.buffers.append(buffer)
+        tensor.buffer = len(self.model.buffers) - 1
+
+    def weighted(self, what=1):
+        """Returns operators with weights, and the index of these (or of biases)."""
+        found = []
+        for operator in self.operators:
+            if self.code(operator) in (3, 4, 9) and len(operator.inputs) > what:
+                index = operator.inputs[what]
+                if index >= 0 and self.array(index) is not None:
+                    found.append((operator, index))
+        return found
+
+    def scaled(self):
+        """Returns the tensors between operators that have a scale."""
+        inner = [
+            i
+            for i, t in enumerate(self.tensors)
+            if t.quantization is not None
+            and t.quantization.scale is not None
+            and len(t.quantization.scale) == 1
+            and self.array(i) is None
+        ]
+        return inner
+
+
+def _pick(generator, things):
+    return things[int(generator.integers(len(things)))] if things else None
+
+
+def _channel_axis(graph, operator):
+    return 3 if graph.code(operator) == 4 else 0
+
+
+def _edit(graph, generator, change, what=1):
+    """Changes the weights (or biases) of one operator by a function of them and of its axis."""
+    found = _pick(generator, graph.weighted(what))
+    if found is None:
+        return False
+    operator, index = found
+    before = graph.array(index)
+    wide = before.astype(np.float64)
+    after = change(wide, _channel_axis(graph, operator) if what == 1 else 0)
+    if before.dtype.kind == "i":
+        after = np.round(after)
+    after = after.astype(before.dtype) if before.dtype.kind == "f" else after
+    if before.dtype == np.int8:
+        after = np.clip(after, -127, 127)
+    after = after.astype(before.dtype)
+    if np.array_equal(before, after):
+        return False
+    graph.put(index, after)
+    return True
+
+
+def _at(array, axis, channel):
+    return (slice(None),) * axis + (channel,)
+
+
+@kind
+def weights_of_a_channel_scaled(graph, generator):
+    def change(w, axis):
+        place = _at(w, axis, int(generator.integers(w.shape[axis])))
+        w[place] *= generator.choice([0.5, 0.8, 0.9, 1.1, 1.25, -1])
+        return w
+
+    return _edit(graph, generator, change)
+
+
+@kind
+def weights_of_a_channel_gone(graph, generator):
+    def change(w, axis):
+        w[_at(w, axis, int(generator.integers(w.shape[axis])))] = 0
+        return w
+
+    return _edit(graph, generator, change)
+
+
+@kind
+def some_weights_moved(graph, generator):
+    def change(w, axis):
+        spread = np.abs(w).max()
+        flat = w.reshape(-1)
+        places = generator.choice(flat.size, min(flat.size, int(generator.integers(1, 9))), False)
+        flat[places] += spread * generator.uniform(-0.5, 0.5, len(places))
+        return w
+
+    return _edit(graph, generator, change)
+
+
+@kind
+def a_little_noise_on_all_weights(graph, generator):
+    def change(w, axis):
+        noise = generator.choice([0.01, 0.03, 0.1])
+        return w + noise * np.abs(w).max() * generator.normal(size=w.shape)
+
+    return _edit(graph, generator, change)
+
+
+@kind
+def two_channels_swapped(graph, generator):
+    def change(w, axis):
+        if w.shape[axis] < 2:
+            return w
+        a, b = generator.choice(w.shape[axis], 2, False)
+        order = np.arange(w.shape[axis])
+        order[[a, b]] = order[[b, a]]
+        return np.take(w, order, axis)
+
+    return _edit(graph, generator, change)
+
+
+@kind
+def kernel_turned(graph, generator):
+    def change(w, axis):
+        return np.flip(w, 1) if w.ndim == 4 and w.shape[1] > 1 else np.roll(w, 1, -1)
+
+    return _edit(graph, generator, change)
+
+
+@kind
+def one_bias_moved(graph, generator):
+    def change(b, axis):
+        i = int(generator.integers(b.size))
+        b.flat[i] += (
+            generator.choice([-1, 1]) * generator.uniform(0.05, 0.5) * (np.abs(b).max() or 100)
+        )
+        return b
+
+    return _edit(graph, generator, change, what=2)
+
+
+@kind
+def biases_gone(graph, generator):
+    return _edit(graph, generator, lambda b, axis: b * 0, what=2)
+
+
+@kind
+def biases_that_make_up_for_each_other(graph, generator):
+    def change(b, axis):
+        if b.size < 2:
+            return b
+        i, j = generator.choice(b.size, 2, False)
+        by = generator.uniform(0.1, 0.5) * (np.abs(b).max() or 100)
+        b.flat[i] += by
+        b.flat[j] -= by
+        return b
+
+    return _edit(graph, generator, change, what=2)
+
+
+@kind
+def weights_that_make_up_for_each_other(graph, generator):
+    """Two inputs of a channel that are much alike: one gets what the other loses."""
+
+    def change(w, axis):
+        flat = np.moveaxis(w, axis, 0).reshape(w.shape[axis], -1)
+        if flat.shape[1] < 2:
+            return w
+        i, j = generator.choice(flat.shape[1], 2, False)
+        by = generator.uniform(0.1, 0.5) * np.abs(w).max()
+        flat[:, i] += by
+        flat[:, j] -= by
+        return np.moveaxis(flat.reshape(np.moveaxis(w, axis, 0).shape), 0, axis)
+
+    return _edit(graph, generator, change)
+
+
+@kind
+def scale_of_weights(graph, generator):
+    found = _pick(generator, graph.weighted())
+    quantization = found and graph.tensors[found[1]].quantization
+    if not found or quantization is None or quantization.scale is None:
+        return False
+    scales = np.array(quantization.scale, np.float32)
+    if not scales.size:
+        return False
+    scales[int(generator.integers(scales.size))] *= generator.choice([0.7, 0.9, 1.1, 1.5])
+    quantization.scale = scales
+    return True
+
+
+@kind
+def scale_between_operators(graph, generator):
+    index = _pick(generator, graph.scaled())
+    if index is None:
+        return False
+    quantization = graph.tensors[index].quantization
+    quantization.scale = np.array(quantization.scale, np.float32) * np.float32(
+        generator.choice([0.3, 0.5, 0.7, 0.95, 1.05, 1.3])
+    )
+    return True
+
+
+@kind
+def zero_point_moved(graph, generator):
+    index = _pick(generator, [i for i in graph.scaled() if graph.tensors[i].type == 9])
+    if index is None:
+        return False
+    quantization = graph.tensors[index].quantization
+    before = int(quantization.zeroPoint[0])
+    after = int(np.clip(before + generator.choice([-20, -5, -2, -1, 1, 2, 5, 20]), -128, 127))
+    quantization.zeroPoint = np.array([after], np.int64)
+    return before != after
+
+
+@kind
+def other_activation(graph, generator):
+    able = [o for o in graph.operators if hasattr(o.builtinOptions, "fusedActivationFunction")]
+    operator = _pick(generator, able)
+    if operator is None:
+        return False
+    options = operator.builtinOptions
+    before = options.fusedActivationFunction
+    options.fusedActivationFunction = int(generator.choice([v for v in (0, 1, 3) if v != before]))
+    return True
+
+
+@kind
+def other_operator(graph, generator):
+    """ADD for SUB or MUL, average for largest, tanh for logistic, minimum for maximum."""
+    pairs = {0: 41, 41: 0, 18: 0, 1: 17, 17: 1, 28: 14, 14: 28, 55: 57, 57: 55}
+    able = [o for o in graph.operators if graph.code(o) in pairs]
+    operator = _pick(generator, able)
+    if operator is None:
+        return False
+    import copy
+
+    options = {0: 11, 41: 28, 18: 21}
+    code = copy.copy(graph.model.operatorCodes[operator.opcodeIndex])
+    new = pairs[graph.code(operator)]
+    if new in options:
+        from tensorflow.lite.python import schema_py_generated as schema
+
+        made = schema.SubOptionsT() if new == 41 else schema.AddOptionsT()
+        made.fusedActivationFunction = operator.builtinOptions.fusedActivationFunction
+        operator.builtinOptions, operator.builtinOptionsType = made, options[new]
+    code.builtinCode = code.deprecatedBuiltinCode = new
+    graph.model.operatorCodes.append(code)
+    operator.opcodeIndex = len(graph.model.operatorCodes) - 1
+    return True
+
+
+@kind
+def inputs_swapped(graph, generator):
+    able = [
+        o
+        for o in graph.operators
+        if graph.code(o) in (2, 41, 42)
+        and np.array_equal(graph.tensors[o.inputs[0]].shape, graph.tensors[o.inputs[1]].shape)
+    ]
+    operator = _pick(generator, able)
+    if operator is None:
+        return False
+    inputs = list(operator.inputs)
+    inputs[0], inputs[1] = inputs[1], inputs[0]
+    operator.inputs = inputs
+    return True
+
+
+@kind
+def outputs_swapped(graph, generator):
+    outputs = list(graph.graph.outputs)
+    if len(outputs) < 2:
+        return False
+    i, j = (int(k) for k in generator.choice(len(outputs), 2, False))
+    outputs[i], outputs[j] = outputs[j], outputs[i]
+    graph.graph.outputs = outputs
+    for signature in graph.model.signatureDefs or []:
+        entries = signature.outputs
+        entries[i].tensorIndex, entries[j].tensorIndex = (
+            entries[j].tensorIndex,
+            entries[i].tensorIndex,
+        )
+    return True
+
+
+@kind
+def constant_of_an_operator(graph, generator):
+    """What is added, multiplied, compared or looked up."""
+    able = [
+        (o, i)
+        for o in graph.operators
+        if graph.code(o) in (0, 18, 41, 42, 36, 54, 55, 57)
+        for i in o.inputs
+        if i >= 0 and graph.array(i) is not None and graph.array(i).dtype != np.int32
+    ]
+    found = _pick(generator, able)
+    if found is None:
+        return False
+    before = graph.array(found[1])
+    wide = before.astype(np.float64)
+    wide.flat[int(generator.integers(wide.size))] += generator.choice([-0.3, -0.1, 0.1, 0.3]) * (
+        np.abs(wide).max() or 1
+    )
+    after = np.round(wide) if before.dtype.kind == "i" else wide
+    after = after.astype(before.dtype)
+    graph.put(found[1], after)
+    return not np.array_equal(before, after)
+
+
+@kind
+def a_step_of_a_convolution(graph, generator):
+    """SAME padding at the wrong end: an even image with stride 2, seen shifted by a pixel."""
+    able = [
+        (o, i)
+        for o, i in graph.weighted()
+        if graph.array(i).ndim == 4 and min(graph.array(i).shape[1:3]) > 1
+    ]
+    found = _pick(generator, able)
+    if found is None:
+        return False
+    before = graph.array(found[1])
+    after = np.roll(before, 1, int(generator.integers(1, 3)))
+    graph.put(found[1], after)
+    return not np.array_equal(before, after)
+
+
+@kind
+def tails_cut(graph, generator):
+    """The range of what is between operators ends a little too early: seldom seen."""
+    index = _pick(generator, [i for i in graph.scaled() if graph.tensors[i].type == 9])
+    if index is None:
+        return False
+    quantization = graph.tensors[index].quantization
+    share = float(generator.choice([0.8, 0.9, 0.97]))
+    quantization.scale = np.array(quantization.scale, np.float32) * np.float32(share)
+    return True
+
+
+@kind
+def only_for_the_largest(graph, generator):
+    """The largest weight of a channel, which only a strong input shows."""
+
+    def change(w, axis):
+        flat = np.moveaxis(w, axis, 0).reshape(w.shape[axis], -1)
+        channel = int(generator.integers(len(flat)))
+        flat[channel, np.abs(flat[channel]).argmax()] *= generator.choice([0, 0.5, -1])
+        return np.moveaxis(flat.reshape(np.moveaxis(w, axis, 0).shape), 0, axis)
+
+    return _edit(graph, generator, change)
+
+
+# --- what is tampered with ---------------------------------------------------
+
+
+def subjects():
+    """Returns six small nets with random weights, by name, and a maker of samples for each."""
+    import keras
+    from keras import layers as L
+
+    def classifier():
+        layers = [L.Conv2D(6, 3, use_bias=False), L.BatchNormalization(), L.ReLU(6.0)]
+        layers += [L.DepthwiseConv2D(3, padding="same"), L.ReLU(), L.AveragePooling2D(2)]
+        layers += [L.Flatten(), L.Dense(5, activation="softmax")]
+        return keras.Sequential([keras.Input((12, 12, 1), name="x"), *layers])
+
+    def detector():
+        inputs = keras.Input((16, 16, 1), name="x")
+        x = L.Conv2D(8, 3, strides=2, padding="same", activation="relu")(inputs)
+        y = L.Conv2D(8, 3, strides=2, padding="same", activation="relu")(x)
+        boxes = [L.Reshape((-1, 4))(L.Conv2D(4, 1)(t)) for t in (x, y)]
+        scores = [L.Reshape((-1, 2))(L.Conv2D(2, 1)(t)) for t in (x, y)]
+        boxes = L.Concatenate(axis=1)(boxes) * 100.0
+        scores = L.Activation("sigmoid")(L.Concatenate(axis=1)(scores))
+        return keras.Model(inputs, {"boxes": boxes, "scores": scores})
+
+    def residual():
+        inputs = keras.Input((8, 8, 3), name="x")
+        x = L.Conv2D(8, 3, padding="same", activation="relu")(inputs)
+        y = L.Conv2D(8, 3, padding="same")(L.MaxPooling2D(2)(x))
+        z = L.Conv2D(8, 1, strides=2)(x)
+        x = L.LeakyReLU()(L.Add()([y, z]))
+        x = L.Conv2D(8, 1, activation="swish")(x)
+        return keras.Model(inputs, L.Dense(6)(L.GlobalAveragePooling2D()(x)))
+
+    def recurrent():
+        return keras.Sequential([keras.Input((6, 4), name="x"), L.GRU(8), L.Dense(3)])
+
+    def text():
+        inputs = keras.Input((10,), dtype="int32", name="x")
+        x = L.Embedding(40, 8)(inputs)
+        x = L.LayerNormalization()(x + L.MultiHeadAttention(2, 4)(x, x))
+        return keras.Model(inputs, L.Dense(4)(L.GlobalAveragePooling1D()(x)))
+
+    def tabular():
+        a, b = keras.Input((5,), name="x"), keras.Input((5,), name="y")
+        x = L.Concatenate()([a - b, a * b, L.Dense(6, activation="tanh")(a)])
+        x = L.Dense(12, activation="relu")(x)
+        return keras.Model([a, b], [L.Dense(3, name="p")(x), L.Dense(1, name="q")(x)])
+
+    return (classifier, detector, residual, recurrent, text, tabular)
+
+
+def built(make, seed=0):
+    """Returns a net with weights that are all random."""
+    import keras
+
+    keras.utils.set_random_seed(seed)
+    model = make()
+    generator = np.random.default_rng(seed)
+    for weight in model.weights:
+        if weight.path.endswith(("bias", "beta", "moving_mean")):
+            weight.assign(0.2 * generator.normal(size=weight.shape))
+        elif weight.path.endswith(("gamma", "moving_variance")):
+            weight.assign(generator.uniform(0.5, 2.0, weight.shape))
+    return model
+
+
+def samples(model, count, seed):
+    """Returns samples for a net, by input name: smooth, with tails."""
+    from tfcompress.graph.read import input_specs
+
+    generator = np.random.default_rng(seed)
+    made = {}
+    for spec in input_specs(model):
+        shape = (count, *spec.shape)
+        if spec.dtype == "int32":
+            made[spec.name] = generator.integers(0, 40, shape).astype("int32")
+        else:
+            strength = generator.gamma(4.0, 0.25, (count, *(1 for _ in spec.shape)))
+            made[spec.name] = (strength * generator.normal(size=shape)).astype("float32")
+    return made
+
+
+SCHEMES = ("float32", "int8", "qat", "int16x8")
+
+
+class Subject:
+    """A net exported under a scheme, the check that its file passed, and that check again."""
+
+    def __init__(self, make, scheme, folder, seed=0):
+        import warnings
+
+        import tfcompress as tfc
+        from tfcompress import export
+        from tfcompress.graph.run import packed
+
+        self.name = f"{make.__name__}-{scheme}"
+        model = built(make, seed)
+        data = samples(model, 300, seed + 1)
+        if scheme == "qat":
+            model = tfc.quantize(model)
+            model.compile("sgd", "mse")
+            model.optimizer.learning_rate = 1e-4
+            targets = [np.zeros((300, *t.shape[1:]), "float32") for t in model.outputs]
+            names = getattr(model, "_outputs_struct", None)
+            if isinstance(names, dict):
+                targets = dict(zip(names, targets, strict=True))
+            y = targets if len(model.outputs) > 1 else targets[0]
+            model.fit(packed(model, data), y, verbose=0, batch_size=32)
+        self.model = model
+        checks = []
+
+        class Kept(export.Check):
+            def judge(self, content):
+                checks.append((self, content))
+                return super().judge(content)
+
+        original, export.Check = export.Check, Kept
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                tfc.export_tflite(
+                    model,
+                    f"{folder}/{self.name}.tflite",
+                    scheme=None if scheme == "qat" else scheme,
+                    representative_dataset=data if scheme in ("int8", "int16x8") else None,
+                )
+        finally:
+            export.Check = original
+        self.check, self.content = checks[0]
+        self._fresh = samples(model, 1000, seed + 2)
+        self._expected = None
+        self.own_error = self.error(self.content)
+
+    def error(self, content):
+        """Returns the worst RMSE of a channel over its deviation, on inputs the check never saw."""
+        import tfcompress as tfc
+        from tfcompress.graph.read import output_names
+        from tfcompress.graph.run import outputs_of
+
+        if self._expected is None:
+            self._expected = outputs_of(self.model, self._fresh)
+        found = tfc.TFLiteModel(content).predict(self._fresh)
+        names = output_names(self.model)
+        got = [found[n] for n in names] if isinstance(found, dict) else [found]
+        worst = 0.0
+        for a, b in zip(self._expected, got, strict=True):
+            if a.shape != b.shape or not np.isfinite(b).all():
+                return np.inf
+            axes = tuple(range(a.ndim - 1))
+            rmse = np.sqrt(np.mean((a - b) ** 2, axes, dtype=np.float64))
+            spread = np.maximum(a.std(axes), 0.01 * np.abs(a).max(axes))
+            worst = max(worst, float((rmse / np.maximum(spread, 1e-9)).max()))
+        return worst
+
+    def refuses(self, content):
+        """Returns whether the check refuses a file."""
+        import tfcompress as tfc
+
+        try:
+            self.check.judge(content)
+        except (tfc.ExportError, ValueError):
+            return True
+        return False
+
+    def slips(self, content):
+        """Returns the error of a file that should have been refused and was not; else None."""
+        if self.refuses(content):
+            return None
+        error = self.error(content)
+        return error if error > max(0.05, 2 * self.own_error) else None
