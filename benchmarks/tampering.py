@@ -48,8 +48,8 @@ def main() -> None:
     for name, kind, error in slipped:
         print(f"let through: {name}, {kind}, off by {error}")
     print(
-        f"{total['mutants']} mutants, {total['mutants refused']} refused; {len(slipped)} that are more"
-        f" than 5% off let through; {total['good files refused']} of {total['good files']} good "
+        f"{total['mutants']} mutants, {total['mutants refused']} refused; let through, more than "
+        f"5% off: {len(slipped)}; {total['good files refused']} of {total['good files']} good "
         f"files refused; {time.perf_counter() - started:.0f} s"
     )
 

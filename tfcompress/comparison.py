@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
-import tempfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,7 +13,7 @@ import numpy as np
 
 from tfcompress.data import collect
 from tfcompress.export import export_tflite
-from tfcompress.files import check_path, write_whole
+from tfcompress.files import check_path, save_figure, temporary_folder, write_whole
 from tfcompress.graph.inline import as_graph
 from tfcompress.graph.read import input_specs, load_keras
 from tfcompress.graph.run import predict
@@ -107,7 +106,7 @@ class Comparison:
         from tfcompress.report import pareto_figure  # matplotlib is slow to import
 
         target = check_path(path)
-        pareto_figure(self.rows).savefig(target, dpi=130)
+        save_figure(pareto_figure(self.rows), target, dpi=130)
 
     def to_html(self, path: str | os.PathLike[str]) -> None:
         """Writes a page with the table, the picture and what is in each file.
@@ -235,7 +234,7 @@ def measure_accuracy(model: Any, x: Any, y: Any) -> tuple[float, int]:
 def _as_file(model: Any) -> bytes:
     if isinstance(model, TFLiteModel):
         return model.content
-    with tempfile.TemporaryDirectory(prefix="tfcompress-") as folder:
+    with temporary_folder() as folder:
         path = pathlib.Path(folder) / "model.tflite"
         export_tflite(without_transforms(model), path, scheme="float32", verbose=False)
         return path.read_bytes()

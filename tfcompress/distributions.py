@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfcompress.files import check_path
+from tfcompress.files import check_path, save_figure
 from tfcompress.graph.cost import plain
 from tfcompress.graph.inline import as_graph
 from tfcompress.graph.read import walk_layers
@@ -115,7 +115,7 @@ class Histograms:
             axes.invert_yaxis()
             axes.axvline(0, color="grey", linewidth=0.8)
             axes.set_title("ranges of activations", fontsize=9)
-        figure.savefig(target, dpi=120)
+        save_figure(figure, target, dpi=120)
 
 
 def histograms(model: Any, *, bins: int = 64) -> Histograms:

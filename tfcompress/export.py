@@ -219,7 +219,7 @@ def export_tflite(
         model = with_input_shape(model, input_shape)
     check_no_tables(model)
     check_sizes(model)
-    target = check_path(path)
+    target = check_path(path, ".tflite")
     trained = quantizers(model)
     options = scheme if isinstance(scheme, QuantizationScheme) else None
     scheme = choose_scheme(scheme, model, representative_dataset is not None, bool(trained))

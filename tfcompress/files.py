@@ -1,44 +1,203 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and temporary ones that do not stay behind."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import pathlib
+import re
+import secrets
+import shutil
+import socket
+import stat
 import tempfile
+from collections.abc import Iterator
 from typing import Any
 
+_OTHERS = {  # endings that say what a file is
+    ".h5": "a Keras 2 model",
+    ".hdf5": "a Keras 2 model",
+    ".json": "JSON",
+    ".keras": "a Keras model",
+    ".npz": "arrays",
+    ".onnx": "an ONNX model",
+    ".pb": "a TensorFlow graph",
+    ".pt": "a PyTorch model",
+    ".pth": "a PyTorch model",
+    ".tflite": "a TFLite model",
+    ".zip": "an archive",
+}
 
-def check_path(path: Any) -> pathlib.Path:
-    """Returns the path of a file that can be written, or says why it cannot."""
+
+def check_path(path: Any, suffix: str | None = None) -> pathlib.Path:
+    """Returns the path of a file that can be written, or says why it cannot.
+
+    Args:
+        path: The path.
+        suffix: The usual ending of such files; endings of other kinds are refused. None: any.
+
+    Raises:
+        OSError: If there can be no such file.
+        TypeError: If it is no path.
+        ValueError: If its ending is that of another kind of file.
+    """
     if not isinstance(path, (str, os.PathLike)):
         raise TypeError(f"path must be a file path. Received: path={path!r}")
     target = pathlib.Path(path)
+    ending = target.suffix.lower()
+    if suffix is not None and ending != suffix and ending in _OTHERS:
+        raise ValueError(
+            f"path ends in {target.suffix!r}, as {_OTHERS[ending]} does, and {_OTHERS[suffix]} is "
+            f"written. Name it {target.with_suffix(suffix).name!r}, say. Received: {str(target)!r}"
+        )
+    length, most = len(os.fsencode(target.name)), _longest_name(target.parent)
+    if length > most:
+        raise ValueError(
+            f"path has a name of {length} bytes, and the file system takes {most}: {str(target)!r}"
+        )
     if target.is_dir():
         raise IsADirectoryError(f"path is a folder: {str(target)!r}. Name a file in it.")
-    folder = target.parent
+    folder = _end_of_links(target).parent
     if not folder.is_dir():
         raise FileNotFoundError(
             f"path cannot be written: there is no folder {str(folder)!r}. Create it first."
         )
     if not os.access(folder, os.W_OK):
         raise PermissionError(f"path cannot be written: no permission in {str(folder)!r}.")
+    if target.exists() and not (target.is_file() or _is_stream(target)):
+        raise ValueError(f"path is neither a file nor a stream: {str(target)!r}")
     return target
 
 
 def write_whole(target: pathlib.Path, content: bytes) -> None:
-    """Writes beside the target and renames: a reader sees the old file or the new one, whole."""
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
+    """Writes beside the target and renames: a reader sees the old file or the new one, whole.
+
+    The permissions of an existing file stay, links are followed, and a stream (a device, a FIFO) is
+    written to.
+
+    Raises:
+        OSError: If it cannot be written; it names the target and the reason.
+    """
+    if _is_stream(target):
+        with _named(target), open(target, "wb") as file:
             file.write(content)
-        os.chmod(name, 0o666 & ~_umask())
-        os.replace(name, target)
-    except BaseException:
-        os.unlink(name)
-        raise
+        return
+    with replacing(target) as part, _named(target), open(part, "r+b") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())  # else a full disk may be told of after the renaming
 
 
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current
+@contextlib.contextmanager
+def replacing(target: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Yields the path of an empty file, which takes the place of the target if all goes well.
+
+    Args:
+        target: A file, or a link to one. The file yielded has its ending and its permissions.
+    """
+    target = _end_of_links(target)
+    with _named(target):
+        _remove_left_behind(target.parent, _PART)
+        part = target.parent / f"{_PART}{_mark()}{target.suffix[:20]}"
+        # Opened with the permissions that the process gives to new files.
+        os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    try:
+        if target.exists():
+            os.chmod(part, stat.S_IMODE(target.stat().st_mode))
+        yield part
+        with _named(target):
+            os.replace(part, target)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def temporary_folder() -> Iterator[str]:
+    """Yields a folder that others cannot read.
+
+    It is removed at the end, or after a kill at the next run.
+    """
+    _remove_left_behind(pathlib.Path(tempfile.gettempdir()), _FOLDER)
+    with tempfile.TemporaryDirectory(prefix=f"{_FOLDER}{_mark()}-") as folder:
+        yield folder
+
+
+def save_figure(figure: Any, path: Any, dpi: int) -> None:
+    """Writes a matplotlib figure, whole or not at all.
+
+    Args:
+        figure: The figure.
+        path: File to write; its ending says in which form, PNG if it has none.
+        dpi: Dots of an inch.
+    """
+    target = check_path(path)
+    known = figure.canvas.get_supported_filetypes()
+    form = target.suffix.lstrip(".").lower() or "png"
+    if form not in known:
+        raise ValueError(
+            f"path must end in one of {', '.join(f'.{name}' for name in sorted(known))}. Received: "
+            f"{str(target)!r}"
+        )
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=dpi, format=form)
+    write_whole(target, drawn.getvalue())
+
+
+_PART, _FOLDER = ".tfcompress-", "tfcompress-"
+
+
+def _mark() -> str:
+    """Returns what tells the machine and process that a temporary file belongs to."""
+    host = re.sub(r"[^A-Za-z0-9.]", "_", socket.gethostname())[:64]
+    return f"{host}-{os.getpid()}-{secrets.token_hex(4)}"
+
+
+def _remove_left_behind(folder: pathlib.Path, prefix: str) -> None:
+    """Removes what processes of this machine that were killed have left in a folder."""
+    if os.name != "posix":
+        return
+    host = re.escape(_mark().rsplit("-", 2)[0])
+    form = re.compile(rf"{re.escape(prefix)}{host}-(\d+)-[0-9a-f]{{8}}")
+    with contextlib.suppress(OSError):
+        for path in folder.glob(f"{prefix}*"):
+            found = form.match(path.name)
+            if found and not _is_running(int(found[1])) and path.stat().st_uid == os.getuid():
+                if path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink(missing_ok=True)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True  # that of another user
+    return True
+
+
+@contextlib.contextmanager
+def _named(target: pathlib.Path) -> Iterator[None]:
+    """Has errors name the file that was to be written, and not one beside it."""
+    try:
+        yield
+    except OSError as error:
+        raise type(error)(error.errno, error.strerror, str(target)) from error
+
+
+def _end_of_links(target: pathlib.Path) -> pathlib.Path:
+    return pathlib.Path(os.path.realpath(target)) if target.is_symlink() else target
+
+
+def _is_stream(target: pathlib.Path) -> bool:
+    return target.is_char_device() or target.is_fifo()
+
+
+def _longest_name(folder: pathlib.Path) -> int:
+    try:
+        return os.pathconf(folder, "PC_NAME_MAX")
+    except (OSError, ValueError, AttributeError):
+        return 255

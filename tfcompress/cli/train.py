@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import pathlib
 import shutil
 import signal
@@ -16,7 +15,7 @@ import numpy as np
 from rich.console import Console
 
 from tfcompress.data import samples
-from tfcompress.files import check_path
+from tfcompress.files import check_path, replacing
 from tfcompress.graph.read import input_specs, is_graph, load_keras
 from tfcompress.graph.run import packed
 from tfcompress.progress import FitProgress, progress_bars
@@ -170,12 +169,8 @@ def _resume(backup: pathlib.Path, settings: dict[str, Any]) -> pathlib.Path | No
 
 
 def _save_whole(model: keras.Model, output: pathlib.Path) -> None:
-    part = output.with_name(f".part-{output.name}")
-    try:
+    with replacing(output) as part:
         model.save(part)
-        os.replace(part, output)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _usual_labels(y: np.ndarray) -> np.ndarray:

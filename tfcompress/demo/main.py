@@ -6,7 +6,6 @@ import dataclasses
 import json
 import math
 import pathlib
-import tempfile
 import time
 from typing import Any
 
@@ -20,6 +19,7 @@ from tfcompress.demo.models import resnet
 from tfcompress.demo.plot import draw
 from tfcompress.distill.distiller import Distiller
 from tfcompress.export import ExportResult, export_tflite
+from tfcompress.files import temporary_folder, write_whole
 from tfcompress.graph.cost import macs, parameters
 from tfcompress.progress import FitProgress, progress_bars
 from tfcompress.tables import table
@@ -189,7 +189,8 @@ def run_demo(output: pathlib.Path, *, full: bool = False, quiet: bool = False) -
         time.perf_counter() - started,
         str(output),
     )
-    (output / "demo.json").write_text(json.dumps(outcome.as_dict(), indent=2) + "\n")
+    told = json.dumps(outcome.as_dict(), indent=2) + "\n"
+    write_whole(output / "demo.json", told.encode())
     draw(outcome.rows, ROWS, output / "demo.png")
     return outcome
 
@@ -218,7 +219,7 @@ def _measure(
     models: dict[str, keras.Model], result: ExportResult, data: Data
 ) -> dict[str, Measured]:
     """Measures the files: those of the float models are made for this only."""
-    with tempfile.TemporaryDirectory(prefix="tfcompress-") as folder:
+    with temporary_folder() as folder:
         reports, files = {}, {}
         for key in models:
             made = result

@@ -6,6 +6,8 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from tfcompress.files import save_figure
+
 
 def draw(rows: Mapping[str, Any], names: Mapping[str, str], path: pathlib.Path) -> None:
     """Draws accuracy against size, and latency.
@@ -63,4 +65,4 @@ def draw(rows: Mapping[str, Any], names: Mapping[str, str], path: pathlib.Path) 
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="x" if axes is right else "both", alpha=0.25)
         axes.set_axisbelow(True)
-    figure.savefig(path, dpi=130)
+    save_figure(figure, path, dpi=130)

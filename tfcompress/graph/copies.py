@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import inspect
 import sys
-import tempfile
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,6 +12,7 @@ import keras
 import numpy as np
 from keras.src.utils.tracking import DotNotTrackScope
 
+from tfcompress.files import temporary_folder
 from tfcompress.graph.read import is_graph
 
 _PLAIN = {"name", "trainable", "dtype"}  # what can be changed on a layer that was made already
@@ -69,7 +69,7 @@ def copy_state(old: Any, new: Any) -> None:
         store: dict[str, Any] = {}
         source.save_own_variables(store)
         target.load_own_variables(store)
-        with tempfile.TemporaryDirectory(prefix="tfcompress-") as folder:
+        with temporary_folder() as folder:
             source.save_assets(folder)
             target.load_assets(folder)
 

@@ -6,7 +6,6 @@ import contextlib
 import gc
 import math
 import re
-import tempfile
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -16,6 +15,7 @@ import numpy as np
 from keras import tree
 
 from tfcompress.errors import ExportError
+from tfcompress.files import temporary_folder
 from tfcompress.scheme import INTEGER_SCHEMES
 from tfcompress.stderr import captured_stderr
 from tfcompress.tflite.converter_process import ConverterProcess
@@ -74,7 +74,7 @@ def convert(
     from tensorflow.lite.python import lite
 
     with (
-        tempfile.TemporaryDirectory(prefix="tfcompress-") as folder,
+        temporary_folder() as folder,
         process.serving(),
         captured_stderr(),
         contextlib.ExitStack() as frozen,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +12,7 @@ import numpy as np
 from tfcompress.data import collect
 from tfcompress.errors import CompressionWarning
 from tfcompress.export import export_tflite
+from tfcompress.files import temporary_folder
 from tfcompress.graph.cost import macs
 from tfcompress.graph.read import input_specs
 from tfcompress.graph.run import packed
@@ -231,7 +231,7 @@ def _search(
 
 
 def _latency(model: keras.Model) -> float:
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         path = f"{folder}/m.tflite"
         export_tflite(model, path, batch_size=1, verify=False, verbose=False)
         return TFLiteModel(path).benchmark().median_ms

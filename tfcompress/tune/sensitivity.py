@@ -9,6 +9,7 @@ from typing import Any
 
 import keras
 
+from tfcompress.files import save_figure
 from tfcompress.graph.read import walk_layers
 from tfcompress.graph.select import LayerSelection, select
 from tfcompress.ptq import post_training
@@ -76,7 +77,7 @@ class Sensitivity:
         axes.invert_yaxis()
         axes.set_xlabel("SQNR of the model's outputs, dB (less is worse)")
         axes.legend()
-        figure.savefig(path, dpi=120)
+        save_figure(figure, path, dpi=120)
 
 
 def sensitivity(
