@@ -27,6 +27,7 @@ LAYERS = [
     "tflite",
     "distill",
     "callbacks",
+    "backup",
     "agreement",
     "ends",
     "preflight",

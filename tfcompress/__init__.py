@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tfcompress.backup import BackupAndRestore
     from tfcompress.callbacks import CompressionSummaries, FreezeQuantization, TeacherAgreement
     from tfcompress.comparison import compare
     from tfcompress.distill.cache import cache_teacher
@@ -57,6 +58,7 @@ _HOMES = {
     "AttentionMaps": "distill.losses.feature",
     "AttentionTransfer": "distill.losses.feature",
     "CachedTeacher": "distill.cached",
+    "BackupAndRestore": "backup",
     "CompressionSummaries": "callbacks",
     "CompressionWarning": "errors",
     "CompressionWrapper": "wrap.wrapper",
@@ -114,6 +116,7 @@ __all__ = [
     "AttentionMaps",
     "AttentionTransfer",
     "CachedTeacher",
+    "BackupAndRestore",
     "CompressionSummaries",
     "CompressionWarning",
     "CompressionWrapper",

@@ -245,7 +245,8 @@ class Check:
                     allowed[index] = np.maximum(allowed[index], moved)
             return allowed
         if self._scheme in ("dynamic_int8", "int16x8"):
-            return self._of_weights(probes)
+            times = 2 if self._scheme == "dynamic_int8" else 1  # which rounds activations as well
+            return [times * moved for moved in self._of_weights(probes)]
         return [np.zeros(1)] * len(self._names)
 
     def _between_kernels(self, content: bytes, probes: Samples) -> list[np.ndarray]:

@@ -44,7 +44,8 @@ from tfcompress.tflite.convert import convert
 from tfcompress.tflite.converter_process import converter_process
 from tfcompress.tflite.inspect import FileReport, inspect_tflite
 from tfcompress.tflite.metadata import write_metadata
-from tfcompress.tflite.trial import trust
+from tfcompress.tflite.run import interpreter_module
+from tfcompress.tflite.trial import warm_up
 from tfcompress.tflite.verify import Agreement
 from tfcompress.tflite.writing import HUGE, native_rounding
 from tfcompress.wrap.bake import bake
@@ -269,6 +270,8 @@ def export_tflite(
         raise ExportError(problem)
 
     say = _speaker(verbose, model)
+    if verify:
+        warm_up(interpreter_module().__name__)
     final, check = model, None
     keep = model.count_params() <= HUGE
     with converter_process(keep=keep) as process:  # which loads while biases are corrected
@@ -295,7 +298,6 @@ def export_tflite(
             per_channel=rounds_per_channel(final),
             calibration=given if by_converter else None,
         )
-    trust(content)
     verdict = None
     if check is not None:
         say("checking the file against the model")
@@ -306,7 +308,12 @@ def export_tflite(
     if metadata:
         made = _recipe(model, scheme, use_ranges, agreed)
         content = write_metadata(
-            content, made, name=model.name, labels=told[0], normalization=told[1]
+            content,
+            made,
+            name=model.name,
+            labels=told[0],
+            normalization=told[1],
+            tried=verify,
         )
     report = dataclasses.replace(inspect_tflite(content), path=str(target), content=content)
     write_whole(target, content)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import os
 import pathlib
@@ -142,6 +143,58 @@ def save_figure(figure: Any, path: Any, dpi: int) -> None:
     drawn = io.BytesIO()
     figure.savefig(drawn, dpi=dpi, format=form)
     write_whole(target, drawn.getvalue())
+
+
+def beside(target: pathlib.Path, ending: str) -> pathlib.Path:
+    """Returns a hidden path beside a file, that belongs to it, however long its name is."""
+    name = f".{target.name}{ending}"
+    if len(os.fsencode(name)) > _longest_name(target.parent):
+        digest = hashlib.sha256(os.fsencode(target.name)).hexdigest()[:16]
+        name = f".{digest}{ending}"
+    return target.with_name(name)
+
+
+@contextlib.contextmanager
+def locked(target: pathlib.Path) -> Iterator[None]:
+    """Holds a file against other runs that would write it.
+
+    Raises:
+        ValueError: If another run holds it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    path = beside(_end_of_links(target), ".lock")
+    while True:
+        handle = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            holder = os.read(handle, 32).decode(errors="replace") or "unknown"
+            os.close(handle)
+            raise ValueError(
+                f"Another run (process {holder}) is writing {str(target)!r}. Wait for it, or name "
+                "another output."
+            ) from None
+        if _is_same(handle, path):  # else the one that held it before has removed it
+            break
+        os.close(handle)
+    try:
+        os.ftruncate(handle, 0)
+        os.write(handle, str(os.getpid()).encode())
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(handle)
+
+
+def _is_same(handle: int, path: pathlib.Path) -> bool:
+    try:
+        return os.fstat(handle).st_ino == path.stat().st_ino
+    except FileNotFoundError:
+        return False
 
 
 _PART, _FOLDER = ".tfcompress-", "tfcompress-"

@@ -13,7 +13,7 @@ import pytest
 
 from tests.cli.conftest import done, run
 from tests.conftest import ROOT
-from tfcompress.cli.train import _Interruptible
+from tfcompress.cli.fitting import Interruptible
 
 
 def test_a_model_that_was_changed_is_not_gone_on_with(work, tmp_path, monkeypatch):
@@ -73,11 +73,14 @@ def test_a_stopped_run_is_gone_on_with(work, tmp_path):
     )
     backup = tmp_path / ".q.keras.progress"
     deadline = time.monotonic() + 120
-    while not list(backup.glob("[0-9]*.keras")) and time.monotonic() < deadline:
+    while not (backup / "state.npz").is_file() and time.monotonic() < deadline:
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
-    process.wait(timeout=60)
-    assert backup.is_dir() and not out.exists(), process.stderr.read()
+    assert process.wait(timeout=60) == 130
+    told = process.stderr.read()
+    assert backup.is_dir() and not out.exists(), told
+    assert "epochs. Give the same command again to go on." in told.splitlines()[-1]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".q.keras.progress"]
     other = run(*command[:-1], 5)
     assert other.exit_code == 1 and "with other settings was stopped" in other.stderr
     again = done(*command)
@@ -103,7 +106,7 @@ def test_an_interrupt_that_python_loses_ends_the_run_all_the_same(work, tmp_path
     before, collects = signal.getsignal(signal.SIGINT), Collects()
     with np.load(work / "data.npz") as data, pytest.raises(KeyboardInterrupt):
         model = keras.models.load_model(work / "model.keras")
-        callbacks = [collects, _Interruptible()]
+        callbacks = [collects, Interruptible(1000)]
         model.fit(data["x"], data["y"], batch_size=32, verbose=0, callbacks=callbacks)
     assert collects.last == 3
     assert signal.getsignal(signal.SIGINT) is before

@@ -25,8 +25,8 @@ from tfcompress.cli.options import Commands, import_keras
 def main(modules: tuple[str, ...]) -> None:
     """Prune, quantize and distil Keras 3 models, and ship them as checked INT8 TFLite files.
 
-    Exit codes: 0 done, 1 the work failed, 2 wrong usage. Set TFCOMPRESS_TRACEBACK=1 to see where an
-    error comes from.
+    Exit codes: 0 done, 1 the work failed, 2 wrong usage, 130 stopped by
+    Ctrl-C. Set TFCOMPRESS_TRACEBACK=1 to see where an error comes from.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     if modules:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 from typing import Any
 
@@ -111,6 +112,11 @@ def _training(function: Any) -> Any:
     """Adds the options of commands that train."""
     for option in (
         json_option,
+        click.option(
+            "--seed",
+            type=click.IntRange(min=0),
+            help="Two runs with one seed are equal to the byte. Any, if left out.",
+        ),
         click.option("--learning-rate", type=float, default=3e-4, show_default=True),
         batch_option,
         click.option("--epochs", type=click.IntRange(min=1), required=True),
@@ -134,14 +140,21 @@ def _identity(source: str) -> list[Any]:
 
 
 def _train(model: pathlib.Path, wrap: Any, settings: dict[str, Any], **options: Any) -> None:
+    if options["seed"] is not None:
+        os.environ.setdefault("TF_DETERMINISTIC_OPS", "1")
+        import_keras()
+        import keras
+
+        keras.utils.set_random_seed(options["seed"])  # layers take theirs when they are made
     loaded = loaded_model(model)
     from tfcompress.cli.train import train
     from tfcompress.graph.read import input_specs
 
     x, y = loaded_data(options["data"], input_specs(loaded), options["normalize"])
-    names = ("output", "epochs", "batch_size", "learning_rate")
+    names = ("output", "epochs", "batch_size", "learning_rate", "seed")
     settings = {**settings, "model": _identity(str(model)), "data": _identity(options["data"])}
-    settings |= {name: options[name] for name in ("batch_size", "learning_rate", "normalize")}
+    kept = ("batch_size", "learning_rate", "normalize", "seed")
+    settings |= {name: options[name] for name in kept}
     done = train(
         loaded,
         wrap,
@@ -156,6 +169,9 @@ def _train(model: pathlib.Path, wrap: Any, settings: dict[str, Any], **options: 
     else:
         shown = ", ".join(f"{k} {v:.4g}" for k, v in done.items() if k in ("loss", "accuracy"))
         click.echo(f"wrote {done['output']} after {done['epochs']} epochs: {shown}")
+        if "accuracy_before" in done:
+            before, after = done["accuracy_before"], done["accuracy_after"]
+            click.echo(f"accuracy on these samples: {before:.2%} before, {after:.2%} after")
 
 
 @click.command()

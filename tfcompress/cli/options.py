@@ -22,6 +22,12 @@ class Commands(click.Group):
             return super().invoke(context)
         except (click.exceptions.Exit, click.ClickException, click.Abort):
             raise
+        except KeyboardInterrupt as error:
+            click.echo(str(error) or "Stopped. Nothing was written.", err=True)
+            context.exit(130)
+        except BrokenPipeError:  # of what reads the output, such as head
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            context.exit(1)
         except Exception as error:
             if os.environ.get("TFCOMPRESS_TRACEBACK"):
                 raise

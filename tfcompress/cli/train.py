@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import math
 import pathlib
+import secrets
 import shutil
-import signal
 from collections.abc import Callable
 from typing import Any
 
@@ -14,11 +14,14 @@ import keras
 import numpy as np
 from rich.console import Console
 
-from tfcompress.data import samples
-from tfcompress.files import check_path, replacing
-from tfcompress.graph.read import input_specs, is_graph, load_keras
-from tfcompress.graph.run import packed
+from tfcompress.backup import BackupAndRestore
+from tfcompress.cli.fitting import Batches, Interruptible, Stopped, save_undated
+from tfcompress.data import samples, spread
+from tfcompress.files import beside, check_path, locked, write_whole
+from tfcompress.graph.read import input_specs, is_graph
+from tfcompress.graph.run import outputs_of
 from tfcompress.progress import FitProgress, progress_bars
+from tfcompress.tflite.run import accuracy
 
 
 def train(
@@ -29,6 +32,7 @@ def train(
     *,
     output: pathlib.Path,
     settings: dict[str, Any],
+    seed: int | None,
     epochs: int,
     batch_size: int,
     learning_rate: float,
@@ -43,6 +47,7 @@ def train(
         y: Labels.
         output: File to write.
         settings: What must be the same for an earlier run to be gone on with.
+        seed: Of the order of samples and of random layers; None for any.
         epochs: Epochs in all.
         batch_size: Samples of a step.
         learning_rate: Of Adam, falling to zero along a cosine.
@@ -71,106 +76,114 @@ def train(
     loss, metrics, told = _loss(model, y)
     each = math.ceil(count / batch_size)
     console = Console(quiet=quiet, stderr=True)
-    backup = output.with_name(f".{output.name}.progress")
-    kept = _resume(backup, {**settings, "samples": count, "epochs": epochs})
-    try:
-        if kept:
+    backup = beside(output, ".progress")
+    with (
+        locked(output),
+        _Progress(backup, {**settings, "samples": count, "epochs": epochs}) as kept,
+    ):
+        if kept.is_resumed:
             console.print(f"Going on with the run that was stopped, from {str(backup)!r}.")
-            wrapped, start = load_keras(kept), int(kept.stem)
-        else:
-            wrapped, start = wrap(model, epochs * each), 0
-            rate = keras.optimizers.schedules.CosineDecay(learning_rate, epochs * each)
-            wrapped.compile(keras.optimizers.Adam(rate), loss, metrics=metrics)
+        seed = kept.settle_seed(seed)
+        keras.utils.set_random_seed(seed)
+        before = _accuracy(model, arrays, y, metrics)
+        wrapped = wrap(model, epochs * each)
+        rate = keras.optimizers.schedules.CosineDecay(learning_rate, epochs * each)
+        wrapped.compile(keras.optimizers.Adam(rate), loss, metrics=metrics)
         console.print(f"Loss: {told}.")
+        batches = Batches(wrapped, arrays, y, batch_size, seed)
+        state = BackupAndRestore(backup, delete_checkpoint=False)
+        kept.state = state
         with progress_bars(console) as progress:
-            history = wrapped.fit(
-                packed(wrapped, arrays),
-                y,
-                batch_size=batch_size,
+            wrapped.fit(
+                batches,
                 epochs=epochs,
-                initial_epoch=start,
                 verbose=0,
                 callbacks=[
+                    state,
                     FitProgress(progress, output.stem, epochs, each),
-                    _Keep(backup),
-                    _Interruptible(),
+                    Interruptible(each, batches),
                 ],
-            ).history
-    finally:
-        if not list(backup.glob("*.keras")):  # there is nothing to go on with
-            shutil.rmtree(backup, ignore_errors=True)
-    _save_whole(wrapped, output)
-    shutil.rmtree(backup, ignore_errors=True)
-    final = {name: float(values[-1]) for name, values in history.items()}
-    return {
+            )
+        after = _accuracy(wrapped, arrays, y, metrics)
+        save_undated(wrapped, output)
+    done = {
         "output": str(output),
         "epochs": epochs,
-        "resumed": bool(kept),
+        "resumed": kept.is_resumed,
+        "seed": seed,
         "loss_function": told,
-        **final,
+        **state.logs,
     }
+    if before is not None and after is not None:
+        done |= {"accuracy_before": before, "accuracy_after": after}
+        if after < before:
+            console.print(
+                f"Warning: training made it worse: accuracy {before:.2%} before and {after:.2%} "
+                "after, on the samples it was trained on. Try a smaller --learning-rate or more "
+                "--epochs."
+            )
+    return done
 
 
-class _Keep(keras.callbacks.Callback):
-    """Saves the model, its optimizer with it, after each epoch: the last of them stays."""
-
-    def __init__(self, folder: pathlib.Path) -> None:
-        super().__init__()
-        self._folder = folder
-
-    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        """Replaces the model of the epoch before."""
-        before = list(self._folder.glob("*.keras"))
-        _save_whole(self.model, self._folder / f"{epoch + 1}.keras")
-        for path in before:
-            path.unlink(missing_ok=True)
+def _accuracy(
+    model: keras.Model, arrays: dict[str, np.ndarray], y: np.ndarray, metrics: list[Any]
+) -> float | None:
+    """Returns the accuracy on at most 2,000 of the samples, if labels are classes."""
+    if not metrics or len(model.outputs) != 1:
+        return None
+    few = {name: spread(array, _EVALUATED) for name, array in arrays.items()}
+    return accuracy(outputs_of(model, few)[0], spread(y, _EVALUATED))
 
 
-class _Interruptible(keras.callbacks.Callback):
-    """Ends training at Ctrl-C also where Python loses the exception, as in garbage collection."""
-
-    def on_train_begin(self, logs: Any = None) -> None:
-        """Listens to Ctrl-C."""
-        self._asked = False
-        self._before = signal.signal(signal.SIGINT, self._interrupt)
-
-    def _interrupt(self, *_: Any) -> None:
-        self._asked = True
-        signal.signal(signal.SIGINT, self._before)
-        raise KeyboardInterrupt
-
-    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        """Raises the exception that was lost."""
-        if self._asked:
-            raise KeyboardInterrupt
-
-    def on_train_end(self, logs: Any = None) -> None:
-        """Puts back what listened before."""
-        signal.signal(signal.SIGINT, self._before)
+_EVALUATED = 2000
 
 
-def _resume(backup: pathlib.Path, settings: dict[str, Any]) -> pathlib.Path | None:
-    """Returns the model of an earlier run with the same settings, or None."""
-    told = backup / "settings.json"
-    text = json.dumps(settings, sort_keys=True)
-    kept = sorted(backup.glob("[0-9]*.keras"), key=lambda path: int(path.stem))
-    if kept and told.is_file():
-        if told.read_text() == text:
-            return kept[-1]
-        raise ValueError(
-            f"A run with other settings was stopped before its end, and is kept in "
-            f"{str(backup)!r}. Run it again with its settings ({told.read_text()}), or delete that "
-            "folder."
-        )
-    shutil.rmtree(backup, ignore_errors=True)
-    backup.mkdir()
-    told.write_text(text)
-    return None
+class _Progress:
+    """The folder of a run that is not at its end, with the settings that it was begun with.
 
+    It goes when the run ends, and stays when it is stopped after an epoch or more.
+    """
 
-def _save_whole(model: keras.Model, output: pathlib.Path) -> None:
-    with replacing(output) as part:
-        model.save(part)
+    def __init__(self, folder: pathlib.Path, settings: dict[str, Any]) -> None:
+        self._folder, self._settings = folder, settings
+        self._file = folder / "settings.json"
+        self.is_resumed = False
+        self.state: BackupAndRestore | None = None
+
+    def __enter__(self) -> _Progress:
+        told: dict[str, Any] = {}
+        if (self._folder / "state.npz").is_file() and self._file.is_file():
+            told = json.loads(self._file.read_text())
+            self.is_resumed = True
+            other = {**told, "seed": None} != {**self._settings, "seed": None}
+            if other or self._settings["seed"] not in (None, told["seed"]):
+                raise ValueError(
+                    "A run with other settings was stopped before its end, and is kept in "
+                    f"{str(self._folder)!r}. Run it again with its settings "
+                    f"({self._file.read_text()}), or delete that folder."
+                )
+            self._settings = told
+        else:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder.mkdir()
+        return self
+
+    def settle_seed(self, seed: int | None) -> int:
+        """Returns the seed of the run: the one given, that of the stopped run, or any."""
+        if self._settings["seed"] is None:
+            self._settings["seed"] = secrets.randbits(31) if seed is None else seed
+            write_whole(self._file, json.dumps(self._settings, sort_keys=True).encode())
+        return self._settings["seed"]
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        done = self.state.epoch if self.state else 0
+        if kind is None or not (done or self.is_resumed):
+            shutil.rmtree(self._folder, ignore_errors=True)  # nothing to go on with
+        elif issubclass(kind, KeyboardInterrupt):
+            raise Stopped(
+                f"Stopped after {done} of {self._settings['epochs']} epochs. Give the same command "
+                "again to go on."
+            ) from error
 
 
 def _usual_labels(y: np.ndarray) -> np.ndarray:

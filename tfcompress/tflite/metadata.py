@@ -33,6 +33,7 @@ def write_metadata(
     name: str = "",
     labels: Mapping[str, Sequence[str]] | None = None,
     normalization: Mapping[str, tuple[Sequence[float], Sequence[float]]] | None = None,
+    tried: bool = False,
 ) -> bytes:
     """Returns the file with metadata.
 
@@ -43,6 +44,7 @@ def write_metadata(
         labels: By output, what each place of its last axis means.
         normalization: By input, mean and standard deviation (one, or one for each channel), of
             `(x - mean) / deviation`, which the caller does before.
+        tried: Whether the runtime has run it: such files need no trial when they are opened.
     """
     labels, normalization = labels or {}, normalization or {}
     files, associated = {RECIPE: ""}, {}
@@ -52,7 +54,7 @@ def write_metadata(
     if labels or normalization:
         content = _embed(content, _described(content, name, associated, normalization))
     digest = hashlib.sha256(content).hexdigest()
-    told = {**recipe, "normalization": normalization, DIGEST: digest}
+    told = {**recipe, "normalization": normalization, **({DIGEST: digest} if tried else {})}
     files[RECIPE] = json.dumps(told, separators=(",", ":"))
     end = io.BytesIO(content)
     end.seek(0, io.SEEK_END)
@@ -60,7 +62,8 @@ def write_metadata(
         for file, text in files.items():
             # The same file from the same model: no date.
             archive.writestr(zipfile.ZipInfo(file), text, zipfile.ZIP_DEFLATED)
-    trust(end.getvalue())
+    if tried:
+        trust(end.getvalue())
     return end.getvalue()
 
 

@@ -27,6 +27,7 @@ class Tolerance:
         steps: RMSE in steps of the output's scale that is no fault: values near the middle between
             two steps may fall to either side.
         largest: Largest single difference, in deviations; None for any.
+        least: The least deviation of a channel that counts, of that of all channels.
         excused: Largest RMSE where no value is off by more than a step, or kernels differ as much.
     """
 
@@ -36,14 +37,15 @@ class Tolerance:
     steps: float = 0.0
     largest: float | None = None
     excused: float = np.inf
+    least: float = 0.002
 
 
 TOLERANCES = {
     "float32": Tolerance(1e-3, 1e-4),
-    "float32 of half": Tolerance(0.05, 0.02),
-    "float16": Tolerance(0.03, 0.01),
-    "dynamic_int8": Tolerance(0.04, 0.1),
-    "int16x8": Tolerance(0.04, 0.1),
+    "float32 of half": Tolerance(0.05, 0.02, least=0.05),
+    "float16": Tolerance(0.03, 0.01, least=0.05),
+    "dynamic_int8": Tolerance(0.04, 0.1, least=0.02),
+    "int16x8": Tolerance(0.04, 0.1, least=0.02),
     "int8": Tolerance(0.5, 0.1, is_copy=False),
     "w4a8": Tolerance(1.0, 0.3, is_copy=False),
     "trained": Tolerance(np.inf, np.inf, is_copy=False),
@@ -101,7 +103,7 @@ Problem = tuple[bool, str] | None
 
 def _copied(output: Output, limit: Tolerance, index: int, allowed: Allowed | None) -> Problem:
     """Judges an output of a file that computes like its model."""
-    most = limit.excused * output.scale()
+    most = limit.excused * output.scale(limit.least)
     a_step = output.step > 0 and limit.steps > 0 and output.farthest.max() <= 1.01 * output.step
     more = np.minimum(output.rmse, most) if a_step else np.zeros_like(output.rmse)
     reason = _fault(output, limit, limit.refused, more)
@@ -118,7 +120,7 @@ def _copied(output: Output, limit: Tolerance, index: int, allowed: Allowed | Non
 
 def _fault(output: Output, limit: Tolerance, share: float, more: np.ndarray) -> str | None:
     """Returns what is farther off than some share of its deviation, and than `more`."""
-    scale = output.scale()
+    scale = output.scale(limit.least)
     allowed = np.maximum.reduce([share * scale, np.full_like(scale, limit.steps * output.step)])
     allowed = np.maximum(allowed, more)
     counts = output.farthest > 0.51 * output.step  # else nothing on the grid is nearer
@@ -136,7 +138,7 @@ def _fault(output: Output, limit: Tolerance, share: float, more: np.ndarray) -> 
             told = f"{output.farthest[channel] / scale[channel]:.2f} deviations in places"
             return f"{output.at(channel)} is off by {told}; the largest allowed is {limit.largest}"
     seen = len(output.wanted) * len(output.rmse)
-    rows = output.rows() if seen >= _ENOUGH and counts.any() else np.zeros(0)
+    rows = output.rows(scale) if seen >= _ENOUGH and counts.any() else np.zeros(0)
     if rows.size and rows.max() > _ROW * float((allowed / scale).max()):
         place = np.unravel_index(int(rows.argmax()), output.wanted.shape[1:-1])
         at = ", ".join(map(str, place))

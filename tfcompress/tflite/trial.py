@@ -31,6 +31,16 @@ def trust(content: bytes) -> None:
     _known.add(_digest(content))
 
 
+def warm_up(module: str) -> None:
+    """Starts the process that files are tried in, which loads while the caller goes on.
+
+    Args:
+        module: Name of the runtime's module.
+    """
+    with _one_at_a_time:
+        _process(module)
+
+
 def try_file(content: bytes, module: str) -> None:
     """Checks the structure of a file, and opens and runs it in a process of its own.
 
@@ -50,7 +60,7 @@ def try_file(content: bytes, module: str) -> None:
         return
     check_structure(content)
     with _one_at_a_time:
-        problem = _tried(content, module)
+        problem = _process(module).open(content)
     if problem:
         raise ValueError(problem)
     _known.add(digest)
@@ -128,13 +138,13 @@ class _Process:
 _running: list[_Process] = []
 
 
-def _tried(content: bytes, module: str) -> str | None:
+def _process(module: str) -> _Process:
     usable = [p for p in _running if p.is_usable() and p.module == module]
     for process in _running:
         if process not in usable:
             process.end()
     _running[:] = usable or [_Process(module)]
-    return _running[0].open(content)
+    return _running[0]
 
 
 @atexit.register

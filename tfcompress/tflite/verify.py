@@ -10,7 +10,8 @@ import numpy as np
 
 from tfcompress.errors import ExportError
 
-_LEAST, _LEAST_OF_ALL = 0.01, 0.002
+_LEAST = 0.01  # of its largest value: the least deviation that counts
+_LEAST_OF_ALL = 0.002  # of the deviation of all channels, likewise
 _HARDLY = 0.05  # of its largest value: a deviation that says nothing
 _FIXED_STEP = 1 / 256  # of softmax and sigmoid
 _ENOUGH = 16  # samples, to say that something does not vary
@@ -115,18 +116,22 @@ class Output:
         """Whether its range is that of a softmax or sigmoid, and not by its values."""
         return self.step == _FIXED_STEP
 
-    def scale(self) -> np.ndarray:
-        """Returns the deviation of each channel, or what stands for it where it hardly varies."""
+    def scale(self, least_of_all: float = _LEAST_OF_ALL) -> np.ndarray:
+        """Returns the deviation of each channel, or what stands for it where it hardly varies.
+
+        Args:
+            least_of_all: The least that counts, of the deviation of all channels.
+        """
         if self.is_choice:
             return np.ones_like(self.rmse)
-        least = np.maximum(_LEAST * self.largest, _LEAST_OF_ALL * self.in_all)
+        least = np.maximum(_LEAST * self.largest, least_of_all * self.in_all)
         return np.where(np.maximum(self.deviation, least) > 0, np.maximum(self.deviation, least), 1)
 
-    def rows(self) -> np.ndarray:
-        """Returns the RMSE of each row, over the deviations of its channels, flat."""
+    def rows(self, scale: np.ndarray) -> np.ndarray:
+        """Returns the RMSE of each row, over a scale for each channel, flat."""
         if self.difference.ndim < 3:
             return np.zeros(0)
-        squares = (self.difference / self.scale().astype(np.float32)) ** 2
+        squares = (self.difference / scale.astype(np.float32)) ** 2
         return np.sqrt(squares.mean((0, -1), dtype=np.float64)).ravel()
 
     def lost(self) -> np.ndarray:

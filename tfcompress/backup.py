@@ -1,0 +1,109 @@
+"""Training that was killed, gone on with: all there is to know after an epoch is kept in a file."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+from typing import Any
+
+import keras
+import numpy as np
+
+from tfcompress.files import check_path, replacing
+
+
+class BackupAndRestore(keras.callbacks.Callback):
+    """Keeps the state of training after each epoch, and goes on from there at the next `fit`.
+
+    As `keras.callbacks.BackupAndRestore`, and the states of random layers (dropout, augmentation)
+    are kept as well, so that a run that was killed ends with the weights of one that was not. For
+    that, samples must come in an order that depends on nothing but the epoch: Keras shuffles arrays
+    anew in each process, so pass shuffle=False and shuffled arrays, or a `keras.utils.PyDataset`.
+
+    Pays in: the time to write all weights and the optimizer's state, once an epoch.
+
+    Args:
+        backup_dir: Folder for the file, which is made if it is not there.
+        delete_checkpoint: Whether the file is removed when training ends.
+
+    Raises:
+        OSError: If the folder cannot be written.
+        ValueError: When training begins, if the file is of another model.
+
+    Example:
+        >>> import keras, numpy as np, tempfile
+        >>> import tfcompress as tfc
+        >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4)])
+        >>> model.compile("sgd", "mse")
+        >>> x, y = np.ones((4, 8)), np.ones((4, 4))
+        >>> callback = tfc.BackupAndRestore(tempfile.mkdtemp())
+        >>> _ = model.fit(x, y, epochs=2, shuffle=False, verbose=0, callbacks=[callback])
+    """
+
+    def __init__(
+        self, backup_dir: str | os.PathLike[str], *, delete_checkpoint: bool = True
+    ) -> None:
+        super().__init__()
+        folder = pathlib.Path(backup_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file = check_path(folder / "state.npz")
+        self._delete = delete_checkpoint
+        self.epoch = 0
+        self.logs: dict[str, float] = {}
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Puts the state back, if there is one."""
+        optimizer = self.model.optimizer
+        if not optimizer.built:
+            optimizer.build(self.model.trainable_variables)
+        if not self._file.is_file():
+            return
+        variables = self._variables()
+        try:
+            with np.load(self._file) as found:
+                told = json.loads(str(found["told"]))
+                arrays = [found[f"v{index}"] for index in range(len(told["shapes"]))]
+        except (OSError, ValueError, KeyError, EOFError) as error:
+            raise ValueError(
+                f"The backup {str(self._file)!r} is damaged. Delete it to start anew."
+            ) from error
+        shapes = [list(variable.shape) for variable in variables]
+        if shapes != told["shapes"]:
+            raise ValueError(
+                f"The backup {str(self._file)!r} is of another model: it holds "
+                f"{len(told['shapes'])} variables, and model {self.model.name!r} with its "
+                f"optimizer has {len(shapes)}, or their shapes differ. Delete it, or name another "
+                "folder."
+            )
+        for variable, array in zip(variables, arrays, strict=True):
+            variable.assign(array)
+        self.epoch, self.logs = told["epoch"], told["logs"]
+        self.model._initial_epoch = self.epoch
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """Keeps the state."""
+        self.epoch = epoch + 1
+        self.logs = {name: float(value) for name, value in (logs or {}).items()}
+        variables = self._variables()
+        told = {
+            "epoch": self.epoch,
+            "logs": self.logs,
+            "shapes": [list(variable.shape) for variable in variables],
+        }
+        arrays = {
+            f"v{index}": keras.ops.convert_to_numpy(variable)
+            for index, variable in enumerate(variables)
+        }
+        with replacing(self._file) as part:
+            np.savez(part, told=np.array(json.dumps(told)), **arrays)
+
+    def on_train_end(self, logs: Any = None) -> None:
+        """Removes the file, if that was asked for."""
+        self.model._initial_epoch = None
+        if self._delete:
+            self._file.unlink(missing_ok=True)
+
+    def _variables(self) -> list[Any]:
+        # Those of random layers are among the first.
+        return [*self.model.variables, *self.model.optimizer.variables]
