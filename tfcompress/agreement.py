@@ -19,7 +19,7 @@ from tfcompress.probes import Probes, Samples, affordable, stressed
 from tfcompress.rewrite.fold import fold_batch_norm
 from tfcompress.scheme import as_scheme
 from tfcompress.tflite.run import TFLiteModel, accuracy
-from tfcompress.tflite.tolerances import judge
+from tfcompress.tflite.tolerances import TOLERANCES, judge
 from tfcompress.tflite.verify import Agreement, Comparison, channel_rmse, compare_outputs
 from tfcompress.transforms import FakeQuant
 from tfcompress.wrap.apply import quantized as as_quantized
@@ -243,11 +243,16 @@ class Check:
                 for index, (output, other) in enumerate(zip(found.outputs, floats, strict=True)):
                     moved = channel_rmse(output.wanted, other)
                     allowed[index] = np.maximum(allowed[index], moved)
-            return allowed
-        if self._scheme in ("dynamic_int8", "int16x8"):
-            times = 2 if self._scheme == "dynamic_int8" else 1  # which rounds activations as well
-            return [times * moved for moved in self._of_weights(probes)]
-        return [np.zeros(1)] * len(self._names)
+            return [2 * moved for moved in allowed]
+        if self._scheme not in ("dynamic_int8", "int16x8"):
+            return [np.zeros(1)] * len(self._names)
+        allowed = []
+        for output, moved in zip(found.outputs, self._of_weights(probes), strict=True):
+            # The rounding of weights is most of it; tables of functions and activations are others.
+            scale = output.scale(TOLERANCES[tolerance].least)
+            share = float((moved / scale).max())
+            allowed.append(max(2 * share, min(5 * share, 0.25)) * scale)
+        return allowed
 
     def _between_kernels(self, content: bytes, probes: Samples) -> list[np.ndarray]:
         """Returns how far the outputs of a file are apart under two sets of kernels."""
