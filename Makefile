@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 # A file's tests share what they train, so they stay in one process.
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
-.PHONY: demo test test-all lint clean
+.PHONY: demo test test-all fuzz lint clean
 
 # The stamp is newer than the packaging files exactly when the environment is up to date.
 $(VENV)/.installed: setup.cfg pyproject.toml
@@ -21,6 +21,10 @@ test: $(VENV)/.installed
 
 test-all: $(VENV)/.installed
 	$(PYTEST) -m "slow or not slow"
+
+# Thousands of damaged files, each in a process that may die of it.
+fuzz: $(VENV)/.installed
+	$(BIN)/python -m tests.fuzzing.run -n 340
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

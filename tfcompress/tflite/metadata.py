@@ -13,6 +13,7 @@ import hashlib
 import io
 import json
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ from tfcompress.tflite.run import TFLiteModel
 from tfcompress.tflite.trial import DIGEST, RECIPE, trust
 
 _NAME, _IDENTIFIER = "TFLITE_METADATA", b"M001"
+_DAMAGES = (zipfile.BadZipFile, zlib.error, KeyError, ValueError, AttributeError, OSError)
 # Values of the schema's enumerations and unions.
 _FEATURE, _IMAGE = 1, 2
 _RGB, _GRAYSCALE = 1, 2
@@ -78,7 +80,7 @@ def read_metadata(content: bytes) -> dict[str, Any] | None:
             texts = {file: archive.read(file).decode() for file in archive.namelist()}
         found = json.loads(texts.pop(RECIPE))
         found.pop(DIGEST, None)
-    except (zipfile.BadZipFile, KeyError, ValueError, AttributeError, OSError, RuntimeError):
+    except (*_DAMAGES, RuntimeError):
         return None
     labels = {
         file: text.removesuffix("\n").split("\n")

@@ -177,7 +177,7 @@ class TFLiteModel:
     def _signature(self) -> tuple[list[TensorInfo], list[TensorInfo]]:
         signatures = self._interpreter._get_full_signature_list()
         signature = next(iter(signatures.values())) if signatures else {}
-        sides = []
+        sides: list[list[TensorInfo]] = []
         for details, key in (
             (self._interpreter.get_input_details(), "inputs"),
             (self._interpreter.get_output_details(), "outputs"),
@@ -185,7 +185,10 @@ class TFLiteModel:
             names: dict[int, list[str]] = {}  # two outputs may be one tensor
             for name, index in signature.get(key, {}).items():
                 names.setdefault(index, []).append(name)
-            sides.append([_info(d, names.get(d["index"], [d["name"]]).pop(0)) for d in details])
+            sides.append([])
+            for tensor in details:
+                left = names.get(tensor["index"])
+                sides[-1].append(_info(tensor, left.pop(0) if left else tensor["name"]))
         return sides[0], sides[1]
 
     def predict(self, x: Any) -> Any:

@@ -104,7 +104,10 @@ def _check_graph(graph: _Table, codes: list[int], buffers: list[bool]) -> int:
         _check_tensor(tensor, len(buffers))
     held = [buffers[t.number(2)] if buffers else False for t in tensors]
     ready = {i for i, t in enumerate(tensors) if held[i] or t.number(5, "<B")}
-    ready |= set(map(int, graph.numbers(1, "<i4")))
+    given = set(map(int, graph.numbers(1, "<i4")))
+    if fixed := [index for index in given if held[index]]:
+        raise _Broken(f"an input of the graph is tensor {fixed[0]}, which is a constant")
+    ready |= given
     operators = [*graph.tables(3)]
     if not operators:
         raise _Broken("a graph has no operators")
@@ -115,11 +118,11 @@ def _check_graph(graph: _Table, codes: list[int], buffers: list[bool]) -> int:
         options = operator.number(3, "<B")
         if _OPTIONS.get(kind, options) != options:
             raise _Broken(f"an operator of kind {kind} has the options of another")
-        given = operator.numbers(1, "<i4")  # -1 for one that is left out
-        if (given[:2] == -1).any() and kind not in _LEFT_OUT:
+        read = operator.numbers(1, "<i4")  # -1 for one that is left out
+        if (read[:2] == -1).any() and kind not in _LEFT_OUT:
             raise _Broken("an operator reads nothing in place of its first inputs")
-        _check_indices(given[given != -1], count, "an operator's input")
-        early = {int(index) for index in given if index != -1} - ready
+        _check_indices(read[read != -1], count, "an operator's input")
+        early = {int(index) for index in read if index != -1} - ready
         if early:
             raise _Broken(f"an operator reads tensor {min(early)}, which nothing has made by then")
         made = operator.numbers(2, "<i4")

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import zipfile
+import zlib
 from typing import Any
 
 from tfcompress.tflite.structure import check_structure
@@ -78,7 +79,7 @@ def _is_own(content: bytes) -> bool:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             first = min(entry.header_offset for entry in archive.infolist())
             told = json.loads(archive.read(RECIPE)).get(DIGEST)
-    except (zipfile.BadZipFile, KeyError, ValueError, OSError, AttributeError):
+    except (zipfile.BadZipFile, zlib.error, KeyError, ValueError, OSError, AttributeError):
         return False
     return told == hashlib.sha256(content[:first]).hexdigest()
 

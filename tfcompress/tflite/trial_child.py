@@ -48,17 +48,25 @@ def problem(module: Any, content: bytes) -> str | None:
                 if len(shape) and (details["shape_signature"] < 1).any():
                     interpreter.resize_tensor_input(details["index"], shape)
             interpreter.allocate_tensors()
+            look(interpreter)
         except (RuntimeError, ValueError, MemoryError, TypeError, OverflowError) as error:
             return (str(error).strip() or type(error).__name__).splitlines()[0]
         # Not every file runs on zeros of the least size: that it does not die is enough.
         with contextlib.suppress(RuntimeError, ValueError, MemoryError):
             interpreter.invoke()
-            for details in interpreter.get_tensor_details():
-                with contextlib.suppress(RuntimeError, ValueError, MemoryError):
-                    interpreter.get_tensor(details["index"])
-            interpreter._get_ops_details()
-            interpreter._get_full_signature_list()
+            look(interpreter)
     return None
+
+
+def look(interpreter: Any) -> None:
+    """Reads whatever can be read of a file that is open."""
+    for details in interpreter.get_tensor_details():
+        with contextlib.suppress(RuntimeError, ValueError, MemoryError):
+            interpreter.get_tensor(details["index"])
+        with contextlib.suppress(RuntimeError, ValueError, MemoryError):
+            interpreter.tensor(details["index"])()
+    interpreter._get_ops_details()
+    interpreter._get_full_signature_list()
 
 
 def main() -> None:
