@@ -12,6 +12,7 @@ LAYERS = [
     "__init__",
     "errors",
     "files",
+    "archives",
     "stderr",
     "progress",
     "tables",

@@ -5,12 +5,13 @@ from __future__ import annotations
 import importlib
 import pathlib
 import sys
-import zipfile
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from tfcompress.archives import load_arrays
 from tfcompress.data import InputSpec, collect
 
 _INPUTS = ("x", "images", "features", "inputs", "arr_0")
@@ -53,11 +54,7 @@ def load_data(
 
 
 def _from_arrays(path: pathlib.Path, inputs: Sequence[InputSpec], split: str) -> tuple[Any, Any]:
-    try:
-        loaded = np.load(path)  # refuses pickles, which could run code
-        arrays = {"x": loaded} if path.suffix == ".npy" else {k: loaded[k] for k in loaded.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"--data {str(path)!r} cannot be read as arrays: {error}") from error
+    arrays = load_arrays(path, f"--data {str(path)!r}")
     known_labels = (f"y_{split}", *_LABELS)
     labels = next((arrays[name] for name in known_labels if name in arrays), None)
     names = [spec.name for spec in inputs]
@@ -77,7 +74,7 @@ def _from_arrays(path: pathlib.Path, inputs: Sequence[InputSpec], split: str) ->
 
 def _from_folder(folder: pathlib.Path, inputs: Sequence[InputSpec]) -> tuple[Any, Any]:
     """Images in the size and channels of the model, 0 to 255; subfolders are classes, by name."""
-    from PIL import Image, UnidentifiedImageError  # matplotlib needs it, so it is there
+    from PIL import Image, ImageOps  # matplotlib needs it, so it is there
 
     if len(inputs) != 1 or len(inputs[0].shape) != 3 or inputs[0].shape[-1] not in (1, 3, 4):
         raise ValueError(
@@ -97,8 +94,14 @@ def _from_folder(folder: pathlib.Path, inputs: Sequence[InputSpec]) -> tuple[Any
     images = []
     for path, _ in files:
         try:
-            with Image.open(path) as opened:
-                image: Image.Image = opened
+            with warnings.catch_warnings(), Image.open(path) as opened:
+                warnings.simplefilter("error", Image.DecompressionBombWarning)
+                if opened.width * opened.height > (Image.MAX_IMAGE_PIXELS or 2**62):
+                    raise ValueError(
+                        f"it has {opened.width} x {opened.height} pixels, and the limit is "
+                        f"{Image.MAX_IMAGE_PIXELS:,} (PIL.Image.MAX_IMAGE_PIXELS)"
+                    )
+                image: Image.Image = ImageOps.exif_transpose(opened)
                 if image.mode.startswith("I"):  # 16 bits, which converting would clip
                     image = Image.fromarray((np.asarray(image) / 256).astype(np.uint8))
                 shown = image.convert(mode)
@@ -106,7 +109,7 @@ def _from_folder(folder: pathlib.Path, inputs: Sequence[InputSpec]) -> tuple[Any
                 if shown.size != size:
                     shown = shown.resize(size, Image.Resampling.BILINEAR)
                 images.append(np.asarray(shown).reshape(size[1], size[0], len(mode)))
-        except (UnidentifiedImageError, OSError) as error:
+        except Exception as error:  # decoders of damaged files raise anything
             raise ValueError(f"{str(path)!r} is no image, or it is damaged: {error}") from error
     if len({image.shape for image in images}) > 1:
         raise ValueError(
@@ -139,7 +142,7 @@ def _from_function(source: str, inputs: Sequence[InputSpec]) -> tuple[Any, Any]:
         raise ValueError(f"--data {source!r}: the module has no function {name!r}.") from None
     try:
         made = function()
-    except Exception as error:  # the user's own code may raise anything
+    except (Exception, SystemExit) as error:  # the user's own code may raise anything
         kind = type(error).__name__
         raise ValueError(f"--data {source!r}: the function raised {kind}: {error}") from error
     arrays, labels = collect(made, inputs, argument=f"--data {source}")
@@ -160,7 +163,7 @@ def import_module(name: str) -> Any:
         if error.name and f"{name}.".startswith(f"{error.name}."):
             raise ValueError(f"There is no module {name!r} here.") from None
         raise ValueError(f"The module {name!r} needs {error.name!r}, which is missing.") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         kind = type(error).__name__
         raise ValueError(f"The module {name!r} cannot be imported: {kind}: {error}") from error
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import keras
 
+from tfcompress.archives import check_archive, check_weights_file
 from tfcompress.data import InputSpec
 
 
@@ -213,9 +214,11 @@ def load_keras(path: str | pathlib.Path) -> keras.Model:
         raise FileNotFoundError(f"No such file: {str(path)!r}")
     if not zipfile.is_zipfile(path):
         raise ValueError(f"{str(path)!r} is not a .keras file, or it is damaged.")
+    check_archive(path, repr(str(path)))
+    check_weights_file(path, repr(str(path)))
     try:
         return keras.saving.load_model(path, safe_mode=True)
-    except (ValueError, TypeError, KeyError) as error:
+    except Exception as error:  # a damaged config may lead anywhere
         if "unsafe" in str(error):
             raise ValueError(
                 f"{str(path)!r} holds Python code (a Lambda layer), which could do anything when "
