@@ -13,6 +13,7 @@ LAYERS = [
     "errors",
     "files",
     "archives",
+    "process",
     "stderr",
     "progress",
     "tables",

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from tfcompress.tune.sensitivity import Sensitivity, sensitivity
     from tfcompress.wrap.apply import prune, quantize
     from tfcompress.wrap.custom import describe_layer
+    from tfcompress.wrap.samples import forget_samples
     from tfcompress.wrap.strip import strip
     from tfcompress.wrap.summary import summary
     from tfcompress.wrap.wrapper import CompressionWrapper
@@ -95,6 +96,7 @@ _HOMES = {
     "ensemble": "distill.teachers",
     "export_tflite": "export",
     "factorize": "rewrite.low_rank",
+    "forget_samples": "wrap.samples",
     "from_tf_keras": "legacy",
     "histograms": "distributions",
     "inspect_tflite": "tflite.inspect",
@@ -153,6 +155,7 @@ __all__ = [
     "ensemble",
     "export_tflite",
     "factorize",
+    "forget_samples",
     "from_tf_keras",
     "histograms",
     "inspect_tflite",

@@ -215,6 +215,8 @@ def export_tflite(
         ('int8', [])
     """
     started = time.perf_counter()
+    if problem := backend_problem():
+        raise ExportError(problem)
     model = as_graph(model)
     if input_shape is not None:
         model = with_input_shape(model, input_shape)
@@ -266,8 +268,6 @@ def export_tflite(
             warnings.warn(suspect, CompressionWarning, stacklevel=2)
     checked = probes(model, specs, given, classes) if verify else None
     warn_unfinished(model, "export_tflite")
-    if problem := backend_problem():
-        raise ExportError(problem)
 
     say = _speaker(verbose, model)
     if verify:

@@ -13,6 +13,7 @@ from tfcompress.graph.cost import own_weights
 from tfcompress.graph.read import Call, input_specs, walk_layers
 from tfcompress.graph.resize import sized_layer
 from tfcompress.graph.run import fixed_batch, run
+from tfcompress.process import is_traced
 from tfcompress.scheme import INTEGER_SCHEMES, SCHEMES, QuantizationScheme, check_choice
 from tfcompress.tflite.writing import HUGE
 from tfcompress.wrap.strip import quantizers, rounding_in_floats, trained_scheme
@@ -183,6 +184,11 @@ def _is_finite(weight: Any) -> bool:
 def backend_problem() -> str | None:
     """Returns why this process cannot convert, or None if it can."""
     if keras.backend.backend() == "tensorflow":
+        if is_traced():
+            return (
+                "export_tflite was called inside of a tf.function, where there are no values to "
+                "convert. Call it outside, as an ordinary Python function."
+            )
         return None
     return (
         f"Export needs Keras on TensorFlow; this process runs it on {keras.backend.backend()}. "

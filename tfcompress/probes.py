@@ -15,7 +15,7 @@ from tfcompress.graph.cost import macs, plain
 from tfcompress.graph.read import Call, Graph, input_names, is_graph, read_graphs, walk_layers
 from tfcompress.graph.run import run
 from tfcompress.wrap.activations import ActivationQuantizer
-from tfcompress.wrap.samples import InputSamples
+from tfcompress.wrap.samples import sample_keepers
 
 _WORK = 2_000_000_000  # multiply-accumulates that a check may cost, about a second
 _FEWEST, _MOST = 16, 512
@@ -108,7 +108,7 @@ def kept_samples(model: keras.Model) -> dict[str, Any] | None:
 
     An input that kept none has None.
     """
-    keepers = [layer for _, layer in walk_layers(model) if isinstance(layer, InputSamples)]
+    keepers = sample_keepers(model)
     if not keepers:
         return None
     names = dict(zip(map(id, model.inputs), input_names(model), strict=True))

@@ -15,22 +15,24 @@ from typing import Any
 def captured_stderr() -> Iterator[Any]:
     """Keeps what C++ code writes to standard error; yields a function that returns its end.
 
-    The descriptor is the process's: one thread at a time has it.
+    The descriptor is the process's: one thread at a time has it. Where it is closed, nothing is
+    kept.
     """
     with _one_at_a_time, tempfile.TemporaryFile() as file:
-        sys.stderr.flush()
 
         def tail(limit: int = 1500) -> str:
             file.seek(0)
             return file.read().decode(errors="replace").strip()[-limit:]
 
-        saved = os.dup(2)
-        os.dup2(file.fileno(), 2)
+        saved = _pointed_at(file.fileno())
+        if saved is None:
+            yield tail
+            return
         _saved.append(saved)
         try:
             yield tail
         finally:
-            sys.stderr.flush()
+            _flush()
             _saved.remove(saved)
             os.dup2(saved, 2)
             os.close(saved)
@@ -43,15 +45,29 @@ _one_at_a_time = threading.RLock()
 @contextlib.contextmanager
 def released_stderr() -> Iterator[None]:
     """Lets what is written to standard error through, inside of `captured_stderr`."""
-    if not _saved:
+    hidden = _pointed_at(_saved[-1]) if _saved else None
+    if hidden is None:
         yield
         return
-    sys.stderr.flush()
-    hidden = os.dup(2)
-    os.dup2(_saved[-1], 2)
     try:
         yield
     finally:
-        sys.stderr.flush()
+        _flush()
         os.dup2(hidden, 2)
         os.close(hidden)
+
+
+def _pointed_at(descriptor: int) -> int | None:
+    """Has standard error write elsewhere; returns where it wrote before, None if it is closed."""
+    _flush()
+    try:
+        before = os.dup(2)
+    except OSError:
+        return None
+    os.dup2(descriptor, 2)
+    return before
+
+
+def _flush() -> None:
+    with contextlib.suppress(AttributeError, OSError, ValueError):  # None, or closed
+        sys.stderr.flush()

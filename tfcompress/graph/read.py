@@ -13,6 +13,7 @@ import keras
 
 from tfcompress.archives import check_archive, check_weights_file
 from tfcompress.data import InputSpec
+from tfcompress.process import check_process
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -59,7 +60,9 @@ def check_built(model: Any, argument: str = "model") -> None:
     Raises:
         TypeError: If `model` is no Keras model.
         ValueError: If it is unbuilt.
+        RuntimeError: If this process cannot run it.
     """
+    check_process()
     if not isinstance(model, keras.Model):
         raise TypeError(
             f"{argument} must be a Keras 3 model. Received: {model!r} of type "

@@ -19,6 +19,7 @@ from tfcompress.transforms.patterns import NOfM, Pattern, as_pattern
 from tfcompress.wrap.activations import ActivationQuantizer
 from tfcompress.wrap.add_transform import AddTransform
 from tfcompress.wrap.placement import PlaceQuantizers
+from tfcompress.wrap.samples import MOST_SAMPLES
 from tfcompress.wrap.sparsity import allocate, mask_of, masks, start_kept, warn_of_zeros
 from tfcompress.wrap.strip import check_wrapped
 from tfcompress.wrap.wrapper import CompressionWrapper, compressible_weights, input_axis, step_of
@@ -114,6 +115,7 @@ def quantize(
     scheme: str | QuantizationScheme = "int8",
     *,
     layers: LayerSelection = None,
+    keep_samples: int = MOST_SAMPLES,
     check: bool = True,
 ) -> Any:
     """Returns a copy that trains with the rounding of the INT8 file it will become (QAT).
@@ -122,7 +124,8 @@ def quantize(
     training, where the runtime rounds them and nowhere else. Fused activations become layers of
     their own, and a Sequential model becomes a chain in a Functional one; `strip` undoes both.
     Train with plain `compile` and `fit`, then `export_tflite`: no calibration data is needed.
-    The model keeps a few training samples, which the export checks the file on.
+    The model keeps a few training samples, which the export checks the file on; they are in its
+    `.keras` and `.weights.h5` files as well.
 
     Pays in: a quarter of the bytes of float32, and milliseconds, on every TFLite runtime.
 
@@ -132,6 +135,9 @@ def quantize(
         scheme: "int8", "w4a8" (4-bit weights, 8-bit activations), "int16x8" (16-bit activations) or
             a `QuantizationScheme`.
         layers: Which layers, as for `prune`; the others stay float in the model and in the file.
+        keep_samples: Training samples to keep at most, fewer where they are large; 0 for none: the
+            export then checks the file on noise, unless it is given samples. `forget_samples`
+            removes them later.
         check: Whether to compare the result with the model first, as for `prune`.
 
     Returns:
@@ -158,6 +164,8 @@ def quantize(
         Jacob et al. 2018, arXiv:1712.05877.
     """
     scheme = as_scheme(scheme)
+    if isinstance(keep_samples, bool) or not isinstance(keep_samples, int) or keep_samples < 0:
+        raise ValueError(f"keep_samples must be an integer >= 0. Received: {keep_samples!r}")
     if not isinstance(model_or_layer, keras.Model):
         wrapped = _wrap_layer(model_or_layer, weight_rounding(plain(model_or_layer), scheme))
         if wrapped.built:
@@ -165,7 +173,7 @@ def quantize(
         return wrapped
     model = as_graph(model_or_layer)
     check_no_tables(model)
-    made = quantized(model, scheme, layers)
+    made = quantized(model, scheme, layers, keep_samples=keep_samples)
     if check:
         check_wrapped(model, made, "quantize")
     warn_of_zeros(walk_layers(model))
@@ -177,6 +185,7 @@ def quantized(
     scheme: QuantizationScheme,
     layers: LayerSelection = None,
     *,
+    keep_samples: int = MOST_SAMPLES,
     move: bool = False,
 ) -> keras.Model:
     """Is `quantize` for a model; `move` takes its layers, and it must not be used any more."""
@@ -207,12 +216,14 @@ def quantized(
         wide=wide,
     )
     model = wrapper.run(model)
-    placed = PlaceQuantizers(
+    placing = PlaceQuantizers(
         None if layers is None else chosen | wrapper.added.keys(),
         left_out=left_out,
         wide=wide | {part for part, path in wrapper.added.items() if path in wide},
         learned=scheme.activation_range == "learned",
-    ).run(model)
+    )
+    placing.keep_samples = keep_samples
+    placed = placing.run(model)
     for _, layer in walk_layers(placed):
         if isinstance(layer, CompressionWrapper):
             layer.start()

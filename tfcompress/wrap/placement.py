@@ -51,7 +51,7 @@ from tfcompress.wrap.roles import (
     rounds_weights,
 )
 from tfcompress.wrap.runtime import RuntimeMerge
-from tfcompress.wrap.samples import InputSamples, samples_to_keep
+from tfcompress.wrap.samples import MOST_SAMPLES, InputSamples, samples_to_keep
 from tfcompress.wrap.tensor_state import TensorState
 from tfcompress.wrap.wrapper import CompressionWrapper
 
@@ -70,6 +70,7 @@ class PlaceQuantizers(Rewriter):
     """
 
     sequential_class = ChainedModel
+    keep_samples = MOST_SAMPLES
 
     def __init__(
         self,
@@ -81,8 +82,7 @@ class PlaceQuantizers(Rewriter):
     ) -> None:
         super().__init__()
         self._selected = selected
-        self._left_out = left_out
-        self._wide = wide
+        self._left_out, self._wide = left_out, wide
         self._learned = learned
         self._states: dict[int, TensorState] = {}
         self._on_grid: dict[tuple[int, int], Any] = {}
@@ -115,7 +115,7 @@ class PlaceQuantizers(Rewriter):
             for tensor, grid in zip_longest(inputs, self._entered[id(model)][: len(inputs)]):
                 self._note(tensor, grid or TensorState(quantized=True))
             return inputs
-        capacity = samples_to_keep([tensor.shape for tensor in inputs])
+        capacity = min(self.keep_samples, samples_to_keep([tensor.shape for tensor in inputs]))
         return [InputSamples(capacity, name=self._name(f"{t.name}_samples"))(t) for t in inputs]
 
     def leave(self, model: keras.Model, path: str, outputs: list[Any]) -> list[Any]:

@@ -8,7 +8,10 @@ from typing import Any
 import keras
 from keras import ops
 
+from tfcompress.graph.read import check_built, walk_layers
 from tfcompress.wrap.wrapper import first_call_in_pass
+
+MOST_SAMPLES = 32
 
 
 def samples_to_keep(shapes: list[tuple[int | None, ...]]) -> int:
@@ -24,7 +27,7 @@ def samples_to_keep(shapes: list[tuple[int | None, ...]]) -> int:
         if len(dimensions) < len(shape) - 1:
             return 0
         size += math.prod(dimensions)
-    return max(1, min(32, 500_000 // max(1, size)))
+    return max(1, min(MOST_SAMPLES, 500_000 // max(1, size)))
 
 
 @keras.saving.register_keras_serializable("tfcompress")
@@ -95,6 +98,12 @@ class InputSamples(keras.layers.Layer):
         count = min(int(ops.convert_to_numpy(self.seen)), self.capacity)
         return ops.convert_to_numpy(self.samples)[:count] if count else None
 
+    def forget(self) -> None:
+        """Empties the buffer."""
+        if self.capacity:
+            self.samples.assign(ops.zeros(self.samples.shape))
+            self.seen.assign(0)
+
     def compute_output_spec(self, inputs: Any, training: bool | None = None) -> Any:
         """Returns the shape and dtype of the input."""
         return keras.KerasTensor(inputs.shape, dtype=inputs.dtype)
@@ -102,3 +111,45 @@ class InputSamples(keras.layers.Layer):
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor arguments."""
         return {**super().get_config(), "capacity": self.capacity}
+
+
+def sample_keepers(model: keras.Model) -> list[InputSamples]:
+    """Returns the layers of a model that keep samples of its inputs."""
+    return [layer for _, layer in walk_layers(model) if isinstance(layer, InputSamples)]
+
+
+def forget_samples(model: keras.Model) -> None:
+    """Removes the training samples that a quantization-aware model keeps.
+
+    Do so before you hand on a `.keras` or `.weights.h5` file of a model that was trained on data
+    that others must not see; `summary` says how many are kept. The export then checks the file on
+    noise, or on a `representative_dataset`. Further training keeps samples again: pass
+    keep_samples=0 to `quantize` to keep none.
+
+    Args:
+        model: A model from `quantize`. It is changed.
+
+    Raises:
+        TypeError: If `model` is no Keras model.
+        ValueError: If it is unbuilt, or keeps no samples.
+
+    Example:
+        >>> import keras, numpy as np
+        >>> import tfcompress as tfc
+        >>> model = tfc.quantize(keras.Sequential([keras.Input((8,)), keras.layers.Dense(4)]))
+        >>> _ = model(np.ones((4, 8)), training=True)
+        >>> tfc.summary(model).samples
+        4
+        >>> tfc.forget_samples(model)
+        >>> tfc.summary(model).samples
+        0
+    """
+    check_built(model)
+    keepers = sample_keepers(model)
+    if not keepers:
+        raise ValueError(
+            f"model {model.name!r} keeps no samples: only models from quantize() do. Received one "
+            "without."
+        )
+    for keeper in keepers:
+        keeper.forget()

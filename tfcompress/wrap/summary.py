@@ -14,6 +14,7 @@ from tfcompress.graph.inline import as_graph
 from tfcompress.graph.read import is_graph, read_graph, walk_layers
 from tfcompress.tables import as_text, table
 from tfcompress.wrap.activations import ActivationQuantizer
+from tfcompress.wrap.samples import sample_keepers
 from tfcompress.wrap.wrapper import CompressionWrapper, compressible_weights
 
 
@@ -55,6 +56,7 @@ class Summary:
         macs: Multiply-accumulates of one sample, of the layers where they are known.
         quantizers: Activation quantizers in the model.
         trained_quantizers: Those of them whose range is known.
+        samples: Training samples that the model keeps, in its files as well; see `forget_samples`.
     """
 
     name: str
@@ -63,6 +65,7 @@ class Summary:
     macs: int
     quantizers: int
     trained_quantizers: int
+    samples: int = 0
 
     def __rich__(self) -> Any:
         columns = ("layer", "kind", "parameters", "MACs", "bits", "sparsity", "target", "step")
@@ -84,7 +87,8 @@ class Summary:
         made.add_row("total", "", f"{self.parameters:,}", f"{self.macs:,}")
         if self.quantizers:
             made.caption = (
-                f"{self.quantizers} activation quantizers, {self.trained_quantizers} with a range"
+                f"{self.quantizers} activation quantizers, {self.trained_quantizers} with a range; "
+                f"{self.samples} training samples kept"
             )
         return made
 
@@ -123,6 +127,9 @@ def summary(model: keras.Model) -> Summary:
         sum(row.macs or 0 for row in rows.values()),
         len(found),
         sum(q.is_trained for q in found.values()),
+        max(
+            (len(kept) for k in sample_keepers(model) if (kept := k.kept()) is not None), default=0
+        ),
     )
 
 

@@ -1,0 +1,118 @@
+"""Processes that were forked or spawned, calls that are traced, streams that are closed."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.conftest import ROOT
+
+STUDENT = "tflite_models/fashion_mnist_student_int8.tflite"
+
+
+def script(code, timeout=120, **options):
+    """Runs a script in a process of its own, and returns how it ended."""
+    command = [sys.executable, "-c", code]
+    options = {"capture_output": True, "text": True, **options}
+    return subprocess.run(command, cwd=ROOT, timeout=timeout, **options)
+
+
+FORKED = """
+import multiprocessing, sys, time
+import numpy as np, keras
+import tfcompress as tfc
+def export(model):
+    started = time.monotonic()
+    try:
+        tfc.quantize(model)
+        print("done")
+    except RuntimeError as error:
+        print(type(error).__name__, error, round(time.monotonic() - started))
+    file = tfc.TFLiteModel("tflite_models/fashion_mnist_student_int8.tflite")
+    print(file.predict(np.zeros((1, 28, 28, 1))).shape)
+if __name__ == "__main__":
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+    model(np.ones((1, 4)))
+    tfc.TFLiteModel("tflite_models/fashion_mnist_student_int8.tflite")
+    process = multiprocessing.get_context(sys.argv[1] if sys.argv[1:] else "fork").Process(
+        target=export, args=(model,))
+    process.start()
+    process.join(60)
+    print("alive" if process.is_alive() else "ended")
+    process.kill()
+"""
+
+
+def test_a_forked_process_is_told_within_a_second():
+    told = script(FORKED)
+    assert "RuntimeError This process was forked" in told.stdout and " 0\n" in told.stdout, told
+    assert "(1, 10)" in told.stdout and "ended" in told.stdout  # files can be run
+
+
+def test_a_spawned_process_works(tmp_path):
+    (tmp_path / "spawned.py").write_text(FORKED)
+    command = [sys.executable, str(tmp_path / "spawned.py"), "spawn"]
+    environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
+    assert "done" in told.stdout and "(1, 10)" in told.stdout and "ended" in told.stdout, told
+
+
+def test_export_inside_of_a_traced_function_is_refused(tmp_path):
+    import tensorflow as tf
+
+    import tfcompress as tfc
+    from tests import nets
+
+    model = nets.tiny()
+
+    @tf.function
+    def step():
+        tfc.export_tflite(model, tmp_path / "m.tflite")
+
+    started = time.monotonic()
+    with pytest.raises(Exception, match=r"inside of a tf\.function, .*Call it outside"):
+        step()
+    assert time.monotonic() - started < 10 and not list(tmp_path.iterdir())
+
+
+CLOSED = """
+import os, sys
+os.close({descriptor})
+sys.{stream} = {replaced}
+import keras, numpy as np
+import tfcompress as tfc
+model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+result = tfc.export_tflite(model, sys.argv[1], verbose=True)
+with open(sys.argv[1] + ".told", "w") as file:
+    file.write(str(result.agreement.samples))
+"""
+
+
+@pytest.mark.parametrize(("descriptor", "stream"), [(1, "stdout"), (2, "stderr")])
+@pytest.mark.parametrize("replaced", ["None", "sys.stdin"])
+def test_closed_streams(descriptor, stream, replaced, tmp_path):
+    if (stream, replaced) == ("stdout", "sys.stdin"):
+        pytest.skip("print() itself fails")
+    code = CLOSED.format(descriptor=descriptor, stream=stream, replaced=replaced)
+    command = [sys.executable, "-c", code, str(tmp_path / "m.tflite")]
+    told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert (tmp_path / "m.tflite.told").is_file(), told.stdout + told.stderr
+
+
+def test_a_reader_that_has_seen_enough():
+    command = f"{sys.executable} -m tfcompress inspect {STUDENT} | head -n 1"
+    told = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True)
+    assert "Traceback" not in told.stderr and "Error" not in told.stderr, told.stderr
+
+
+def test_a_narrow_terminal():
+    command = [sys.executable, "-m", "tfcompress", "inspect", STUDENT]
+    told = subprocess.run(
+        ["script", "-qec", " ".join(command), "/dev/null"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={"COLUMNS": "20", "PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), "TERM": "xterm"},
+    )
+    assert told.returncode == 0 and "Traceback" not in told.stdout, told.stdout
