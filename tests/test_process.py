@@ -116,3 +116,49 @@ def test_a_narrow_terminal():
         env={"COLUMNS": "20", "PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), "TERM": "xterm"},
     )
     assert told.returncode == 0 and "Traceback" not in told.stdout, told.stdout
+
+
+@pytest.mark.parametrize(("name", "version"), [("keras", "4.0.1"), ("tensorflow", "2.19.0")])
+def test_versions_that_are_not_known_are_refused_in_a_sentence(name, version):
+    code = f"import keras, {name}\n{name}.__version__ = {version!r}\n"
+    code += "import tfcompress\ntfcompress.prune"
+    told = script(code)
+    assert told.returncode == 1
+    assert f"ImportError: tfcompress knows {name} " in told.stderr.splitlines()[-1]
+    assert f"Found: {name} {version}. Install" in told.stderr
+
+
+def test_the_bounds_of_the_package_are_those_that_are_checked():
+    import configparser
+
+    from tfcompress.process import KNOWN
+
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    bounds = dict(
+        line.split(">=") for line in setup["options"]["install_requires"].split() if ">=" in line
+    )
+    for name, (first, beyond) in KNOWN.items():
+        assert bounds[name] == f"{first[0]}.{first[1]},<{beyond[0]}"
+
+
+def test_without_the_runtime_tensorflow_runs_files(tmp_path):
+    """The fall-back that the documentation names."""
+    code = """
+import sys
+sys.modules["ai_edge_litert"] = sys.modules["tflite_runtime"] = None
+import keras, numpy as np
+import tfcompress as tfc
+model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+x = np.random.default_rng(0).normal(size=(32, 4)).astype("float32")
+result = tfc.export_tflite(model, sys.argv[1], representative_dataset=x)
+assert result.agreement.kernels == "tensorflow", result.agreement
+file = tfc.TFLiteModel(result.path)
+assert np.abs(file.predict(x) - model.predict(x, verbose=0)).max() < 0.1
+file.benchmark(runs=2)
+tfc.compare({"float": model, "file": result.path}, x, np.zeros(32, int))
+print("all of it")
+"""
+    command = [sys.executable, "-c", code, str(tmp_path / "m.tflite")]
+    told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert "all of it" in told.stdout, told.stderr

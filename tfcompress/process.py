@@ -1,8 +1,9 @@
-"""Where a call comes from: a process that was forked, or code that is being traced."""
+"""What a call runs in: known versions, a process that was forked, code that is being traced."""
 
 from __future__ import annotations
 
 import os
+import re
 import sys
 from typing import Any
 
@@ -23,6 +24,28 @@ def check_process() -> None:
             "here: it would wait for ever. Start processes with "
             "multiprocessing.get_context('spawn'), or fork before the first use."
         )
+
+
+KNOWN = {"keras": ((3, 12), (4, 0)), "tensorflow": ((2, 20), (3, 0))}
+"""The first version of each library that is known, and the first that is not."""
+
+
+def check_versions() -> None:
+    """Refuses libraries that are too old, or too new to be known.
+
+    Raises:
+        ImportError: If one of those that are loaded is.
+    """
+    for name, (first, beyond) in KNOWN.items():
+        version = getattr(sys.modules.get(name), "__version__", None)
+        found = re.match(r"(\d+)\.(\d+)", version or "")
+        if found and not first <= (int(found[1]), int(found[2])) < beyond:
+            low, high = (".".join(map(str, end)) for end in (first, beyond))
+            raise ImportError(
+                f"tfcompress knows {name} {low} and later, below {high}. Found: {name} {version}. "
+                f"Install one that it knows (pip install '{name}>={low},<{high}'), or a newer "
+                "tfcompress."
+            )
 
 
 def is_traced() -> bool:

@@ -110,3 +110,91 @@ def test_an_interrupt_that_python_loses_ends_the_run_all_the_same(work, tmp_path
         model.fit(data["x"], data["y"], batch_size=32, verbose=0, callbacks=callbacks)
     assert collects.last == 3
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def command_of(work, tmp_path, kind="quantize", *more):
+    out = tmp_path / "out.keras"
+    command = [kind, work / "model.keras", "-o", out, "--data", work / "data.npz", *more]
+    return out, [str(part) for part in (*command, "--epochs", 3, "--batch-size", 16)]
+
+
+def process_of(command):
+    return subprocess.Popen(
+        [sys.executable, "-m", "tfcompress", *command],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_two_runs_with_one_seed_are_equal_to_the_byte(work, tmp_path):
+    contents = []
+    for seed in (7, 7, 8):
+        out, command = command_of(work, tmp_path, "prune", "--seed", seed)
+        process = process_of(command)
+        assert process.wait(timeout=120) == 0, process.stderr.read()
+        contents.append(out.read_bytes())
+        out.unlink()
+    assert contents[0] == contents[1] != contents[2]
+
+
+def noisy(folder):
+    """A model whose dropout and noise have states, and labelled data, in files."""
+    keras.utils.set_random_seed(0)
+    layers = [keras.layers.Dense(16, activation="relu"), keras.layers.Dropout(0.3)]
+    layers += [keras.layers.GaussianNoise(0.1), keras.layers.Dense(3)]
+    keras.Sequential([keras.Input((8,)), *layers]).save(folder / "model.keras")
+    x = np.random.default_rng(0).normal(size=(400, 8)).astype("float32")
+    np.savez(folder / "data.npz", x=x, y=(x[:, 0] > 0).astype(int) + (x[:, 1] > 0))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["prune", "quantize"])
+def test_a_run_that_is_killed_ends_like_one_that_was_not(kind, tmp_path):
+    """At twenty random moments, by any of three signals."""
+    import random
+
+    noisy(tmp_path)
+    out, command = command_of(tmp_path, tmp_path, kind, "--seed", 5)
+    started = time.monotonic()
+    process = process_of(command)
+    assert process.wait(timeout=120) == 0, process.stderr.read()
+    whole, seconds = out.read_bytes(), time.monotonic() - started
+    moments = random.Random(0)
+    for _ in range(20):
+        out.unlink()
+        process = process_of(command)
+        try:
+            process.wait(moments.uniform(0.3, 1.0) * seconds)
+        except subprocess.TimeoutExpired:
+            process.send_signal(moments.choice([signal.SIGKILL, signal.SIGINT, signal.SIGTERM]))
+            process.wait(timeout=60)
+        if not out.exists():
+            process = process_of(command)
+            assert process.wait(timeout=120) == 0, process.stderr.read()
+        assert out.read_bytes() == whole
+        assert sorted(p.name for p in tmp_path.iterdir()) == [
+            "data.npz",
+            "model.keras",
+            "out.keras",
+        ]
+
+
+def test_a_second_training_on_one_output_is_told_at_once(work, tmp_path):
+    from tfcompress.files import locked
+
+    out, command = command_of(work, tmp_path)
+    with locked(out):
+        told = run(*command)
+        assert told.exit_code == 1 and f"Another run (process {os.getpid()})" in told.stderr
+    assert list(tmp_path.iterdir()) == []
+    done(*command)
+    assert [p.name for p in tmp_path.iterdir()] == ["out.keras"]
+
+
+def test_training_that_made_it_worse_is_told(work, tmp_path):
+    _, command = command_of(work, tmp_path, "quantize", "--learning-rate", "5", "--seed", "1")
+    told = done(*command)
+    assert "accuracy on these samples:" in told.stdout
+    assert "training made it worse: accuracy" in told.stderr

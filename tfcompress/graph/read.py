@@ -13,7 +13,9 @@ import keras
 
 from tfcompress.archives import check_archive, check_weights_file
 from tfcompress.data import InputSpec
-from tfcompress.process import check_process
+from tfcompress.process import check_process, check_versions
+
+check_versions()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -244,6 +244,7 @@ def _sparsity(model: TFLiteModel) -> float:
                 continue
             total += int(np.prod(tensor.ShapeAsNumpy()))
             # Blocks are stored with the zeros in them.
-            raw = root.Buffers(tensor.Buffer()).DataAsNumpy().tobytes()
+            buffer = root.Buffers(tensor.Buffer())
+            raw = buffer.DataAsNumpy().tobytes() if buffer.DataLength() else b""
             kept += int(np.count_nonzero(np.frombuffer(raw, kinds.get(tensor.Type(), np.int8))))
     return 1 - kept / total if total else 0.0

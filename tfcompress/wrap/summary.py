@@ -120,6 +120,7 @@ def summary(model: keras.Model) -> Summary:
     rows: dict[str, LayerSummary] = {}
     found: dict[int, ActivationQuantizer] = {}
     _collect(model, "", rows, found)
+    kept = [samples for keeper in sample_keepers(model) if (samples := keeper.kept()) is not None]
     return Summary(
         model.name,
         list(rows.values()),
@@ -127,9 +128,7 @@ def summary(model: keras.Model) -> Summary:
         sum(row.macs or 0 for row in rows.values()),
         len(found),
         sum(q.is_trained for q in found.values()),
-        max(
-            (len(kept) for k in sample_keepers(model) if (kept := k.kept()) is not None), default=0
-        ),
+        max(map(len, kept), default=0),
     )
 
 
