@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 # A file's tests share what they train, so they stay in one process.
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
-.PHONY: demo test test-all fuzz lint clean
+.PHONY: demo test test-all test-lowest test-newest fuzz lint clean
 
 # The stamp is newer than the packaging files exactly when the environment is up to date.
 $(VENV)/.installed: setup.cfg pyproject.toml
@@ -22,6 +22,23 @@ test: $(VENV)/.installed
 test-all: $(VENV)/.installed
 	$(PYTEST) -m "slow or not slow"
 
+# What training, exporting and running files need, under other versions.
+CORE := tests/transforms tests/wrap tests/tflite tests/test_export.py tests/test_exactness.py
+IN = .venv-$(subst test-,,$@)
+
+test-lowest:
+	$(PYTHON) -m venv $(IN)
+	$(IN)/bin/python tests/versions.py lowest > $(IN)/lowest.txt
+	$(IN)/bin/pip install --quiet --constraint $(IN)/lowest.txt --editable . 'pytest>=8' pytest-xdist
+	$(IN)/bin/python tests/versions.py installed
+	$(IN)/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(CORE)
+
+test-newest:
+	$(PYTHON) -m venv $(IN)
+	$(IN)/bin/pip install --quiet --upgrade --pre --editable . 'pytest>=8' pytest-xdist
+	$(IN)/bin/python tests/versions.py installed
+	$(IN)/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(CORE)
+
 # Thousands of damaged files, each in a process that may die of it.
 fuzz: $(VENV)/.installed
 	$(BIN)/python -m tests.fuzzing.run -n 340
@@ -32,4 +49,4 @@ lint: $(VENV)/.installed
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) .venv-lowest .venv-newest build dist *.egg-info

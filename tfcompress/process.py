@@ -26,7 +26,7 @@ def check_process() -> None:
         )
 
 
-KNOWN = {"keras": ((3, 12), (4, 0)), "tensorflow": ((2, 20), (3, 0))}
+KNOWN = {"keras": ((3, 12), (4, 0)), "tensorflow": ((2, 21), (3, 0))}
 """The first version of each library that is known, and the first that is not."""
 
 

@@ -14,7 +14,7 @@ def test_a_plain_rewriting_makes_an_equal_model(make):
     copy = Rewriter().run(model)
     assert type(copy) is type(model)
     assert copy.get_config() == model.get_config()
-    x = nets.samples_for(model)
+    x = nets.samples_for(model, 8)
     first, second = model.predict(x, verbose=0), copy.predict(x, verbose=0)
     keras.tree.map_structure(np.testing.assert_array_equal, first, second)
     for variable in copy.variables:

@@ -25,7 +25,7 @@ WAYS = {
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 def test_the_model_given_is_never_touched(make, way, quiet):
     model = make()
-    x = nets.samples_for(model)
+    x = nets.samples_for(model, 8)
     before, config, outputs = arrays(model), model.get_config(), model.predict(x, verbose=0)
     wrapped = way(model)
     losses = {key: "mse" for key in outputs} if isinstance(outputs, dict) else "mse"
@@ -46,7 +46,7 @@ def test_strip_of_prune_zero_is_equal_to_the_bit(make):
     assert type(stripped) is type(model)
     for old, new in zip(arrays(model), arrays(stripped), strict=True):
         np.testing.assert_array_equal(old, new)
-    x = nets.samples_for(model)
+    x = nets.samples_for(model, 8)
     keras.tree.map_structure(
         np.testing.assert_array_equal, model.predict(x, verbose=0), stripped.predict(x, verbose=0)
     )
@@ -73,7 +73,7 @@ def test_both_orders_give_the_same_model():
         if isinstance(a, CompressionWrapper):
             kinds = [[type(t) for t in w.transforms] for w in (a, b)]
             assert kinds[0] == kinds[1]
-    x = nets.samples_for(model)
+    x = nets.samples_for(model, 8)
     np.testing.assert_array_equal(first(x, training=True), second(x, training=True))
 
 
@@ -81,7 +81,7 @@ def test_adding_a_transform_keeps_the_state_of_the_others(quiet):
     model = nets.tiny()
     pruned = tfc.prune(model, 0.5)
     pruned.compile("sgd", "mse")
-    x = nets.samples_for(model)
+    x = nets.samples_for(model, 8)
     pruned.fit(x, np.ones((8, 3)), epochs=3, verbose=0)
     both = tfc.quantize(pruned)
     before = next(pruned.get_layer("first").pipelines())[1][0]

@@ -10,7 +10,7 @@ from tfcompress.wrap.forms import SummingLayerNormalization
 
 def test_dropping_trained_ranges_warns_and_says_what_to_do():
     model = tfc.quantize(nets.tiny())
-    x = nets.samples_for(model)
+    x = nets.samples_for(model, 8)
     model(x, training=True)
     with pytest.warns(tfc.CompressionWarning, match="export_tflite.* on the unstripped model"):
         tfc.strip(model)
@@ -44,7 +44,7 @@ def test_bake_computes_what_the_model_does(policy):
         ]
     )
     model = tfc.quantize(tfc.prune(model, 0.5))
-    x = nets.samples_for(model)
+    x = nets.samples_for(model, 8)
     model(x, training=True)
     baked = bake(model)
     assert all(layer.compute_dtype == "float32" for layer in baked.layers)

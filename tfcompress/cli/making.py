@@ -76,7 +76,10 @@ def export(
     from tfcompress.export import export_tflite
     from tfcompress.graph.read import input_specs
 
-    given = loaded_data(data, input_specs(loaded), normalize)[0] if data else None
+    given = None
+    if data:
+        x, y = loaded_data(data, input_specs(loaded), normalize)
+        given = x if y is None else (x, y)
     result = export_tflite(
         loaded,
         output,
