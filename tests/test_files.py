@@ -43,6 +43,16 @@ def test_permissions_stay_and_new_files_have_those_of_the_process(target):
     assert stat.S_IMODE(target.with_name("other").stat().st_mode) == 0o640
 
 
+def test_nobody_reads_what_is_not_finished(target):
+    target.chmod(0o644)
+    with replacing(target) as part:
+        assert stat.S_IMODE(part.stat().st_mode) == 0o600
+    assert stat.S_IMODE(target.stat().st_mode) == 0o644
+    with replacing(target, private=True):
+        pass
+    assert stat.S_IMODE(target.stat().st_mode) == 0o600
+
+
 def test_links_are_followed(target, tmp_path):
     (tmp_path / "links").mkdir()
     link = tmp_path / "links" / "link.tflite"

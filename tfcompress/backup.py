@@ -21,6 +21,8 @@ class BackupAndRestore(keras.callbacks.Callback):
     that, samples must come in an order that depends on nothing but the epoch: Keras shuffles arrays
     anew in each process, so pass shuffle=False and shuffled arrays, or a `keras.utils.PyDataset`.
 
+    The file can be read by you alone: of quantization-aware models it holds training samples.
+
     Pays in: the time to write all weights and the optimizer's state, once an epoch.
 
     Args:
@@ -95,7 +97,7 @@ class BackupAndRestore(keras.callbacks.Callback):
             f"v{index}": keras.ops.convert_to_numpy(variable)
             for index, variable in enumerate(variables)
         }
-        with replacing(self._file) as part:
+        with replacing(self._file, private=True) as part:
             np.savez(part, told=np.array(json.dumps(told)), **arrays)
 
     def on_train_end(self, logs: Any = None) -> None:

@@ -91,23 +91,27 @@ def write_whole(target: pathlib.Path, content: bytes) -> None:
 
 
 @contextlib.contextmanager
-def replacing(target: pathlib.Path) -> Iterator[pathlib.Path]:
+def replacing(target: pathlib.Path, *, private: bool = False) -> Iterator[pathlib.Path]:
     """Yields the path of an empty file, which takes the place of the target if all goes well.
 
+    Others cannot read it before.
+
     Args:
-        target: A file, or a link to one. The file yielded has its ending and its permissions.
+        target: A file, or a link to one. The file yielded has its ending, and at the end its
+            permissions, or those that the process gives to new files.
+        private: Whether others cannot read it afterwards either.
     """
     target = _end_of_links(target)
     with _named(target):
         _remove_left_behind(target.parent, _PART)
         part = target.parent / f"{_PART}{_mark()}{target.suffix[:20]}"
-        # Opened with the permissions that the process gives to new files.
-        os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
     try:
-        if target.exists():
-            os.chmod(part, stat.S_IMODE(target.stat().st_mode))
         yield part
         with _named(target):
+            if not private:
+                old = stat.S_IMODE(target.stat().st_mode) if target.exists() else None
+                os.chmod(part, 0o666 & ~_umask() if old is None else old)
             os.replace(part, target)
     finally:
         part.unlink(missing_ok=True)
@@ -198,6 +202,17 @@ def _is_same(handle: int, path: pathlib.Path) -> bool:
 
 
 _PART, _FOLDER = ".tfcompress-", "tfcompress-"
+
+
+def _umask() -> int:
+    """Returns the permissions that the process does not give to new files."""
+    with contextlib.suppress(OSError, ValueError), open("/proc/self/status") as file:
+        for line in file:
+            if line.startswith("Umask:"):
+                return int(line.split()[1], 8)
+    current = os.umask(0)  # for a moment: other threads may write in it
+    os.umask(current)
+    return current
 
 
 def _mark() -> str:
