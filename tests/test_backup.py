@@ -101,3 +101,13 @@ def test_backups_of_other_models_and_damaged_ones_are_refused(tmp_path):
     (tmp_path / "state.npz").write_bytes(b"nothing")
     with pytest.raises(ValueError, match="is damaged. Delete it"):
         model.fit(X, Y, verbose=0, callbacks=[tfc.BackupAndRestore(tmp_path)])
+
+
+def test_weights_of_half_precision_are_kept(tmp_path):
+    keras.utils.set_random_seed(0)
+    layers = [L.Dense(4, dtype="bfloat16"), L.Dense(3)]
+    model = compiled(keras.Sequential([keras.Input((8,)), *layers]))
+    keep = tfc.BackupAndRestore(tmp_path, delete_checkpoint=False)
+    model.fit(X, Y, epochs=1, verbose=0, callbacks=[keep])
+    model.fit(X, Y, epochs=2, verbose=0, callbacks=[tfc.BackupAndRestore(tmp_path)])
+    assert list(tmp_path.iterdir()) == []

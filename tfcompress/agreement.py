@@ -95,6 +95,15 @@ class _File:
         return compare_outputs(wanted, actual, self._scales, source=source, kernels=kernels)
 
 
+def _are_classes(labels: np.ndarray, shape: tuple[int, ...]) -> bool:
+    """Returns whether labels are classes of outputs of a shape, and not numbers to be met."""
+    if shape[-1] == 1:
+        return bool(np.isin(labels, (0, 1)).all())
+    if labels.shape == shape:  # rows that say which
+        return bool(np.isin(labels, (0, 1)).all() and (labels.sum(-1) == 1).all())
+    return bool((labels == np.round(labels)).all())
+
+
 def _accuracy(
     expected: list[np.ndarray], actual: dict[str, np.ndarray], labels: np.ndarray | None
 ) -> Accuracy | None:
@@ -103,8 +112,8 @@ def _accuracy(
         return None
     if expected[0].dtype.kind != "f" or labels.dtype.kind not in "biuf":
         return None
-    if expected[0].shape[-1] == 1 and not np.isin(labels, (0, 1)).all():
-        return None  # numbers to be met, not classes
+    if not _are_classes(labels, expected[0].shape):
+        return None
     (got,) = actual.values()
     try:
         model, file = accuracy(expected[0], labels), accuracy(got, labels)
@@ -211,28 +220,27 @@ class Check:
         """
         found: list[Comparison] = []
         problems, accuracy = [], None
+        prepared = self.prepare()
         try:
             file = _File(content, self._names)
-            for tolerance, probes, expected in self.prepare():
-                actual = file.outputs(probes)
-                if not found:
-                    accuracy = _accuracy(expected, actual, self._probes.labels)
-                found.append(file.against(expected, actual, self._source))
-                if tolerance == "int8 copy" and (self._in_part or file.has_floats):
-                    tolerance += " in part"
-                elif tolerance == "int8 copy" and file.operations > _MANY:
-                    tolerance += " of many"
-                allowed = functools.partial(self._allowed, tolerance, content, probes, found[-1])
-                if problem := judge(found[-1], tolerance, self._scheme, allowed):
-                    problems.append(problem)
-        except ExportError:
-            raise
+            put_out = [file.outputs(probes) for _, probes, _ in prepared]
         except (RuntimeError, ValueError) as error:
             raise ExportError(
                 f"The runtime here cannot run the file: {' '.join(str(error).split())}. It is not "
                 "written. Another scheme may do; of a layer without kernels in this one, the "
                 "message names the operation."
             ) from error
+        for (tolerance, probes, expected), actual in zip(prepared, put_out, strict=True):
+            if not found:
+                accuracy = _accuracy(expected, actual, self._probes.labels)
+            found.append(file.against(expected, actual, self._source))
+            if tolerance == "int8 copy" and (self._in_part or file.has_floats):
+                tolerance += " in part"
+            elif tolerance == "int8 copy" and file.operations > _MANY:
+                tolerance += " of many"
+            allowed = functools.partial(self._allowed, tolerance, content, probes, found[-1])
+            if problem := judge(found[-1], tolerance, self._scheme, allowed):
+                problems.append(problem)
         trained = self._quantized is self._model and self._source != "noise"
         before = found[1].agreement if trained else None
         return Verdict(found[0].agreement, before, accuracy, problems)

@@ -107,7 +107,10 @@ def _check_header(file: Any, size: int) -> None:
 
 
 def _check_size(size: int, what: str) -> None:
-    limit = int(os.environ.get(LIMIT, _DEFAULT))
+    told = os.environ.get(LIMIT, str(_DEFAULT))
+    if not told.isdigit():
+        raise ValueError(f"{LIMIT} must be a number of bytes. Received: {told!r}")
+    limit = int(told)
     if size > limit:
         raise ValueError(
             f"{what} unpacks to {size:,} bytes, and the limit is {limit:,}. If you trust it, set "

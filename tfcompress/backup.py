@@ -10,6 +10,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from tfcompress.archives import DAMAGES
 from tfcompress.files import check_path, replacing
 
 
@@ -66,7 +67,7 @@ class BackupAndRestore(keras.callbacks.Callback):
             with np.load(self._file) as found:
                 told = json.loads(str(found["told"]))
                 arrays = [found[f"v{index}"] for index in range(len(told["shapes"]))]
-        except (OSError, ValueError, KeyError, EOFError) as error:
+        except DAMAGES as error:
             raise ValueError(
                 f"The backup {str(self._file)!r} is damaged. Delete it to start anew."
             ) from error
@@ -93,10 +94,7 @@ class BackupAndRestore(keras.callbacks.Callback):
             "logs": self.logs,
             "shapes": [list(variable.shape) for variable in variables],
         }
-        arrays = {
-            f"v{index}": keras.ops.convert_to_numpy(variable)
-            for index, variable in enumerate(variables)
-        }
+        arrays: dict[str, Any] = {f"v{i}": _array(v) for i, v in enumerate(variables)}
         with replacing(self._file, private=True) as part:
             np.savez(part, told=np.array(json.dumps(told)), **arrays)
 
@@ -109,3 +107,9 @@ class BackupAndRestore(keras.callbacks.Callback):
     def _variables(self) -> list[Any]:
         # Those of random layers are among the first.
         return [*self.model.variables, *self.model.optimizer.variables]
+
+
+def _array(variable: Any) -> np.ndarray:
+    """Returns the value of a variable in a type that numpy can save."""
+    array = keras.ops.convert_to_numpy(variable)
+    return array if array.dtype.kind in "biuf" else array.astype(np.float32)

@@ -24,11 +24,12 @@ def problems_of(model: keras.Model, given: Mapping[str, np.ndarray]) -> list[str
     for name, array in given.items():
         if array.dtype.kind == "f" and len(array) > 1:
             if np.ptp(array) == 0:
-                return [
+                found.append(
                     f"All values of input {name!r} in the representative dataset are "
                     f"{array.flat[0]:g}: no range can be measured on them. Pass samples like those "
                     "of training."
-                ]
+                )
+                continue
             found += _of_single_values(name, array)
     return found + _of_scale(model, given)
 

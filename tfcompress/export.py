@@ -45,7 +45,7 @@ from tfcompress.tflite.converter_process import converter_process
 from tfcompress.tflite.inspect import FileReport, inspect_tflite
 from tfcompress.tflite.metadata import write_metadata
 from tfcompress.tflite.run import interpreter_module
-from tfcompress.tflite.trial import warm_up
+from tfcompress.tflite.trial import claim, warm_up
 from tfcompress.tflite.verify import Agreement
 from tfcompress.tflite.writing import HUGE, native_rounding
 from tfcompress.wrap.bake import bake
@@ -303,6 +303,7 @@ def export_tflite(
             per_channel=rounds_per_channel(final),
             calibration=given if by_converter else None,
         )
+    claim(content)
     verdict = None
     if check is not None:
         say("checking the file against the model")

@@ -64,7 +64,10 @@ def check_path(path: Any, suffix: str | None = None) -> pathlib.Path:
         raise FileNotFoundError(
             f"path cannot be written: there is no folder {str(folder)!r}. Create it first."
         )
-    if not os.access(folder, os.W_OK):
+    if _is_stream(target):
+        if not os.access(target, os.W_OK):
+            raise PermissionError(f"path cannot be written: no permission for {str(target)!r}.")
+    elif not os.access(folder, os.W_OK):
         raise PermissionError(f"path cannot be written: no permission in {str(folder)!r}.")
     if target.exists() and not (target.is_file() or _is_stream(target)):
         raise ValueError(f"path is neither a file nor a stream: {str(target)!r}")
@@ -175,13 +178,18 @@ def locked(target: pathlib.Path) -> Iterator[None]:
         handle = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             holder = os.read(handle, 32).decode(errors="replace") or "unknown"
             os.close(handle)
             raise ValueError(
                 f"Another run (process {holder}) is writing {str(target)!r}. Wait for it, or name "
                 "another output."
             ) from None
+        except OSError:  # a file system without locks
+            os.close(handle)
+            path.unlink(missing_ok=True)
+            yield
+            return
         if _is_same(handle, path):  # else the one that held it before has removed it
             break
         os.close(handle)

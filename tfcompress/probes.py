@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ from tfcompress.wrap.samples import sample_keepers
 
 _WORK = 2_000_000_000  # multiply-accumulates that a check may cost, about a second
 _FEWEST, _MOST = 16, 512
+_NUMBERS = 2**26  # of inputs and outputs together: 256 MiB
 _NOISE = 64
 
 Samples = dict[str, np.ndarray]
@@ -64,7 +66,7 @@ def probes(
         return Probes(chosen, "representative_dataset", None if labels is None else labels[rows])
     kept = kept_samples(model)
     if kept is None or any(array is None for array in kept.values()):
-        return Probes(noise_for(model, specs), "noise")
+        return Probes(noise_for(model, specs, min(_NOISE, affordable(model))), "noise")
     count = len(next(iter(kept.values()), ()))
     for spec in specs:  # an input that nothing reads
         kept.setdefault(spec.name, np.zeros([count, *(size or 1 for size in spec.shape)]))
@@ -100,7 +102,12 @@ def affordable(model: keras.Model, times: float = 1) -> int:
         model: The Keras model.
         times: How many times as much work as usual is allowed.
     """
-    return int(np.clip(times * _WORK // max(macs(model), 1), _FEWEST, _MOST))
+    count = np.clip(times * _WORK // max(macs(model), 1), _FEWEST, _MOST)
+    numbers = sum(
+        math.prod(size or 8 for size in tensor.shape[1:])
+        for tensor in (*model.inputs, *model.outputs)
+    )
+    return int(min(count, max(2, _NUMBERS // max(numbers, 1))))
 
 
 def kept_samples(model: keras.Model) -> dict[str, Any] | None:
@@ -210,35 +217,46 @@ def _numpy_type(spec: InputSpec) -> str:
     return "float32" if spec.dtype == "bfloat16" else spec.dtype
 
 
-def _expected(graphs: Mapping[int, Graph], graph: Graph, tensor: Any) -> Scale | None:
+def _expected(
+    graphs: Mapping[int, Graph], graph: Graph, tensor: Any, is_input: bool = True
+) -> Scale | None:
     """Returns what the layers that read a tensor first expect of it, if they tell."""
     for call in graph.consumers.get(id(tensor), []):
         operation = plain(call.operation)
         if is_graph(operation):
             at = [id(t) for t in call.inputs].index(id(tensor))
             inner = graphs[id(operation)]
-            found = _expected(graphs, inner, operation.inputs[at])
+            found = _expected(graphs, inner, operation.inputs[at], is_input)
         else:
-            found = _scale_of(operation)
-            if found is None and type(operation).__name__ in _HANDED_ON:
-                found = _expected(graphs, graph, call.outputs[0])
+            found = _scale_of(operation, tensor, is_input)
+            name = type(operation).__name__
+            if found is None and name in _HANDED_ON:
+                as_it_is = is_input and name in _AS_IT_IS
+                found = _expected(graphs, graph, call.outputs[0], as_it_is)
         if found is not None:
             return found
     return None
 
 
-_HANDED_ON = {"InputSamples", "Identity", "Dropout", "ZeroPadding2D", "Reshape", "Cast", "Resizing"}
+_AS_IT_IS = {"InputSamples", "Identity", "Dropout"}
+_HANDED_ON = {*_AS_IT_IS, "ZeroPadding2D", "Reshape", "Permute", "Cast", "Resizing"}
 _SPREAD = 3**0.5  # the half width of even values, over their deviation
 
 
-def _scale_of(operation: Any) -> Scale | None:
-    """Returns what a layer expects of its input, if it tells."""
+def _scale_of(operation: Any, tensor: Any, is_input: bool) -> Scale | None:
+    """Returns what a layer expects of its input, if it tells.
+
+    Args:
+        operation: The layer.
+        tensor: What it reads.
+        is_input: Whether that is an input of the model as it is, of which channels are known.
+    """
     if isinstance(operation, keras.layers.Embedding):
         return Scale(0, operation.input_dim - 1, whole=True)
     if isinstance(operation, keras.layers.Rescaling):
         scale, offset = np.asarray(operation.scale), np.asarray(operation.offset)
         ends = ((-1.0 if (offset < 0).any() else 0.0) - offset) / scale, (1.0 - offset) / scale
-        return Scale(np.minimum(*ends), np.maximum(*ends))
+        return Scale(float(np.min(ends)), float(np.max(ends)))
     if isinstance(operation, ActivationQuantizer) and operation.is_trained:
         return Scale(*operation.range())
     if isinstance(operation, keras.layers.Normalization) and operation.built:
@@ -249,10 +267,13 @@ def _scale_of(operation: Any) -> Scale | None:
         mean, variance = operation.moving_mean, operation.moving_variance
     else:
         return None
-    mean, variance = (np.squeeze(keras.ops.convert_to_numpy(v)) for v in (mean, variance))
+    mean, variance = (keras.ops.convert_to_numpy(v).ravel() for v in (mean, variance))
     half = _SPREAD * np.sqrt(np.maximum(variance, 0))
-    if mean.ndim > 1:
-        mean, half = mean.mean(), half.max()
+    rank, size = len(tensor.shape), tensor.shape[-1]
+    axes = np.atleast_1d(operation.axis if operation.axis is not None else [])
+    if len(mean) > 1 and not (is_input and len(mean) == size and {*(axes % rank)} == {rank - 1}):
+        low, high = (mean - half).min(), (mean + half).max()
+        return Scale(float(low), float(high))
     return Scale(mean - half, mean + half)
 
 

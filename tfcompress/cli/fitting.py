@@ -75,7 +75,9 @@ class Interruptible(keras.callbacks.Callback):
     def on_train_begin(self, logs: Any = None) -> None:
         """Listens to Ctrl-C."""
         self._asked = self._waits = False
-        self._before = signal.signal(signal.SIGINT, self._interrupt)
+        self._before = signal.getsignal(signal.SIGINT)
+        if self._before is not signal.SIG_IGN:  # as in the background of a shell
+            signal.signal(signal.SIGINT, self._interrupt)
 
     def _interrupt(self, *_: Any) -> None:
         self._asked = True

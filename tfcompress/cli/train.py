@@ -97,6 +97,7 @@ def train(
             wrapped.fit(
                 batches,
                 epochs=epochs,
+                shuffle=False,  # they come in their own order
                 verbose=0,
                 callbacks=[
                     state,
@@ -170,7 +171,7 @@ class _Progress:
 
     def settle_seed(self, seed: int | None) -> int:
         """Returns the seed of the run: the one given, that of the stopped run, or any."""
-        if self._settings["seed"] is None:
+        if not self.is_resumed:
             self._settings["seed"] = secrets.randbits(31) if seed is None else seed
             write_whole(self._file, json.dumps(self._settings, sort_keys=True).encode())
         return self._settings["seed"]
@@ -180,10 +181,8 @@ class _Progress:
         if kind is None or not (done or self.is_resumed):
             shutil.rmtree(self._folder, ignore_errors=True)  # nothing to go on with
         elif issubclass(kind, KeyboardInterrupt):
-            raise Stopped(
-                f"Stopped after {done} of {self._settings['epochs']} epochs. Give the same command "
-                "again to go on."
-            ) from error
+            after = f"after {done} of {self._settings['epochs']} epochs" if done else "again"
+            raise Stopped(f"Stopped {after}. Give the same command again to go on.") from error
 
 
 def _usual_labels(y: np.ndarray) -> np.ndarray:

@@ -9,7 +9,6 @@ it: `unzip -p model.tflite tfcompress.json` shows them.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import io
 import json
 import zipfile
@@ -17,8 +16,8 @@ import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tfcompress.tflite.run import TFLiteModel
-from tfcompress.tflite.trial import DIGEST, RECIPE, trust
+from tfcompress.tflite.run import RECIPE, TFLiteModel
+from tfcompress.tflite.trial import trust
 
 _NAME, _IDENTIFIER = "TFLITE_METADATA", b"M001"
 _DAMAGES = (zipfile.BadZipFile, zlib.error, KeyError, ValueError, AttributeError, OSError)
@@ -55,8 +54,7 @@ def write_metadata(
         files[associated[output]] = "\n".join(names) + "\n"
     if labels or normalization:
         content = _embed(content, _described(content, name, associated, normalization))
-    digest = hashlib.sha256(content).hexdigest()
-    told = {**recipe, "normalization": normalization, **({DIGEST: digest} if tried else {})}
+    told = {**recipe, "normalization": normalization}
     files[RECIPE] = json.dumps(told, separators=(",", ":"))
     end = io.BytesIO(content)
     end.seek(0, io.SEEK_END)
@@ -79,7 +77,6 @@ def read_metadata(content: bytes) -> dict[str, Any] | None:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             texts = {file: archive.read(file).decode() for file in archive.namelist()}
         found = json.loads(texts.pop(RECIPE))
-        found.pop(DIGEST, None)
     except (*_DAMAGES, RuntimeError):
         return None
     labels = {

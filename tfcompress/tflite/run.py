@@ -15,7 +15,9 @@ import numpy as np
 from tfcompress.data import InputSpec, collect
 from tfcompress.stderr import captured_stderr
 from tfcompress.tflite.benchmark import BenchmarkResult, benchmark
-from tfcompress.tflite.trial import RECIPE, try_file
+from tfcompress.tflite.trial import try_file
+
+RECIPE = "tfcompress.json"  # the file in the zip at the end that says how a file was made
 
 _BATCH = 64  # samples at a time, where the file leaves the batch open
 

@@ -131,7 +131,7 @@ def _fault(output: Output, limit: Tolerance, share: float, more: np.ndarray) -> 
         channel = int((far * output.rmse / allowed).argmax())
         told = f"{output.rmse[channel] / scale[channel]:.4f} of its deviation (RMSE)"
         return f"{output.at(channel)} is off by {told}; the largest allowed is {share}"
-    if limit.largest is not None:
+    if limit.largest is not None and not output.is_choice:
         few = (3.5 + 2 * limit.steps) * output.step
         most = np.maximum(np.maximum(limit.largest * scale, few), 6 * more)
         far = counts & (output.farthest > most)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import atexit
 import hashlib
-import io
-import json
 import multiprocessing.spawn
 import os
 import pathlib
@@ -13,23 +11,25 @@ import pickle
 import subprocess
 import sys
 import threading
-import zipfile
-import zlib
 from typing import Any
 
 from tfcompress.tflite.structure import check_structure
 
-RECIPE = "tfcompress.json"
-DIGEST = "sha256"
 _CHILD = pathlib.Path(__file__).with_name("trial_child.py")
-_SECONDS = 20.0
+_SECONDS, _TO_LOAD = 20.0, 120.0
 _known: set[bytes] = set()
+_own: set[bytes] = set()
 _one_at_a_time = threading.RLock()
 
 
 def trust(content: bytes) -> None:
-    """Says that a file was made here, and needs neither check nor trial."""
+    """Says that a file was checked, and needs no trial."""
     _known.add(_digest(content))
+
+
+def claim(content: bytes) -> None:
+    """Says that a file was made here: it may take as long as it needs, and as much memory."""
+    _own.add(_digest(content))
 
 
 def warm_up(module: str) -> None:
@@ -45,8 +45,7 @@ def warm_up(module: str) -> None:
 def try_file(content: bytes, module: str) -> None:
     """Checks the structure of a file, and opens and runs it in a process of its own.
 
-    Once for each content. Files of this library carry a digest of theirs, which tells that they are
-    as they were written.
+    Once for each content.
 
     Args:
         content: A `.tflite` file.
@@ -57,11 +56,11 @@ def try_file(content: bytes, module: str) -> None:
             20 seconds or takes more than 2 GiB; or the runtime refuses the file.
     """
     digest = _digest(content)
-    if digest in _known or _is_own(content):
+    if digest in _known:
         return
     check_structure(content)
     with _one_at_a_time:
-        problem = _process(module).open(content)
+        problem = _process(module).open(content, limited=digest not in _own)
     if problem:
         raise ValueError(problem)
     _known.add(digest)
@@ -71,25 +70,12 @@ def _digest(content: bytes) -> bytes:
     return hashlib.sha256(content).digest()
 
 
-def _is_own(content: bytes) -> bool:
-    """Returns whether a file is as `write_metadata` made it."""
-    if RECIPE.encode() not in content[-4096:]:
-        return False
-    try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            first = min(entry.header_offset for entry in archive.infolist())
-            told = json.loads(archive.read(RECIPE)).get(DIGEST)
-    except (zipfile.BadZipFile, zlib.error, KeyError, ValueError, OSError, AttributeError):
-        return False
-    return told == hashlib.sha256(content[:first]).hexdigest()
-
-
 class _Process:
     """A process that opens files, one after the other."""
 
     def __init__(self, module: str) -> None:
         executable = os.fsdecode(multiprocessing.spawn.get_executable() or sys.executable)
-        self.owner, self.module = os.getpid(), module
+        self.owner, self.module, self._ready = os.getpid(), module, False
         self._process = subprocess.Popen(
             [executable, "-I", str(_CHILD)],
             stdin=subprocess.PIPE,
@@ -113,27 +99,47 @@ class _Process:
             self._process.kill()
             self._process.communicate()
 
-    def open(self, content: bytes) -> str | None:
+    def open(self, content: bytes, limited: bool) -> str | None:
         """Returns why a file cannot be used, or None if it can."""
-        out_of_time = threading.Event()
-
-        def give_up() -> None:
-            out_of_time.set()
-            self._process.kill()
-
-        timer = threading.Timer(_SECONDS, give_up)
-        timer.start()
-        answers: Any = self._process.stdout
         try:
-            self._send(content)
-            return pickle.load(answers)
+            if not self._ready:
+                self._answer(_TO_LOAD)
+                self._ready = True
+            self._send((content, limited))
+            return self._answer(_SECONDS if limited else None)
+        except TimeoutError:
+            return f"the runtime did not open and run it within {_SECONDS:.0f} seconds"
         except (EOFError, OSError, pickle.UnpicklingError):
             self.end()
-            if out_of_time.is_set():
-                return f"the runtime did not open and run it within {_SECONDS:.0f} seconds"
+            if not self._ready:
+                return f"the runtime {self.module} could not be loaded to try it"
             return f"it crashes the runtime (exit status {self._process.returncode})"
+        except BaseException:
+            self.end()  # its answer would be taken for that of another file
+            raise
+
+    def _answer(self, seconds: float | None) -> Any:
+        """Returns what the process says next; ends it if that takes too long."""
+        late = threading.Event()
+
+        def give_up() -> None:
+            late.set()
+            self._process.kill()
+
+        timer = threading.Timer(seconds, give_up) if seconds else None
+        if timer:
+            timer.start()
+        try:
+            answers: Any = self._process.stdout
+            return pickle.load(answers)
+        except (EOFError, pickle.UnpicklingError):
+            if late.is_set():
+                self.end()
+                raise TimeoutError from None
+            raise
         finally:
-            timer.cancel()
+            if timer:
+                timer.cancel()
 
 
 _running: list[_Process] = []

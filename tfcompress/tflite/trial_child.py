@@ -11,8 +11,8 @@ from typing import Any
 _MEMORY = 2 * 2**30
 
 
-def limit_memory() -> None:
-    """Lets the process have 2 GiB more than it has."""
+def limit_memory(limited: bool) -> None:
+    """Lets the process have 2 GiB more than it has, or all there is."""
     try:
         import resource
     except ImportError:  # Windows has no such limits
@@ -20,23 +20,26 @@ def limit_memory() -> None:
     with contextlib.suppress(OSError, ValueError, IndexError):
         with open("/proc/self/statm") as file:
             now = int(file.read().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (now + _MEMORY, now + _MEMORY))
+        _, most = resource.getrlimit(resource.RLIMIT_AS)
+        resource.setrlimit(resource.RLIMIT_AS, (now + _MEMORY if limited else most, most))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
-def problem(module: Any, content: bytes) -> str | None:
+def problem(module: Any, content: bytes, limited: bool) -> str | None:
     """Returns why a file cannot be used, or None if it can.
 
-    It is opened and run twice, as the runtime does by default and with its built-in kernels only.
+    It is opened and run as the runtime does by default and, if it may be that of somebody else,
+    with its built-in kernels, too.
 
     Args:
         module: That of the runtime.
         content: A `.tflite` file.
+        limited: Whether it may be that of somebody else.
     """
     home = module if hasattr(module, "OpResolverType") else getattr(module, "experimental", None)
     kinds: Any = getattr(home, "OpResolverType", None)
     options: list[dict[str, Any]] = [{}]
-    if kinds is not None:
+    if kinds is not None and limited:
         plain = {"experimental_op_resolver_type": kinds.BUILTIN_WITHOUT_DEFAULT_DELEGATES}
         options += [plain, {**plain, "experimental_preserve_all_tensors": True}]
     for option in options:
@@ -61,9 +64,10 @@ def problem(module: Any, content: bytes) -> str | None:
 def look(interpreter: Any) -> None:
     """Reads whatever can be read of a file that is open."""
     for details in interpreter.get_tensor_details():
-        with contextlib.suppress(RuntimeError, ValueError, MemoryError):
+        # Some types are none that numpy knows.
+        with contextlib.suppress(Exception):
             interpreter.get_tensor(details["index"])
-        with contextlib.suppress(RuntimeError, ValueError, MemoryError):
+        with contextlib.suppress(Exception):
             interpreter.tensor(details["index"])()
     interpreter._get_ops_details()
     interpreter._get_full_signature_list()
@@ -76,14 +80,16 @@ def main() -> None:
     os.dup2(2, 1)  # native code prints
     sys.path[:], name = pickle.load(sys.stdin.buffer)
     module = importlib.import_module(name)
-    limit_memory()
+    answer: Any = "ready"
     while True:
+        pickle.dump(answer, answers, protocol=pickle.HIGHEST_PROTOCOL)
+        answers.flush()
         try:
-            content = pickle.load(sys.stdin.buffer)
+            content, limited = pickle.load(sys.stdin.buffer)
         except EOFError:
             return
-        pickle.dump(problem(module, content), answers, protocol=pickle.HIGHEST_PROTOCOL)
-        answers.flush()
+        limit_memory(limited)
+        answer = problem(module, content, limited)
 
 
 if __name__ == "__main__":

@@ -249,9 +249,10 @@ def _output(name: str, wanted: np.ndarray, got: np.ndarray, step: float, source:
 
 
 def channel_rmse(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Returns the root mean squared difference of two arrays for each place of the last axis."""
-    if one.ndim < 2:
-        one, other = one.reshape(-1, 1), other.reshape(-1, 1)
+    """Returns the RMSE of two arrays for each place of the last axis, or the share of classes."""
+    one, other = (x.reshape(-1, 1) if x.ndim < 2 else x for x in (one, other))
+    if one.dtype.kind in "biu":  # of classes, the share that is another
+        return (one != other).mean(tuple(range(one.ndim - 1)), dtype=np.float64)
     difference = np.nan_to_num(one.astype(np.float32) - other.astype(np.float32))
     return np.sqrt(np.square(difference).mean(tuple(range(one.ndim - 1)), dtype=np.float64))
 
