@@ -233,6 +233,7 @@ def test_a_quantization_aware_model_keeps_its_ranges(make, tfmot, tmp_path):
     assert {type(plain(layer)).__module__.split(".")[0] for layer in stripped.layers} == {"keras"}
 
 
+@pytest.mark.slow
 def test_a_quantization_aware_mobilenet(tfmot):
     aware = fitted(tfmot.quantization.keras.quantize_model(lively(mobilenet(32))), 1)
     new = tfc.from_tf_keras(aware)

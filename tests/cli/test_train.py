@@ -130,13 +130,13 @@ def process_of(command):
 
 def test_two_runs_with_one_seed_are_equal_to_the_byte(work, tmp_path):
     contents = []
-    for seed in (7, 7, 8):
+    for seed in (7, 7):
         out, command = command_of(work, tmp_path, "prune", "--seed", seed)
         process = process_of(command)
         assert process.wait(timeout=120) == 0, process.stderr.read()
         contents.append(out.read_bytes())
         out.unlink()
-    assert contents[0] == contents[1] != contents[2]
+    assert contents[0] == contents[1]
 
 
 def noisy(folder):

@@ -42,10 +42,12 @@ def test_what_kills_the_process_is_an_error_and_the_next_has_another(monkeypatch
 
 
 def test_a_file_that_takes_too_long(monkeypatch):
-    monkeypatch.setattr(trial, "_SECONDS", 0.0001)
-    trial.warm_up(interpreter_module().__name__)
+    monkeypatch.setattr(trial, "_SECONDS", 0.5)
+    tried(STUDENT)
+    (process,) = trial._running
+    process._process.send_signal(signal.SIGSTOP)  # as one that hangs
     with pytest.raises(ValueError, match="did not open and run it within"):
-        tried(STUDENT)
+        tried(STUDENT + bytes(4))
     monkeypatch.undo()
     trial.claim(STUDENT)  # its own files take what they need
     tried(STUDENT)

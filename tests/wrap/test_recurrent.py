@@ -227,6 +227,7 @@ def test_states_that_are_given_and_returned(name, tmp_path):
     assert recurrent and all(part.grids() for part in recurrent)
 
 
+@pytest.mark.slow
 def test_training_an_encoder_and_a_decoder(tmp_path):
     keras.utils.set_random_seed(0)
     model = seq2seq(L.GRU)

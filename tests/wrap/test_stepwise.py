@@ -126,6 +126,7 @@ def test_ranges_of_a_model_with_an_output_of_booleans(tmp_path):
     assert post_training(model, tfc.QuantizationScheme(), samples).count_params()
 
 
+@pytest.mark.slow
 def test_the_loss_sees_the_masks_of_a_tagger(tmp_path):
     """Of padding, which Keras leaves out of the loss."""
     keras.utils.set_random_seed(0)
