@@ -82,7 +82,7 @@ EXAMPLES = {
 }
 
 
-LONG = ("mixed_precision", "prune", "remove_channels", "transfer_learning")
+LONG = ("mixed_precision", "prune", "quantize", "remove_channels", "transfer_learning")
 
 
 @pytest.mark.parametrize(

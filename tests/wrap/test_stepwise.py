@@ -39,7 +39,13 @@ def reader_of_padded_texts(name):
     return keras.Model(inputs, L.Dense(4)(L.GRU(5)(x) if len(x.shape) == 3 else x))
 
 
-@pytest.mark.parametrize("name", MASKED)
+LONG = ("both, all states",)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.slow if n in LONG else ()) for n in MASKED],
+)
 def test_masked_steps(name, tmp_path):
     x = padded_texts()
     wanted = reader_of_padded_texts(name)(x)
