@@ -81,7 +81,7 @@ class Graph:
 
     def scaled(self):
         """Returns the tensors between operators that have a scale."""
-        inner = [
+        return [
             i
             for i, t in enumerate(self.tensors)
             if t.quantization is not None
@@ -89,7 +89,10 @@ class Graph:
             and len(t.quantization.scale) == 1
             and self.array(i) is None
         ]
-        return inner
+
+    def of_bytes(self):
+        """Returns those of them that are int8."""
+        return [index for index in self.scaled() if self.tensors[index].type == 9]
 
 
 def _pick(generator, things):
@@ -111,7 +114,6 @@ def _edit(graph, generator, change, what=1):
     after = change(wide, _channel_axis(graph, operator) if what == 1 else 0)
     if before.dtype.kind == "i":
         after = np.round(after)
-    after = after.astype(before.dtype) if before.dtype.kind == "f" else after
     if before.dtype == np.int8:
         after = np.clip(after, -127, 127)
     after = after.astype(before.dtype)
@@ -250,19 +252,23 @@ def scale_of_weights(graph, generator):
 
 @kind
 def scale_between_operators(graph, generator):
-    index = _pick(generator, graph.scaled())
+    return _rescale(graph, generator, graph.scaled(), [0.3, 0.5, 0.7, 0.95, 1.05, 1.3])
+
+
+def _rescale(graph, generator, indices, factors):
+    """Changes the scale of one of some tensors by one of some factors."""
+    index = _pick(generator, indices)
     if index is None:
         return False
     quantization = graph.tensors[index].quantization
-    quantization.scale = np.array(quantization.scale, np.float32) * np.float32(
-        generator.choice([0.3, 0.5, 0.7, 0.95, 1.05, 1.3])
-    )
+    factor = np.float32(generator.choice(factors))
+    quantization.scale = np.array(quantization.scale, np.float32) * factor
     return True
 
 
 @kind
 def zero_point_moved(graph, generator):
-    index = _pick(generator, [i for i in graph.scaled() if graph.tensors[i].type == 9])
+    index = _pick(generator, graph.of_bytes())
     if index is None:
         return False
     quantization = graph.tensors[index].quantization
@@ -387,13 +393,7 @@ def a_step_of_a_convolution(graph, generator):
 @kind
 def tails_cut(graph, generator):
     """The range of what is between operators ends a little too early: seldom seen."""
-    index = _pick(generator, [i for i in graph.scaled() if graph.tensors[i].type == 9])
-    if index is None:
-        return False
-    quantization = graph.tensors[index].quantization
-    share = float(generator.choice([0.8, 0.9, 0.97]))
-    quantization.scale = np.array(quantization.scale, np.float32) * np.float32(share)
-    return True
+    return _rescale(graph, generator, graph.of_bytes(), [0.8, 0.9, 0.97])
 
 
 @kind

@@ -85,9 +85,10 @@ def judge(
         ExportError: If the file is broken.
     """
     limit = TOLERANCES[tolerance]
-    problems = [_copied(o, limit, i, allowed) for i, o in enumerate(found.outputs)]
-    if not limit.is_copy:
-        problems = [_rounded(o, limit) for o in found.outputs]
+    problems = [
+        _copied(output, limit, index, allowed) if limit.is_copy else _rounded(output, limit)
+        for index, output in enumerate(found.outputs)
+    ]
     hint = _HINTS.get(" ".join(tolerance.split()[:2]), "")
     told = f"{found.agreement}. {hint}".strip()
     if reason := next((reason for refused, reason in filter(None, problems) if refused), None):
