@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 from keras import layers as L
+from keras import ops
 
 import tfcompress as tfc
 from tfcompress.transforms import FakeQuant, MagnitudeMask
@@ -51,6 +52,33 @@ def test_with_nothing_pruned_the_layer_is_the_same(make, shape, dtype, built_fir
     model.save(tmp_path / "m.keras")
     loaded = keras.saving.load_model(tmp_path / "m.keras")
     np.testing.assert_allclose(loaded(x), model(x), atol=1e-6)
+
+
+@keras.saving.register_keras_serializable("tests")
+class BuiltByItsCall(L.Layer):
+    """Has no build(), and tells its output shape: Keras does not call it to build it."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.table = self.add_weight(shape=(6, 6), name="table")
+        self.inner = L.Dense(6)
+
+    def call(self, x):
+        return self.inner(x @ ops.convert_to_tensor(self.table))
+
+    def compute_output_shape(self, shape):
+        return shape
+
+
+@pytest.mark.filterwarnings("ignore:`build\\(\\)` was called on layer")
+def test_a_layer_that_only_its_call_builds_is_loaded(tmp_path):
+    model = keras.Sequential([keras.Input((6,)), BuiltByItsCall()])
+    x = inputs_for((6,), "float32")
+    pruned = tfc.prune(model, 0.5)
+    pruned.save(tmp_path / "m.keras")
+    loaded = keras.saving.load_model(tmp_path / "m.keras")
+    assert len(loaded.layers[0].weight_transforms) == 2
+    np.testing.assert_array_equal(loaded(x), pruned(x))
 
 
 @pytest.mark.parametrize(("make", "shape", "dtype"), LAYERS.values(), ids=LAYERS)

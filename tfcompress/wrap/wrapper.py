@@ -7,6 +7,7 @@ from typing import Any
 
 import keras
 from keras import ops, tree
+from keras.src import backend
 
 from tfcompress.graph.cost import DEPTHWISE, TRANSPOSED, einsum_letters
 from tfcompress.transforms import WeightTransform
@@ -192,7 +193,7 @@ class CompressionWrapper(keras.layers.Layer):
         # Keras looks there for tensors and their masks, by name.
         self._call_signature = layer._call_signature
         self._allow_non_tensor_positional_args = layer._allow_non_tensor_positional_args
-        if layer.built:
+        if _all_built(layer):
             self._attach()
 
     def _attach(self) -> None:
@@ -208,11 +209,12 @@ class CompressionWrapper(keras.layers.Layer):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Calls the wrapped layer, building it first as it builds itself."""
         if not self.built:
+            specs = tree.map_structure(_symbolic, (args, kwargs))
+            # Layers differ in the signature of build(); all build themselves when called.
             if not self.layer.built:
-                # Layers differ in the signature of build(); all build themselves when called.
-                self.layer(
-                    *tree.map_structure(_symbolic, args), **tree.map_structure(_symbolic, kwargs)
-                )
+                self.layer(*specs[0], **specs[1])
+            if not _all_built(self.layer):  # by call() alone, which Keras forgets on loading
+                backend.compute_output_spec(self.layer.call, *specs[0], **specs[1])
             self._attach()
         return super().__call__(*args, **kwargs)
 
@@ -352,6 +354,10 @@ class CompressionWrapper(keras.layers.Layer):
 
     def build_from_config(self, config: Any) -> None:
         """Does nothing: a layer that was built when saved is built by its own config."""
+
+
+def _all_built(layer: Any) -> bool:
+    return all(part.built for part in layer._flatten_layers())
 
 
 def _is_float32(x: Any) -> bool:
