@@ -198,6 +198,8 @@ def _register_with_keras(_: Any) -> None:
         "distill.distiller",
         "distill.losses.feature",
         "distill.losses.relation",
+        "distill.teachers",
+        "rewrite.channels.regularize",
     ):
         importlib.import_module(f"tfcompress.{module}")
 
