@@ -23,7 +23,8 @@ test-all: $(VENV)/.installed
 	$(PYTEST) -m "slow or not slow"
 
 # What training, exporting and running files need, under other versions.
-CORE := tests/transforms tests/wrap tests/tflite tests/test_export.py tests/test_exactness.py
+CORE := tests/transforms tests/integer tests/wrap tests/quantization tests/lowering tests/tflite \
+	tests/export tests/test_exactness.py
 IN = .venv-$(subst test-,,$@)
 
 test-lowest:

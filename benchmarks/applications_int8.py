@@ -71,7 +71,7 @@ def measured(name):
     import keras
 
     import tfcompress as tfc
-    from tfcompress.agreement import measure
+    from tfcompress.export.agreement import measure
 
     size = SIZES.get(name, 64)
     model = build(name, size)

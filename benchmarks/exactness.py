@@ -14,8 +14,8 @@ from rich.console import Console
 
 import tfcompress as tfc
 from tests import nets
-from tfcompress.agreement import measure
 from tfcompress.demo.data import load
+from tfcompress.export.agreement import measure
 from tfcompress.tables import table
 
 FOLDER = pathlib.Path(__file__).resolve().parent.parent / "tflite_models"

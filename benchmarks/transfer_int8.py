@@ -48,7 +48,7 @@ def measured(name, folder):
     import numpy as np
 
     import tfcompress as tfc
-    from tfcompress.agreement import measure
+    from tfcompress.export.agreement import measure
     from tfcompress.graph.read import input_names
 
     size = SIZES.get(name, 64)

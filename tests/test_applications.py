@@ -6,7 +6,8 @@ import pytest
 
 import tfcompress as tfc
 from benchmarks.applications_int8 import MODELS, SIZES, build
-from tfcompress.agreement import measure
+from tfcompress.export.agreement import measure
+from tfcompress.graph.keras_internals import flatten_layers, maker
 
 QUICK = ("MobileNetV3Small",)
 
@@ -17,7 +18,7 @@ QUICK = ("MobileNetV3Small",)
 def test_the_file_equals_the_model(name, tmp_path):
     size = SIZES.get(name, 64)
     aware = tfc.quantize(build(name, size))
-    for layer in aware._flatten_layers():
+    for layer in flatten_layers(aware):
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.trainable = False
     generator = np.random.default_rng(0)
@@ -29,7 +30,7 @@ def test_the_file_equals_the_model(name, tmp_path):
     aware(x[16:32], training=True)
     result = tfc.export_tflite(aware, tmp_path / "m.tflite", verify=False)
     assert result.float_tensors == []
-    name = aware.inputs[0]._keras_history.operation.name
+    name = maker(aware.inputs[0]).name
     found = measure(aware, result.path, {name: x[32:]})
     # Equal to the bit, but where a sum falls within a ten-millionth of the middle of two steps.
     assert found.rmse < 0.02, found

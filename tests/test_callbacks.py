@@ -7,7 +7,8 @@ import pytest
 import tfcompress as tfc
 from tests import nets
 from tests.conftest import arrays
-from tfcompress.wrap.strip import quantizers
+from tfcompress.graph.keras_internals import flatten_layers
+from tfcompress.quantization.state import quantizers
 
 
 def data(model, count=64):
@@ -72,7 +73,7 @@ def test_ranges_and_statistics_stay_once_frozen(learned):
     for a, b in zip(norms[2], norms[4], strict=True):
         np.testing.assert_array_equal(a, b)
     assert any(np.any(a != b) for a, b in zip(kernels[3], kernels[4], strict=True))
-    assert all(layer.trainable for layer in model._flatten_layers())
+    assert all(layer.trainable for layer in flatten_layers(model))
     model.fit(x, y, verbose=0)  # and moves again
     assert [q.range() for q in quantizers(model)] != ranges[4]
 
@@ -113,7 +114,7 @@ def test_a_run_that_was_stopped_leaves_nothing_frozen():
         model.fit(x, y, verbose=0, callbacks=[callback, stopper])
     before = [q.range() for q in quantizers(model)]
     model.fit(10 * x, y, verbose=0, callbacks=[tfc.FreezeQuantization(9), callback])
-    assert all(layer.trainable for layer in model._flatten_layers())
+    assert all(layer.trainable for layer in flatten_layers(model))
     model.fit(10 * x, y, verbose=0)
     assert [q.range() for q in quantizers(model)] != before
 

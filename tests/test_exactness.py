@@ -7,16 +7,17 @@ from keras import layers as L
 
 import tfcompress as tfc
 from tests import nets
-from tfcompress.agreement import measure
+from tfcompress.export.agreement import measure
+from tfcompress.graph.keras_internals import maker
+from tfcompress.quantization.state import quantizers
 from tfcompress.tflite.inspect import weights
 from tfcompress.tflite.run import TFLiteModel
-from tfcompress.wrap.strip import quantizers
 
 NAMES = list(nets.NETS)
 
 
 def agreement(model, path, fashion):
-    name = model.inputs[0]._keras_history.operation.name
+    name = maker(model.inputs[0]).name
     return measure(model, path, {name: fashion[2][:500]})
 
 
@@ -113,7 +114,7 @@ def test_pruned_weights_are_zero_in_the_file_at_the_same_places(fashion, tmp_pat
 def test_averages_agree_to_the_bit(tmp_path):
     """Average pooling is modelled with its ties; nothing else is between input and output."""
     model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.AveragePooling2D(2)])
-    from tfcompress.wrap.placement import PlaceQuantizers
+    from tfcompress.quantization.placement import PlaceQuantizers
 
     aware = PlaceQuantizers(None).run(model)
     x = np.random.default_rng(0).uniform(-1, 3, (64, 8, 8, 3)).astype("float32")

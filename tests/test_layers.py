@@ -7,7 +7,8 @@ from keras import layers as L
 from keras import ops
 
 import tfcompress as tfc
-from tfcompress.agreement import measure
+from tfcompress.export.agreement import measure
+from tfcompress.graph.keras_internals import maker
 from tfcompress.tflite.inspect import weights
 
 IMAGE, SERIES, VECTOR, VOLUME = (8, 8, 4), (12, 6), (6,), (6, 6, 6, 2)
@@ -159,7 +160,7 @@ def samples(model, count, seed):
         shape = (count, *tensor.shape[1:])
         integers = "int" in tensor.dtype
         values = generator.integers(0, 10, shape) if integers else generator.normal(size=shape)
-        made[tensor._keras_history.operation.name] = values.astype(tensor.dtype)
+        made[maker(tensor).name] = values.astype(tensor.dtype)
     return made
 
 

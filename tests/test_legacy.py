@@ -7,8 +7,8 @@ import pytest
 tf_keras = pytest.importorskip("tf_keras")
 
 import tfcompress as tfc  # noqa: E402
-from tfcompress.graph.cost import plain  # noqa: E402
-from tfcompress.wrap.strip import rounding_in_floats  # noqa: E402
+from tfcompress.graph.layers import plain  # noqa: E402
+from tfcompress.quantization.state import rounding_in_floats  # noqa: E402
 
 L = tf_keras.layers
 

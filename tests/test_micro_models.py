@@ -7,7 +7,8 @@ from keras import layers as L
 from keras import ops
 
 import tfcompress as tfc
-from tfcompress.agreement import measure
+from tfcompress.export.agreement import measure
+from tfcompress.graph.keras_internals import maker
 
 
 def image(x):
@@ -125,6 +126,6 @@ def test_a_hundred_epochs(build, tmp_path):
     )  # of eight classes; not all can do it well
     result = tfc.export_tflite(aware, tmp_path / "m.tflite")
     assert result.float_tensors == []
-    name = model.inputs[0]._keras_history.operation.name
+    name = maker(model.inputs[0]).name
     found = measure(aware, result.path, {name: x[768:]})
     assert found.max_steps < 0.01 and found.top1 == 1, found

@@ -8,6 +8,7 @@ from keras import ops
 
 import tfcompress as tfc
 from tests.nets import samples_for
+from tfcompress.graph.keras_internals import flatten_layers
 
 SERIES, IMAGE, VECTOR = (12, 6), (16, 16, 3), (8,)
 
@@ -80,7 +81,7 @@ def test_what_is_not_finite_does_not_reach_the_converter(way, tmp_path):
     options = {"representative_dataset": x} if way == "ptq" else {}
     if way == "qat":
         model = trained(model, x)
-        for layer in model._flatten_layers():
+        for layer in flatten_layers(model):
             if hasattr(layer, "set_range"):
                 layer.set_range(-1.0, np.nan)
     with pytest.raises(ValueError, match="is not finite|'log.*computes NaN or infinity"):

@@ -46,7 +46,7 @@ def check_weights_file(path: pathlib.Path, what: str) -> None:
     Raises:
         ValueError: If they are, or cannot be read.
     """
-    import h5py
+    import h5py  # comes with Keras, which a device does not have
 
     total = 0
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from tfcompress.archives import DAMAGES
 from tfcompress.files import check_path, replacing
+from tfcompress.graph.keras_internals import first_epoch
 
 
 class BackupAndRestore(keras.callbacks.Callback):
@@ -82,7 +83,7 @@ class BackupAndRestore(keras.callbacks.Callback):
         for variable, array in zip(variables, arrays, strict=True):
             variable.assign(array)
         self.epoch, self.logs = told["epoch"], told["logs"]
-        self.model._initial_epoch = self.epoch
+        first_epoch(self.model, self.epoch)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Keeps the state."""
@@ -100,7 +101,7 @@ class BackupAndRestore(keras.callbacks.Callback):
 
     def on_train_end(self, logs: Any = None) -> None:
         """Removes the file, if that was asked for."""
-        self.model._initial_epoch = None
+        first_epoch(self.model, None)
         if self._delete:
             self._file.unlink(missing_ok=True)
 

@@ -10,11 +10,11 @@ import keras
 import numpy as np
 
 from tfcompress.data import samples
-from tfcompress.graph.cost import plain
+from tfcompress.graph.layers import plain
 from tfcompress.graph.read import input_specs, walk_layers
 from tfcompress.graph.run import packed
-from tfcompress.wrap.strip import quantizers
-from tfcompress.wrap.summary import summary
+from tfcompress.measure.summary import summary
+from tfcompress.quantization.state import quantizers
 
 
 def _student(model: Any) -> keras.Model:

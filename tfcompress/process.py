@@ -7,6 +7,8 @@ import re
 import sys
 from typing import Any
 
+from tfcompress.tensorflow_internals import has_computed
+
 _forked = False
 
 
@@ -54,14 +56,9 @@ def is_traced() -> bool:
     return tensorflow is not None and tensorflow.inside_function()
 
 
-def _has_computed() -> bool:
-    context: Any = sys.modules.get("tensorflow.python.eager.context")
-    return getattr(getattr(context, "_context", None), "_initialized", False)
-
-
 def _after_fork() -> None:
     global _forked
-    _forked = _has_computed()
+    _forked = has_computed()
 
 
 if hasattr(os, "register_at_fork"):

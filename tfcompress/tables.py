@@ -10,6 +10,7 @@ from typing import Any
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Any:
     """Makes a `rich` table; numbers are set to the right."""
+    # A device that runs files prints no tables.
     from rich.markup import escape
     from rich.table import Table
 
@@ -25,7 +26,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> 
 
 def as_text(*renderables: Any) -> str:
     """Renders for a place without colours, such as `str()` of a result."""
-    from rich.console import Console
+    from rich.console import Console  # as above
 
     width = max(100, shutil.get_terminal_size((100, 20)).columns)
     out = io.StringIO()
@@ -52,6 +53,7 @@ def _cell(value: Any) -> str:
         return f"{value:,}"
     if isinstance(value, float):
         return f"{value:.4g}"
+    # A device that runs files prints no tables.
     from rich.markup import escape
 
     return escape(str(value))

@@ -222,6 +222,6 @@ def test_unforeseen_errors_are_one_line_too(work, monkeypatch):
     def fails(*_, **__):
         raise KeyError("odd")
 
-    monkeypatch.setattr("tfcompress.wrap.summary.summary", fails)
+    monkeypatch.setattr("tfcompress.measure.summary.summary", fails)
     failed = run("summary", work / "model.keras")
     assert failed.exit_code == 1 and "KeyError: 'odd' (set TFCOMPRESS_TRACEBACK=1" in failed.stderr

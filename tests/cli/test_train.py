@@ -17,14 +17,14 @@ from tfcompress.cli.fitting import Interruptible
 
 
 def test_a_model_that_was_changed_is_not_gone_on_with(work, tmp_path, monkeypatch):
-    from tfcompress.cli import making
+    from tfcompress.cli.commands import compress
 
     model = tmp_path / "m.keras"
     model.write_bytes((work / "model.keras").read_bytes())
-    first = making._identity(str(model))
-    assert first == making._identity(str(model)) and first[0] == str(model)
+    first = compress._identity(str(model))
+    assert first == compress._identity(str(model)) and first[0] == str(model)
     os.utime(model, (1, 1))
-    assert making._identity(str(model)) != first
+    assert compress._identity(str(model)) != first
 
 
 LOSSES = {

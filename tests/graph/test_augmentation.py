@@ -7,7 +7,7 @@ from keras import layers as L
 from keras import ops
 
 import tfcompress as tfc
-from tests.wrap.agreeing import equals_its_file, trained
+from tests.agreeing import equals_its_file, trained
 from tfcompress.graph.augmentation import trains_only
 
 X = np.random.default_rng(0).uniform(0, 255, (48, 16, 16, 3)).astype("float32")

@@ -218,7 +218,7 @@ def test_policies_and_operations_are_copied():
     x = np.random.default_rng(0).normal(size=(4, 8))
     copy = Rewriter().run(model)
     np.testing.assert_array_equal(copy.predict(x, verbose=0), model.predict(x, verbose=0))
-    assert not {id(o) for o in copy._operations} & {id(o) for o in model._operations}
+    assert not {id(o) for o in copy.operations} & {id(o) for o in model.operations}
 
 
 class Gated(L.Layer):

@@ -5,10 +5,10 @@ from keras import layers as L
 
 import tfcompress as tfc
 from tests.graph.test_expand import TOKENS, WIDTH, WORDS, token_ids
-from tfcompress.graph.cost import plain
 from tfcompress.graph.expand import Expanded
+from tfcompress.graph.layers import plain
 from tfcompress.graph.read import read_graph, walk_layers
-from tfcompress.wrap.strip import without_transforms
+from tfcompress.lowering.strip import without_transforms
 
 CASES = {
     "of itself": ("", L.Attention, {}),

@@ -4,7 +4,7 @@ import pytest
 from keras import layers as L
 
 import tfcompress as tfc
-from tfcompress.graph.cost import macs, plain
+from tfcompress.graph.cost import macs
 from tfcompress.graph.expand import (
     Expanded,
     attention_call,
@@ -12,8 +12,9 @@ from tfcompress.graph.expand import (
     inputs_of,
     matching_variables,
 )
+from tfcompress.graph.layers import plain
 from tfcompress.graph.read import read_graph, walk_layers
-from tfcompress.wrap.strip import without_transforms
+from tfcompress.lowering.strip import without_transforms
 
 TOKENS, WORDS, WIDTH = 10, 40, 16
 

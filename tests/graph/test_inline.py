@@ -8,6 +8,7 @@ from keras import ops
 
 import tfcompress as tfc
 from tfcompress.graph.inline import as_graph
+from tfcompress.graph.keras_internals import flatten_layers, inbound_nodes
 from tfcompress.graph.read import walk_layers
 
 
@@ -91,12 +92,12 @@ def model(request):
 
 
 def test_the_graph_does_the_same_and_the_model_is_not_touched(model):
-    calls = [len(layer._inbound_nodes) for layer in model._flatten_layers()]
+    calls = [len(inbound_nodes(layer)) for layer in flatten_layers(model)]
     graph = as_graph(model)
     np.testing.assert_allclose(
         graph.predict(images(), verbose=0), model.predict(images(), verbose=0), atol=1e-6
     )
-    assert [len(layer._inbound_nodes) for layer in model._flatten_layers()] == calls
+    assert [len(inbound_nodes(layer)) for layer in flatten_layers(model)] == calls
     paths = {path for path, _ in walk_layers(graph)}
     assert {path.split("/")[-1].rstrip("_0123456789") for path in paths} >= {"conv2d", "dropout"}
     assert sum("/" in path for path in paths) >= 6  # those inside of the stack
@@ -105,7 +106,7 @@ def test_the_graph_does_the_same_and_the_model_is_not_touched(model):
 def test_it_trains_as_before(model):
     """Dropout, statistics and what happens in training only are those of the code."""
     graph = as_graph(model)
-    norms = [layer for layer in graph._flatten_layers() if isinstance(layer, L.BatchNormalization)]
+    norms = [layer for layer in flatten_layers(graph) if isinstance(layer, L.BatchNormalization)]
     before = [np.array(norm.moving_mean) for norm in norms]
     y = np.arange(64) % 3
     for one in (model, graph):
@@ -128,7 +129,7 @@ def test_all_the_way_to_the_file_and_back(model, tmp_path):
     kinds = {layer.name: type(layer) for layer in plain.layers}
     assert Stack in kinds.values() and Own in kinds.values()
     assert len(plain.weights) == len(model.weights)
-    assert all("tfcompress" not in type(layer).__module__ for layer in plain._flatten_layers())
+    assert all("tfcompress" not in type(layer).__module__ for layer in flatten_layers(plain))
     kernels = [w for w in plain.weights if w.name == "kernel" and len(w.shape) == 4]
     assert all(np.mean(np.array(kernel) == 0) == 0.5 for kernel in kernels)
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from keras import layers as L
 
+from tfcompress.graph.keras_internals import input_struct, maker
 from tfcompress.graph.run import largest_tensor, run
 
 
@@ -57,14 +58,11 @@ def test_it_returns_what_the_model_returns(make):
     keras.utils.set_random_seed(0)
     model = make()
     generator = np.random.default_rng(0)
-    samples = {
-        t._keras_history.operation.name: generator.integers(0, 9, (40, *t.shape[1:]))
-        for t in model.inputs
-    }
+    samples = {maker(t).name: generator.integers(0, 9, (40, *t.shape[1:])) for t in model.inputs}
     batches = list(run(model, samples))
     assert [len(outputs[0]) for outputs in batches] == [32, 8]
-    given = [samples[t._keras_history.operation.name] for t in model.inputs]
-    packed = keras.tree.pack_sequence_as(model._inputs_struct, given)
+    given = [samples[maker(t).name] for t in model.inputs]
+    packed = keras.tree.pack_sequence_as(input_struct(model), given)
     expected = keras.tree.flatten(model(packed, training=False))
     for place, wanted in enumerate(expected):
         found = np.concatenate([np.asarray(outputs[place]) for outputs in batches])
@@ -90,7 +88,7 @@ def test_values_are_let_go(inside):
     if inside:
         inputs = keras.Input((2,))
         chain = keras.Model(inputs, Watches()(chain(Watches()(inputs))))
-    ((outputs,),) = run(chain, {chain.inputs[0]._keras_history.operation.name: np.ones((3, 2))})
+    ((outputs,),) = run(chain, {maker(chain.inputs[0]).name: np.ones((3, 2))})
     np.testing.assert_array_equal(outputs, np.full((3, 2), len(seen) + 1.0))
     assert max(alive) == 1  # what the layer is called on
 
@@ -98,6 +96,6 @@ def test_values_are_let_go(inside):
 def test_batches_shrink_where_tensors_are_large():
     model = keras.Sequential([keras.Input((4,)), L.Dense(2**22), L.Reshape((2**20, 4))])
     assert largest_tensor(model) == 2**22
-    name = model.inputs[0]._keras_history.operation.name
+    name = maker(model.inputs[0]).name
     sizes = [len(outputs[0]) for outputs in run(model, {name: np.ones((6, 4))})]
     assert sizes == [4, 2]

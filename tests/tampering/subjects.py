@@ -7,7 +7,7 @@ import numpy as np
 from keras import layers as L
 
 import tfcompress as tfc
-from tfcompress import export
+from tfcompress.export import export_tflite as export
 from tfcompress.graph.read import input_specs, output_names
 from tfcompress.graph.run import outputs_of, packed
 

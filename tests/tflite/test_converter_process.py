@@ -12,10 +12,10 @@ from keras import layers
 
 import tfcompress as tfc
 from tests import nets
-from tfcompress import export as export_module
+from tfcompress.export import export_tflite as export_module
 from tfcompress.graph.read import input_names, output_names
+from tfcompress.lowering.lower import lower
 from tfcompress.tflite import convert, converter_process
-from tfcompress.wrap.bake import bake
 
 
 def export(model, tmp_path, **options):
@@ -45,7 +45,7 @@ def test_a_process_that_was_killed_is_replaced(tmp_path):
 def test_what_crashes_the_converter_is_an_error(tmp_path, monkeypatch):
     # The calibrator ends its process at a loop of Keras. What would unroll it and what would refuse
     # it are left out.
-    monkeypatch.setattr(export_module, "bake", lambda model, wide: bake(model))
+    monkeypatch.setattr(export_module, "lower", lambda model, int16: lower(model))
     monkeypatch.setattr(convert, "_save", lambda *args, save=convert._save: save(*args) and [])
     model = keras.Sequential([keras.Input((6, 3)), layers.LSTM(4)])
     data = nets.samples_for(model)
@@ -128,7 +128,7 @@ def test_what_is_done_meanwhile_is_done_once(fails, tmp_path):
         process.meanwhile = act
         for _ in range(2):
             convert.convert(
-                lambda: bake(model),
+                lambda: lower(model),
                 process,
                 inputs=input_names(model),
                 outputs=output_names(model),

@@ -2,12 +2,12 @@ import keras
 import numpy as np
 import pytest
 
-from tests.shared_checks import check_transform
+from tfcompress.testing import check_transform
 from tfcompress.transforms import FakeQuant, MagnitudeMask
 
 
-def test_passes_the_shared_checks(tmp_path):
-    check_transform(FakeQuant, tmp_path, others=[lambda: MagnitudeMask(0.5)])
+def test_passes_the_shared_checks():
+    check_transform(FakeQuant, others=[lambda: MagnitudeMask(0.5)])
 
 
 @pytest.mark.parametrize(

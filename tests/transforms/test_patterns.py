@@ -5,7 +5,8 @@ import pytest
 import tfcompress as tfc
 from tests import nets
 from tests.conftest import arrays
-from tests.shared_checks import check_transform
+from tfcompress.graph.keras_internals import attention_parts
+from tfcompress.testing import check_transform
 from tfcompress.transforms import FakeQuant, MagnitudeMask
 from tfcompress.transforms.patterns import as_pattern
 
@@ -79,8 +80,8 @@ def test_patterns_that_are_none_are_refused(pattern):
 
 
 @pytest.mark.parametrize("pattern", ["2:4", (2, 2), (4, 1)])
-def test_masks_with_patterns_are_transforms_like_others(pattern, tmp_path):
-    check_transform(lambda: MagnitudeMask(0.5, pattern), tmp_path, [FakeQuant])
+def test_masks_with_patterns_are_transforms_like_others(pattern):
+    check_transform(lambda: MagnitudeMask(0.5, pattern), [FakeQuant])
 
 
 def zeros(model, path):
@@ -136,8 +137,9 @@ def test_the_inputs_of_attention_are_grouped():
     model = keras.Model(inputs, layer(inputs, inputs))
     pruned = one_step(tfc.prune(model, pattern="2:4"))
     inner = tfc.strip(pruned).get_layer("attention")
-    query = keras.ops.convert_to_numpy(inner._query_dense.kernel)  # (inputs, heads, size)
-    output = keras.ops.convert_to_numpy(inner._output_dense.kernel)  # (heads, size, outputs)
+    parts = attention_parts(inner)
+    query = keras.ops.convert_to_numpy(parts["query"].kernel)  # (inputs, heads, size)
+    output = keras.ops.convert_to_numpy(parts["attention_output"].kernel)  # (heads, size, outputs)
     assert (np.count_nonzero(query.reshape(2, 4, -1), axis=1) == 2).all()
     assert (np.count_nonzero(output, axis=1) == 2).all()
 

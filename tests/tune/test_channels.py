@@ -51,6 +51,39 @@ def test_every_criterion_and_ranking(criterion):
         np.testing.assert_array_equal(old, new)
 
 
+def test_a_criterion_of_your_own():
+    """The built-in norm again, and one that orders channels by the largest of their weights."""
+    model = net()
+
+    def l2(weights):
+        return np.sqrt(np.sum(weights**2, 1))
+
+    for ranking in ("global", "layer"):
+        same = [tfc.prune_channels(model, criterion=c, ranking=ranking) for c in ("l2", l2)]
+        assert widths(same[0]) == widths(same[1])
+        for a, b in zip(*[m.get_weights() for m in same], strict=True):
+            np.testing.assert_array_equal(a, b)
+    conv = model.get_layer("third")
+    kernel = np.array(conv.kernel)
+    kernel[0, 0, 0, ::2] = 100.0
+    conv.kernel.assign(kernel)
+    small = tfc.prune_channels(
+        model, criterion=lambda weights: np.abs(weights).max(1), ranking="layer", layers="third"
+    )
+    np.testing.assert_array_equal(small.get_layer("third").kernel, kernel[..., ::2])
+
+
+@pytest.mark.parametrize("scores", [1.0, [1.0], "nan", "negative"])
+def test_scores_that_are_none_are_refused(scores):
+    def criterion(weights):
+        if isinstance(scores, str):
+            return np.full(len(weights), np.nan if scores == "nan" else -1.0)
+        return scores
+
+    with pytest.raises(ValueError, match="criterion must return a finite score >= 0 for each of"):
+        tfc.prune_channels(net(), criterion=criterion)
+
+
 @pytest.mark.parametrize("criterion", ["l1", "l2", "bn_gamma", "taylor", "fpgm"])
 def test_what_does_not_matter_goes_first(criterion):
     """Half of a layer's channels are made worthless, in the way that the criterion looks at."""

@@ -7,8 +7,8 @@ from keras import layers as L
 from keras import ops
 
 import tfcompress as tfc
+from tfcompress.graph.weights import channel_axes, compressible_weights, variable_name
 from tfcompress.transforms import FakeQuant, MagnitudeMask
-from tfcompress.wrap.wrapper import channel_axes, compressible_weights, variable_name
 
 
 def wrap(layer, sparsity=0.0):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import pkgutil
 
 import click
 
 from tfcompress import __version__
-from tfcompress.cli import looking, making
+from tfcompress.cli import commands
 from tfcompress.cli.options import Commands, import_keras
 
 
@@ -37,8 +39,8 @@ def main(modules: tuple[str, ...]) -> None:
             import_module(name)
 
 
-for module in (making, looking):
-    for command in list(vars(module).values()):
+for module in pkgutil.iter_modules(commands.__path__, f"{commands.__name__}."):
+    for command in list(vars(importlib.import_module(module.name)).values()):
         if isinstance(command, click.Command):
             main.add_command(command)
 

@@ -18,6 +18,7 @@ from tfcompress.backup import BackupAndRestore
 from tfcompress.cli.fitting import Batches, Interruptible, Stopped, save_undated
 from tfcompress.data import samples, spread
 from tfcompress.files import beside, check_path, locked, write_whole
+from tfcompress.graph.keras_internals import loss_given, maker, maker_inputs
 from tfcompress.graph.read import input_specs, is_graph
 from tfcompress.graph.run import outputs_of
 from tfcompress.progress import FitProgress, progress_bars
@@ -196,8 +197,7 @@ def _loss(model: keras.Model, y: np.ndarray) -> tuple[Any, list[Any], str]:
     Raises:
         ValueError: If the labels do not fit the outputs.
     """
-    compiled = getattr(model, "_compile_loss", None)
-    given = compiled is not None and getattr(model, "compiled", False) and compiled._user_loss
+    given = loss_given(model)
     if len(model.outputs) != 1:
         if given:
             return given, [], "of the model"
@@ -237,13 +237,12 @@ def _loss(model: keras.Model, y: np.ndarray) -> tuple[Any, list[Any], str]:
 def _ends_in_probabilities(model: keras.Model) -> bool:
     tensor = model.outputs[0]
     while True:
-        operation = tensor._keras_history.operation
+        operation = maker(tensor)
         inner = getattr(operation, "layer", operation)
         if is_graph(inner):
             tensor = inner.outputs[0]
         elif type(inner).__name__ in _KEEP_VALUES or getattr(inner, "is_compression_helper", False):
-            node = operation._inbound_nodes[tensor._keras_history.node_index]
-            tensor = node.input_tensors[0]
+            tensor = maker_inputs(tensor)[0]
         else:
             break
     activation = getattr(inner, "activation", None)

@@ -68,7 +68,7 @@ def load(full: bool = False) -> Data:
             for kind in ("images-idx3", "labels-idx1")
         ]
         return _data("Fashion-MNIST from Debian's dataset-fashion-mnist", *parts)
-    import keras
+    import keras  # the embedded data needs none
 
     try:
         (x_train, y_train), (x_test, y_test) = keras.datasets.fashion_mnist.load_data()

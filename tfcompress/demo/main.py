@@ -18,15 +18,16 @@ from tfcompress.demo.data import Data, load
 from tfcompress.demo.models import resnet
 from tfcompress.demo.plot import draw
 from tfcompress.distill.distiller import Distiller
-from tfcompress.export import ExportResult, export_tflite
+from tfcompress.export.export_tflite import ExportResult, export_tflite
 from tfcompress.files import temporary_folder, write_whole
 from tfcompress.graph.cost import macs, parameters
 from tfcompress.progress import FitProgress, progress_bars
+from tfcompress.quantization.quantize import quantize
 from tfcompress.tables import table
 from tfcompress.tflite.benchmark import benchmark
 from tfcompress.tflite.run import TFLiteModel
 from tfcompress.transforms import PolynomialDecay
-from tfcompress.wrap.apply import prune, quantize
+from tfcompress.wrap.prune import prune
 
 BATCH = 64
 TEACHER_EPOCHS = 5

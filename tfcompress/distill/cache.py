@@ -112,7 +112,7 @@ def cache_teacher(
         samples = _open(folder, told)
         _fill(folder, told, live, source, top_k, batch_size, samples, verbose)
     cache = CachedTeacher(folder)
-    cache._source = source
+    cache.source = source
     return cache
 
 

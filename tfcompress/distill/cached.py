@@ -57,7 +57,7 @@ class CachedTeacher:
                 "same arguments: it goes on where it stopped."
             )
         self.name = self._told["teacher"]
-        self._source: Any = None
+        self.source: Any = None
         self._tables: dict[str, Any] = {}
 
     def __len__(self) -> int:
@@ -122,7 +122,7 @@ class CachedTeacher:
         Raises:
             ValueError: If this object was not returned by `cache_teacher`, which knows the data.
         """
-        if self._source is None:
+        if self.source is None:
             raise ValueError(
                 "This cache was opened without its data. Call cache_teacher(teacher, dataset, "
                 f"{self.path!r}) again: it checks that all is as it was, and does not run the "
@@ -136,10 +136,10 @@ class CachedTeacher:
             joined = {key: self._rows(key, index, key in in_memory) for key in self._stored}
             return ({"inputs": sample[0], "teacher": joined}, *sample[1:])
 
-        arrays = self._source.arrays
+        arrays = self.source.arrays
         if arrays is None:
             known = tf.data.experimental.assert_cardinality(len(self))
-            data = self._source.samples.apply(known).enumerate()
+            data = self.source.samples.apply(known).enumerate()
         else:  # numbers are shuffled faster than samples
             data = tf.data.Dataset.range(len(self))
         if shuffle:

@@ -15,6 +15,7 @@ from tfcompress.distill.losses.base import DistillationLoss
 from tfcompress.distill.losses.response import SoftTargets
 from tfcompress.distill.teachers import LiveTeacher, ensemble, output_shapes
 from tfcompress.distill.terms import Term, make_terms, serialize_weight, weight_now
+from tfcompress.graph.keras_internals import allow_non_tensor_arguments, compiled_loss
 
 
 @keras.saving.register_keras_serializable("tfcompress")
@@ -84,7 +85,7 @@ class Distiller(keras.Model):
         super().__init__(name=name, **kwargs)
         # The models inside decide on the dtype of their inputs, as they do on their own.
         self._convert_input_args = False
-        self._allow_non_tensor_positional_args = True
+        allow_non_tensor_arguments(self)
         if isinstance(teacher, (list, tuple)):
             teacher = teacher[0] if len(teacher) == 1 else ensemble(teacher)
         cached = isinstance(teacher, CachedTeacher)
@@ -159,8 +160,9 @@ class Distiller(keras.Model):
         """Returns the loss of a batch: the student's alone unless training."""
         self._training_now = training
         compiled = None
-        if self._compile_loss is not None and y is not None:
-            compiled = self._compile_loss(y, y_pred, sample_weight)
+        loss = compiled_loss(self)
+        if loss is not None and y is not None:
+            compiled = loss(y, y_pred, sample_weight)
         if compiled is None and training and self.alpha < 1.0:
             raise ValueError(
                 f"alpha={self.alpha} mixes in the student's own loss, but there is none: pass "

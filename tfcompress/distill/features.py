@@ -16,8 +16,15 @@ from typing import Any
 
 import keras
 
-from tfcompress.graph.cost import plain
 from tfcompress.graph.expand import Expanded
+from tfcompress.graph.keras_internals import (
+    ATTENTION_METHOD,
+    build_shapes,
+    input_struct,
+    returning_attention_maps,
+    sublayers,
+)
+from tfcompress.graph.layers import plain
 
 OUTPUT, ATTENTION = "output", "attention"
 
@@ -55,7 +62,7 @@ def find_layer(model: keras.Model, path: str, argument: str) -> keras.layers.Lay
 
 def _walk(layer: Any, prefix: str = "") -> Iterator[tuple[str, keras.layers.Layer]]:
     """Yields (path, layer) for all layers inside, also in subclassed models and custom layers."""
-    for inner in layer._layers:
+    for inner in sublayers(layer):
         if isinstance(inner, keras.layers.Layer) and not isinstance(inner, keras.layers.InputLayer):
             yield prefix + inner.name, inner
             yield from _walk(plain(inner), f"{prefix}{inner.name}/")
@@ -82,7 +89,7 @@ class Recorder:
                 layer = plain(layer)
                 if isinstance(layer, Expanded):
                     layer = layer.get_layer("softmax")
-                elif not hasattr(layer, "_compute_attention"):
+                elif not hasattr(layer, ATTENTION_METHOD):
                     raise ValueError(
                         f"{argument}={feature.path!r} must name a MultiHeadAttention layer. "
                         f"Received a {type(layer).__name__}."
@@ -143,12 +150,12 @@ class _Probe(keras.layers.Layer):
 
 def input_spec(model: keras.Model) -> Any:
     """Returns symbolic inputs of a model."""
-    struct = getattr(model, "_inputs_struct", None)
+    struct = input_struct(model)
     if struct is None and getattr(model, "inputs", None):
         struct = model.inputs[0] if len(model.inputs) == 1 else list(model.inputs)
     if struct is not None:
         return keras.tree.map_structure(lambda t: keras.KerasTensor(t.shape, dtype=t.dtype), struct)
-    shapes = getattr(model, "_build_shapes_dict", None) or {}
+    shapes = build_shapes(model)
     if not shapes:
         raise ValueError(
             f"The input shape of the subclassed model {model.name!r} is not known: build it with "
@@ -176,7 +183,7 @@ def _listening(feature: Feature, layer: Any, found: dict[Feature, Any]) -> Itera
     Replicas of a distribution strategy run in threads of their own that take turns in the middle of
     a pass: the tap is put on once for all of them, and what it hears goes to the thread's own ear.
     """
-    method = "_compute_attention"
+    method = ATTENTION_METHOD
     if not hasattr(layer, method) or feature.quantity == OUTPUT:
         method = "quantized_call" if getattr(layer, "quantization_mode", None) else "call"
     key = (id(layer), method)
@@ -202,7 +209,7 @@ def _listening(feature: Feature, layer: Any, found: dict[Feature, Any]) -> Itera
 
 def _tapped(original: Any, key: tuple[int, str]) -> Any:
     def call(*args: Any, **kwargs: Any) -> Any:
-        if key[1] == "_compute_attention":
+        if key[1] == ATTENTION_METHOD:
             made, heard = _with_scores(original, args, kwargs)
         else:
             made = heard = original(*args, **kwargs)
@@ -223,6 +230,6 @@ def _with_scores(original: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -
         bound.arguments["return_attention_scores"] = True
         made = original(*bound.args, **bound.kwargs)
     else:  # GroupQueryAttention keeps the wish on itself
-        layer._return_attention_scores = True
-        made = original(*args, **kwargs)
+        with returning_attention_maps(layer):
+            made = original(*args, **kwargs)
     return made, made[1]

@@ -10,6 +10,7 @@ from keras import ops, tree
 
 from tfcompress.distill.features import Feature, Recorder
 from tfcompress.distill.losses.response import output_kind
+from tfcompress.graph.keras_internals import input_struct
 from tfcompress.graph.read import is_graph
 
 Shape = tuple[int | None, ...]
@@ -110,7 +111,7 @@ def ensemble(
         )
     inputs = tree.map_structure(
         lambda t: keras.Input(batch_shape=t.shape, dtype=t.dtype, name=t.name),
-        first._inputs_struct if hasattr(first, "_inputs_struct") else first.inputs[0],
+        first.inputs[0] if input_struct(first) is None else input_struct(first),
     )
     outputs = [teacher(inputs) for teacher in teachers]
     mean = tree.map_structure(lambda *same: WeightedMean(weights)(list(same)), *outputs)

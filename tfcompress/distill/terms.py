@@ -10,6 +10,7 @@ from keras import ops, tree
 from tfcompress.distill.features import Feature
 from tfcompress.distill.losses.base import DistillationLoss, of_rank, same_shape
 from tfcompress.distill.losses.response import ResponseLoss
+from tfcompress.graph.keras_internals import mask_of
 
 Known = tuple[Any, dict[Feature, Any]]
 """Outputs and features, or the shapes of both."""
@@ -194,7 +195,7 @@ def _pick(known: Known, features: list[Feature]) -> Any:
 
 def _masked(weight: Any, outputs: Any) -> Any:
     """Leaves out the padding that Keras has masked, as its own losses do."""
-    mask = getattr(outputs, "_keras_mask", None)
+    mask = mask_of(outputs)
     if mask is None:
         return weight
     mask = ops.cast(mask, "float32")

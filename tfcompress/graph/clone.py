@@ -9,8 +9,16 @@ import keras
 from keras import ops, tree
 
 from tfcompress.graph.copies import after_weights, clone_layer, copy_state
-from tfcompress.graph.cost import plain
 from tfcompress.graph.expand import Expanded
+from tfcompress.graph.keras_internals import (
+    clear_calls,
+    flatten_layers,
+    input_struct,
+    maker,
+    maker_inputs,
+    output_struct,
+)
+from tfcompress.graph.layers import plain
 from tfcompress.graph.read import Call, Graph, is_graph, read_graph, read_graphs
 
 
@@ -49,7 +57,7 @@ class Rewriter:
                 after_weights(whole)
                 if isinstance(old_layer, keras.layers.Layer) and not plain(old_layer).trainable:
                     # Keras does not freeze what is inside a layer that was made frozen.
-                    for part in plain(whole)._flatten_layers():
+                    for part in flatten_layers(plain(whole)):
                         part.trainable = False
         return new
 
@@ -66,7 +74,7 @@ class Rewriter:
 
     def input_like(self, tensor: Any) -> Any:
         """Makes an input of a new model, like that of the old one."""
-        return clone_layer(tensor._keras_history.operation).output
+        return clone_layer(maker(tensor)).output
 
     def enter(self, model: keras.Model, path: str, inputs: list[Any]) -> list[Any]:
         """Emits what follows the inputs of a model; path is "" for the outermost."""
@@ -124,8 +132,7 @@ class Rewriter:
         """Returns the layer itself, for a model that takes the place of one no longer needed."""
 
         def moved() -> Any:
-            layer._inbound_nodes.clear()
-            layer._outbound_nodes.clear()
+            clear_calls(layer)
             return layer
 
         return self.once(layer, moved)
@@ -134,7 +141,7 @@ class Rewriter:
         """Has the variables of `new` take the values of those of `old` once both are built."""
         self._carried.append((old, new))
         for layer in new if isinstance(new, list) else [new]:
-            for part in plain(layer)._flatten_layers():
+            for part in flatten_layers(plain(layer)):
                 # Random numbers would be drawn for nothing, which takes most of the building.
                 drawn = {
                     name: value
@@ -168,7 +175,7 @@ class Rewriter:
             # Operations in between compute masks, which a Sequential model does by itself.
             calls = read_graph(keras.Model(inputs, outputs)).calls
             layers = [call.operation for call in calls if not _makes_masks(call)]
-            layers.insert(0, inputs[0]._keras_history.operation)
+            layers.insert(0, maker(inputs[0]))
             new = keras.Sequential(layers, name=model.name)
         else:
             new = _functional(new_class, model, inputs, outputs)
@@ -185,7 +192,7 @@ def _copied_graph(model: keras.Model) -> dict[int, Any]:
     rewriter = Rewriter()
     copied = rewriter.run(model)
     inputs = zip(model.inputs, copied.inputs, strict=True)
-    ends = {id(a._keras_history.operation): b._keras_history.operation for a, b in inputs}
+    ends = {id(maker(a)): maker(b) for a, b in inputs}
     return {id(model): copied, **rewriter._replacements, **ends}
 
 
@@ -203,9 +210,9 @@ def _name_apart(inputs: list[Any], outputs: list[Any]) -> None:
         if id(tensor) in known:
             continue
         known.add(id(tensor))
-        operation, node_index, _ = tensor._keras_history
+        operation = maker(tensor)
         seen[id(operation)] = operation
-        open_ends += operation._inbound_nodes[node_index].input_tensors
+        open_ends += maker_inputs(tensor)
     taken = {op.name for op in seen.values() if isinstance(op, keras.layers.Layer)}
     for operation in seen.values():
         if isinstance(operation, keras.layers.Layer):
@@ -224,8 +231,8 @@ def _functional(
         _name_apart(inputs, outputs)
         return new_class(inputs[0], outputs[0], name=model.name)
     _name_apart(inputs, outputs)
-    inputs = tree.pack_sequence_as(model._inputs_struct, inputs)
-    outputs = tree.pack_sequence_as(model._outputs_struct, outputs)
+    inputs = tree.pack_sequence_as(input_struct(model), inputs)
+    outputs = tree.pack_sequence_as(output_struct(model), outputs)
     try:
         return new_class(inputs=inputs, outputs=outputs, name=model.name)
     except TypeError:

@@ -10,13 +10,19 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras.src.utils.tracking import DotNotTrackScope
 
 from tfcompress.files import temporary_folder
+from tfcompress.graph.keras_internals import (
+    CALLS,
+    DotNotTrackScope,
+    flatten_layers,
+    lambda_output_shape,
+    sublayers,
+    tracked_ids,
+)
 from tfcompress.graph.read import is_graph
 
 _PLAIN = {"name", "trainable", "dtype"}  # what can be changed on a layer that was made already
-_NODES = ("_inbound_nodes", "_outbound_nodes")
 
 
 def clone_layer(
@@ -76,7 +82,7 @@ def copy_state(old: Any, new: Any) -> None:
 
 def after_weights(layer: Any) -> None:
     """Has a layer compute again what it computes once from its weights."""
-    for part in layer._flatten_layers():
+    for part in flatten_layers(layer):
         if isinstance(part, keras.layers.Normalization):
             part.finalize_state()
 
@@ -94,17 +100,21 @@ def free_of_sizes(layer: Any) -> dict[str, Any]:
 def _clone_operation(operation: Any, overrides: dict[str, Any]) -> Any:
     """Copies an operation, which has no state: its settings are its attributes."""
     made = object.__new__(type(operation))
-    vars(made).update({**vars(operation), **overrides, **{name: [] for name in _NODES}})
+    vars(made).update({**vars(operation), **overrides, **{name: [] for name in CALLS}})
     return made
 
 
 def _from_config(layer: Any, overrides: dict[str, Any]) -> Any:
     if type(layer) is keras.layers.Lambda:
         # From its config Keras would refuse to make one: that could run code, were it from a file.
-        own = {"function": layer.function, "output_shape": layer._output_shape, "mask": layer.mask}
+        own = {
+            "function": layer.function,
+            "output_shape": lambda_output_shape(layer),
+            "mask": layer.mask,
+        }
         return keras.layers.Lambda(**{**layer.get_config(), **own, **overrides})
     # Classes that are not registered with Keras are known all the same: here they are.
-    known = {type(part).__name__: type(part) for part in layer._flatten_layers()}
+    known = {type(part).__name__: type(part) for part in flatten_layers(layer)}
     config = layer.get_config()
     with keras.saving.custom_object_scope(known):
         try:
@@ -137,7 +147,7 @@ def _duplicated(
         return None
     policy = overrides.pop("dtype", None)
     if policy is not None:
-        for part in made._flatten_layers():
+        for part in flatten_layers(made):
             if part.dtype_policy == layer.dtype_policy:
                 part.dtype_policy = policy
     for name, value in overrides.items():
@@ -166,17 +176,17 @@ def _duplicate(layer: Any, known: Mapping[int, Any], graphs: Any) -> Any:
             parts.append(part)
             kind: Any = type(part)
             memo[id(part)] = kind.__new__(kind)
-            waiting += part._layers
+            waiting += sublayers(part)
     memo |= {id(module): module for module in [*sys.modules.values()]}
     for part in parts:
         made = memo[id(part)]
         for name, value in vars(part).items():
-            if name in _NODES:
+            if name in CALLS:
                 vars(made)[name] = []
             elif name not in ("build", "quantize"):  # which are of the new layer already
                 _check_unbound(value, memo)
                 vars(made)[name] = copy.deepcopy(value, memo)
-        stored = made._tracker.stored_ids
+        stored = tracked_ids(made)
         for kind, ids in stored.items():
             stored[kind] = {id(memo[key]) for key in ids if key in memo}
     return memo[id(layer)]
@@ -190,7 +200,7 @@ def _check_unbound(value: Any, memo: dict[int, Any]) -> None:
 
 
 def _holders(layer: Any) -> list[Any]:
-    return [part for part in layer._flatten_layers() if _holds_more(part)]
+    return [part for part in flatten_layers(layer) if _holds_more(part)]
 
 
 def _holds_more(layer: Any) -> bool:

@@ -7,22 +7,17 @@ from typing import Any
 
 import keras
 
+from tfcompress.graph.keras_internals import attention_parts
+from tfcompress.graph.layers import DEPTHWISE, TRANSPOSED, einsum_letters, plain
 from tfcompress.graph.read import Call, is_graph, read_graph
 
 _CONVOLUTIONS = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
-TRANSPOSED = (
-    keras.layers.Conv1DTranspose,
-    keras.layers.Conv2DTranspose,
-    keras.layers.Conv3DTranspose,
-)
-DEPTHWISE = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
+
+
 _SEPARABLE = (keras.layers.SeparableConv1D, keras.layers.SeparableConv2D)
+
+
 _RECURRENT = (keras.layers.LSTM, keras.layers.GRU, keras.layers.SimpleRNN)
-
-
-def plain(operation: Any) -> Any:
-    """Returns the layer inside a compression wrapper, or the operation itself."""
-    return operation.layer if getattr(operation, "is_compression_wrapper", False) else operation
 
 
 def parameters(model: keras.Model) -> int:
@@ -103,26 +98,15 @@ def _product_macs(call: Call) -> int | None:
 def _attention_macs(layer: Any, call: Call) -> int:
     queries, values = call.inputs[0].shape[1], call.inputs[1].shape[1]
     count = queries * values * layer.num_heads * (layer.key_dim + layer.value_dim)
-    for dense, length in (
-        (layer._query_dense, queries),
-        (layer._key_dense, values),
-        (layer._value_dense, values),
-        (layer._output_dense, queries),
-    ):
-        count += math.prod(dense.kernel.shape) * length
+    lengths = {"query": queries, "key": values, "value": values, "attention_output": queries}
+    for name, dense in attention_parts(layer).items():
+        count += math.prod(dense.kernel.shape) * lengths[name]
     return count
 
 
 def _positions(layer: Any, shape: tuple[int, ...]) -> int:
     spatial = shape[1:] if layer.data_format == "channels_first" else shape[:-1]
     return math.prod(spatial)
-
-
-def einsum_letters(layer: keras.layers.EinsumDense) -> tuple[str, str, str]:
-    """Returns the letters of the axes of input, kernel and output of an EinsumDense layer."""
-    given, rest = layer.equation.replace(" ", "").replace("...", "").split(",")
-    letters, result = rest.split("->")
-    return given, letters, result
 
 
 def _einsum_macs(layer: Any, given: tuple[int, ...], made: tuple[int, ...]) -> int | None:

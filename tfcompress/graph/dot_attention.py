@@ -10,7 +10,8 @@ from typing import Any
 import keras
 import numpy as np
 from keras import layers, ops
-from keras.src.backend.common.masking import get_keras_mask
+
+from tfcompress.graph.keras_internals import get_keras_mask
 
 DOT_ATTENTION = (layers.Attention, layers.AdditiveAttention)
 TENSORS = ("query", "value", "key", "query_mask", "value_mask")

@@ -19,10 +19,8 @@ from typing import Any
 
 import keras
 from keras import layers, ops, tree
-from keras.src.backend.common.masking import get_keras_mask, set_keras_mask
 
 from tfcompress.graph.copies import clone_layer
-from tfcompress.graph.cost import plain
 from tfcompress.graph.dot_attention import (
     DOT_ATTENTION,
     dot_arguments,
@@ -33,6 +31,13 @@ from tfcompress.graph.dot_attention import (
     softmax,
     with_masks,
 )
+from tfcompress.graph.keras_internals import (
+    attention_mask,
+    attention_parts,
+    get_keras_mask,
+    set_keras_mask,
+)
+from tfcompress.graph.layers import plain
 from tfcompress.graph.read import is_graph, read_graph, walk_layers
 
 
@@ -250,8 +255,8 @@ def explicit_masks(layer: Any, given: dict[str, Any]) -> dict[str, Any]:
     if all(mask is None for mask in told.values()):
         return given
     masks = {f"{name}_mask": mask for name, mask in told.items()}
-    made = layer._compute_attention_mask(
-        given["query"], given["value"], **masks, attention_mask=given.get("attention_mask")
+    made = attention_mask(
+        layer, given["query"], given["value"], **masks, attention_mask=given.get("attention_mask")
     )
     return {**given, "attention_mask": made}
 
@@ -330,7 +335,8 @@ def expand_attention(
     value = projected("value", key_heads, value_size, (0, 2, 1, 3))
     scores = ops.matmul(ops.multiply(query, key_size**-0.5), key)
     causal = bool(given.get("use_causal_mask"))
-    mask = layer._compute_attention_mask(
+    mask = attention_mask(
+        layer,
         inputs["query"],
         inputs["value"],
         attention_mask=inputs.get("attention_mask"),
@@ -359,17 +365,11 @@ def expand_attention(
 _ATTENTION = (layers.MultiHeadAttention, layers.GroupQueryAttention)
 _KINDS = tuple(layer.__name__ for layer in (*_ATTENTION, *DOT_ATTENTION))
 _TENSORS = ("query", "value", "key", "attention_mask", "query_mask", "value_mask")
-_SUBLAYERS = {
-    "query": "_query_dense",
-    "key": "_key_dense",
-    "value": "_value_dense",
-    "attention_output": "_output_dense",
-}
 
 
 def _dense(layer: Any, name: str, units: int) -> Any:
     """Returns the Dense layer that stands for a projection."""
-    config = getattr(layer, _SUBLAYERS[name]).get_config()
+    config = attention_parts(layer)[name].get_config()
     kept = (
         "kernel_initializer bias_initializer kernel_regularizer bias_regularizer "
         "activity_regularizer"
@@ -395,6 +395,6 @@ def matching_variables(layer: Any, part: Callable[[str], Any]) -> list[tuple[Any
         return [(weight, part("scale").kernel) for weight in layer.weights]
     return [
         pair
-        for name, attribute in _SUBLAYERS.items()
-        for pair in zip(getattr(layer, attribute).weights, part(name).weights, strict=True)
+        for name, dense in attention_parts(layer).items()
+        for pair in zip(dense.weights, part(name).weights, strict=True)
     ]

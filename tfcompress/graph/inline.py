@@ -20,6 +20,15 @@ from keras import tree
 
 from tfcompress.graph.clone import Rewriter
 from tfcompress.graph.expand import Expanded, Original
+from tfcompress.graph.keras_internals import (
+    build_shapes,
+    flatten_layers,
+    has_own_state,
+    inbound_nodes,
+    mask_of,
+    outbound_nodes,
+    sublayers,
+)
 from tfcompress.graph.read import (
     Call,
     Graph,
@@ -102,7 +111,7 @@ class _Inline(Rewriter):
     def _expand(self, call: Call) -> Any:
         layer = call.operation
         kinds = self._kinds.get(id(layer), set())
-        masked = any(getattr(t, "_keras_mask", None) is not None for t in call.inputs)
+        masked = any(mask_of(t) is not None for t in call.inputs)
         given = _arguments(layer, call)
         if len(kinds) != 1 or masked or given is None or layer.activity_regularizer:
             return None
@@ -183,7 +192,7 @@ def _recording_constants(layer: Any, inputs: list[Any]) -> Iterator[None]:
         finally:
             vars(part)["call"] = recording
 
-    children = [part for part in layer._layers if part.weights and not is_graph(part)]
+    children = [part for part in sublayers(layer) if part.weights and not is_graph(part)]
     for part in children:
         vars(part)["call"] = functools.partial(recorded, part, part.call)
     try:
@@ -203,9 +212,8 @@ def _runs_code(layer: Any) -> bool:
 
 def _read(layer: Any, args: Any, kwargs: Any, kind: type[keras.Model]) -> Any:
     """Returns the graph of what a layer's code calls, or None if it does anything else."""
-    parts = layer._flatten_layers()
-    own = layer._trainable_variables or layer._non_trainable_variables or layer._seed_generators
-    if own or not all(part.built for part in parts):
+    parts = flatten_layers(layer)
+    if has_own_state(layer) or not all(part.built for part in parts):
         return None
     inputs = args[0] if kind is keras.Model else _symbolic((args, kwargs))
     takes_training = "training" in inspect.signature(layer.call).parameters
@@ -346,7 +354,7 @@ def _comes_back(expanded: Expanded, layer: Any) -> bool:
 
 def _inputs_of(model: Any, argument: str) -> Any:
     """Returns symbolic inputs like those that a subclassed model was built for."""
-    shapes = list((getattr(model, "_build_shapes_dict", None) or {}).values())
+    shapes = list(build_shapes(model).values())
     if len(shapes) != 1:
         raise ValueError(
             f"{argument} {model.name!r} is subclassed, and does not tell the shapes of its inputs. "
@@ -368,8 +376,8 @@ def _forgetting_calls(layer: Any) -> Iterator[None]:
     """Takes out of the layers inside what they remember of calls made meanwhile."""
     counts = [
         (nodes, len(nodes))
-        for part in layer._flatten_layers()
-        for nodes in (part._inbound_nodes, part._outbound_nodes)
+        for part in flatten_layers(layer)
+        for nodes in (inbound_nodes(part), outbound_nodes(part))
     ]
     try:
         yield

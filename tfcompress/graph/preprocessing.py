@@ -8,6 +8,7 @@ import keras
 
 from tfcompress.graph.clone import Rewriter
 from tfcompress.graph.inline import as_graph
+from tfcompress.graph.keras_internals import flatten_layers, input_struct, output_struct
 from tfcompress.graph.read import (
     Call,
     Graph,
@@ -114,7 +115,7 @@ def first_table(model: keras.Model, path: str = "") -> str | None:
 
 def _is_table(call: Call) -> bool:
     layer = call.operation
-    inside = layer._flatten_layers() if isinstance(layer, keras.layers.Layer) else ()
+    inside = flatten_layers(layer) if isinstance(layer, keras.layers.Layer) else ()
     strings = any(tensor.dtype == "string" for tensor in (*call.inputs, *call.outputs))
     return strings or any(isinstance(part, _TABLES) for part in inside)
 
@@ -159,7 +160,7 @@ def _split(model: keras.Model) -> tuple[Any, keras.Model]:
             name += "_more"
         entering[name] = tensor
     preprocessing = keras.Model(
-        keras.tree.pack_sequence_as(copied._inputs_struct, copied.inputs),
+        keras.tree.pack_sequence_as(input_struct(copied), copied.inputs),
         entering,
         name=f"{model.name}_preprocessing",
     )
@@ -177,5 +178,5 @@ def _split(model: keras.Model) -> tuple[Any, keras.Model]:
         made = keras.tree.flatten(call.operation(*args, **kwargs))
         emitted.update((id(old), new) for old, new in zip(call.outputs, made, strict=True))
     outputs = [emitted[id(tensor)] for tensor in copied.outputs]
-    outputs = keras.tree.pack_sequence_as(copied._outputs_struct, outputs)
+    outputs = keras.tree.pack_sequence_as(output_struct(copied), outputs)
     return preprocessing, keras.Model(inputs, outputs, name=model.name)

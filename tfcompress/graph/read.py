@@ -13,6 +13,16 @@ import keras
 
 from tfcompress.archives import check_archive, check_weights_file
 from tfcompress.data import InputSpec
+from tfcompress.graph.keras_internals import (
+    functional_class,
+    functional_of,
+    inbound_nodes,
+    input_struct,
+    maker,
+    maker_inputs,
+    nodes_in_order,
+    output_struct,
+)
 from tfcompress.process import check_process, check_versions
 
 check_versions()
@@ -87,16 +97,16 @@ def input_specs(model: keras.Model) -> list[InputSpec]:
 
 def input_names(model: keras.Model) -> list[str]:
     """Returns the name of each input: dict keys, else those of the input layers."""
-    struct = getattr(model, "_inputs_struct", None)
+    struct = input_struct(model)
     if isinstance(struct, dict) and len(struct) == len(model.inputs):
         return list(keras.tree.flatten({key: key for key in struct}))
     # The layer's name is the one the user gave; the tensor's may be made up.
-    return [tensor._keras_history.operation.name for tensor in model.inputs]
+    return [maker(tensor).name for tensor in model.inputs]
 
 
 def output_names(model: keras.Model) -> list[str]:
     """Returns a distinct name for each output: dict keys, else the names of the last layers."""
-    struct = getattr(model, "_outputs_struct", None)
+    struct = output_struct(model)
     if isinstance(struct, dict) and len(struct) == len(model.outputs):
         return list(keras.tree.flatten({key: key for key in struct}))
     names: list[str] = []
@@ -118,9 +128,9 @@ def layer_names(tensors: Iterable[Any]) -> list[str]:
 
 def layer_name(tensor: Any) -> str:
     """Returns the name of the layer that a tensor comes from, as it was before wrapping."""
-    operation, node_index, _ = tensor._keras_history
-    if getattr(operation, "is_compression_helper", False) and operation._inbound_nodes:
-        return layer_name(operation._inbound_nodes[node_index].input_tensors[0])
+    operation = maker(tensor)
+    if getattr(operation, "is_compression_helper", False) and inbound_nodes(operation):
+        return layer_name(maker_inputs(tensor)[0])
     origin = getattr(operation, "origin", None)
     return origin["name"] if origin else operation.name
 
@@ -129,7 +139,7 @@ def is_graph(layer: Any) -> bool:
     """Returns whether `layer` is a Sequential or Functional model, readable as a graph."""
     if isinstance(layer, keras.Sequential):
         return type(layer).call is keras.Sequential.call and layer.built
-    functional: Any = next((c for c in type(layer).__mro__ if c.__name__ == "Functional"), None)
+    functional = functional_class(layer)
     return (
         isinstance(layer, keras.Model)
         and functional is not None
@@ -145,26 +155,25 @@ def read_graph(model: keras.Model, path: str = "") -> Graph:
         path: Path of the model itself if it is nested, ending in "/".
     """
     # A Sequential model holds a Functional one, which is a Function already.
-    function = getattr(model, "_functional", None) or model
+    function = functional_of(model) or model
     if not isinstance(function, keras.Function):
         function = keras.Function(model.inputs, model.outputs)
     calls: list[Call] = []
     consumers: dict[int, list[Call]] = {}
-    for depth in sorted(function._nodes_by_depth, reverse=True):
-        for node in function._nodes_by_depth[depth]:
-            if node.is_input:
-                continue
-            call = Call(
-                path + node.operation.name,
-                node.operation,
-                node.arguments.args,
-                node.arguments.kwargs,
-                list(node.arguments.keras_tensors),
-                list(node.outputs),
-            )
-            calls.append(call)
-            for tensor in call.inputs:
-                consumers.setdefault(id(tensor), []).append(call)
+    for node in nodes_in_order(function):
+        if node.is_input:
+            continue
+        call = Call(
+            path + node.operation.name,
+            node.operation,
+            node.arguments.args,
+            node.arguments.kwargs,
+            list(node.arguments.keras_tensors),
+            list(node.outputs),
+        )
+        calls.append(call)
+        for tensor in call.inputs:
+            consumers.setdefault(id(tensor), []).append(call)
     return Graph(path, calls, consumers, {id(tensor) for tensor in model.outputs})
 
 

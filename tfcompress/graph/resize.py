@@ -9,6 +9,7 @@ import keras
 
 from tfcompress.graph.clone import Rewriter
 from tfcompress.graph.copies import clone_layer
+from tfcompress.graph.keras_internals import maker
 from tfcompress.graph.read import Call, Graph, called_once, input_specs, is_graph, read_graphs
 
 
@@ -82,7 +83,7 @@ class _Resize(Rewriter):
 
     def input_like(self, tensor: Any) -> Any:
         shape = self._shapes.get(id(tensor), tensor.shape[1:])
-        source = tensor._keras_history.operation
+        source = maker(tensor)
         return clone_layer(source, batch_shape=(tensor.shape[0], *shape)).output
 
     def visit_model(self, graph: Graph, call: Call, args: Any, kwargs: Any) -> Any:

@@ -11,6 +11,7 @@ import keras
 import numpy as np
 from keras import tree
 
+from tfcompress.graph.keras_internals import input_struct, mask_of, output_struct
 from tfcompress.graph.read import Call, Graph, input_names, is_graph, read_graphs
 
 Note = Callable[[Call, list[Any], list[Any]], None]
@@ -48,13 +49,13 @@ def predict(model: keras.Model, features: Mapping[str, np.ndarray]) -> Any:
     """Returns the outputs of a model for arrays by input name, as `Model.predict` does."""
     if fixed_batch(model) is None:
         return model.predict(packed(model, features), verbose=0)
-    return tree.pack_sequence_as(model._outputs_struct, outputs_of(model, features))
+    return tree.pack_sequence_as(output_struct(model), outputs_of(model, features))
 
 
 def packed(model: keras.Model, features: Mapping[str, np.ndarray]) -> Any:
     """Returns arrays by input name in the structure that a model is called with."""
     arrays = [features[name] for name in input_names(model)]
-    structure = getattr(model, "_inputs_struct", None)
+    structure = input_struct(model)
     if len(arrays) == 1 and not isinstance(structure, (dict, list, tuple)):
         return arrays[0]
     return tree.pack_sequence_as(structure, arrays)
@@ -155,5 +156,5 @@ def at_inference(operation: Any, args: Any, kwargs: Any) -> Any:
 
 def _fits(model: keras.Model, given: list[Any]) -> bool:
     """Returns whether Keras would hand a tensor on to what is inside of a model as it is."""
-    masked = getattr(given[0], "_keras_mask", None) is not None
+    masked = mask_of(given[0]) is not None
     return not masked and len(given[0].shape) == len(model.inputs[0].shape)

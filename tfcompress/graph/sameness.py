@@ -9,6 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from tfcompress.graph.keras_internals import flatten_layers
 from tfcompress.graph.read import (
     Call,
     input_specs,
@@ -117,7 +118,7 @@ def _pairs(original: keras.Model, copy: keras.Model) -> Iterator[tuple[str, Any,
 
 
 def _values(layer: Any) -> Iterator[np.ndarray]:
-    for part in layer._flatten_layers():
+    for part in flatten_layers(layer):
         if isinstance(part, keras.layers.Normalization):  # what it makes of its weights
             yield from map(keras.ops.convert_to_numpy, (part.mean, part.variance))
     yield from map(keras.ops.convert_to_numpy, layer.variables)
@@ -131,7 +132,7 @@ def _check_tables(original: keras.Model, copy: keras.Model, function: str) -> No
 
 
 def _vocabularies(layer: Any) -> Iterator[list[Any]]:
-    for part in layer._flatten_layers():
+    for part in flatten_layers(layer):
         if hasattr(part, "get_vocabulary"):
             yield [*part.get_vocabulary()]
 
@@ -191,7 +192,7 @@ def _outputs(model: keras.Model, samples: dict[str, np.ndarray], note: Any = Non
 
 def are_close(wanted: list[Any], got: list[Any], model: keras.Model) -> bool:
     """Returns whether two lists of outputs of a model are the same but for rounding."""
-    half = any("16" in part.compute_dtype for part in model._flatten_layers())
+    half = any("16" in part.compute_dtype for part in flatten_layers(model))
     share = _CLOSE_IN_HALF if half else _CLOSE
     return all(_near(a, b, share) for a, b in zip(wanted, got, strict=True))
 

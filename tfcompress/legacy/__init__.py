@@ -12,9 +12,10 @@ import keras
 import numpy as np
 from keras import ops, tree
 
+from tfcompress.graph.keras_internals import is_keras_2_graph, keras_2_structs
 from tfcompress.legacy.convert import Converter
 from tfcompress.legacy.ranges import trained_ranges, with_ranges
-from tfcompress.wrap.strip import quantizers, rounding_in_floats
+from tfcompress.quantization.state import quantizers, rounding_in_floats
 
 _TOLERANCE = 1e-5
 
@@ -74,7 +75,7 @@ def _brought_over(model: Any, verify: bool) -> keras.Model:
         raise TypeError(f"model must be a tf_keras model. Received an object of type {kind}.{hint}")
     if not model.built:
         raise ValueError(f"model {model.name!r} must be built: call it on data once.")
-    if not hasattr(model, "_nodes_by_depth"):
+    if not is_keras_2_graph(model):
         raise ValueError(
             f"model {model.name!r} is subclassed: its code is for Keras 2. Only Sequential and "
             "Functional models can be brought over."
@@ -94,7 +95,7 @@ def _stripped(model: Any) -> Any:
     kinds = {type(layer).__name__ for layer in model.submodules}
     if not kinds & {"PruneLowMagnitude", "ClusterWeights"}:
         return model
-    import tensorflow_model_optimization as tfmot
+    import tensorflow_model_optimization as tfmot  # an optional dependency
 
     if "ClusterWeights" in kinds:
         model = tfmot.clustering.keras.strip_clustering(model)
@@ -115,8 +116,9 @@ def _compare(old: Any, new: keras.Model) -> None:
     given = inputs if len(inputs) > 1 else inputs[0]
     import tensorflow as tf
 
-    if isinstance(old._nested_inputs, dict):
-        given = tf.nest.pack_sequence_as(old._nested_inputs, inputs)
+    structure, _ = keras_2_structs(old)
+    if isinstance(structure, dict):
+        given = tf.nest.pack_sequence_as(structure, inputs)
     wanted = tf.nest.flatten(old(given, training=False))
     quantized = bool(quantizers(new))
     with rounding_in_floats(new):

@@ -12,7 +12,13 @@ import numpy as np
 from keras import ops, tree
 
 from tfcompress.errors import CompressionWarning
-from tfcompress.wrap.wrapper import variable_name
+from tfcompress.graph.keras_internals import (
+    is_keras_2_graph,
+    keras_2_structs,
+    maker,
+    nodes_in_order,
+)
+from tfcompress.graph.weights import variable_name
 
 
 def _pair(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -115,22 +121,22 @@ class Converter:
         def lookup(value: Any) -> Any:
             return values.get(id(value), value)
 
-        for depth in sorted(old._nodes_by_depth, reverse=True):
-            for node in old._nodes_by_depth[depth]:
-                if node.is_input:
-                    continue
-                args, kwargs = tf.nest.map_structure(lookup, (node.call_args, node.call_kwargs))
-                kwargs = {k: v for k, v in kwargs.items() if v is not None}
-                self._heed(node.layer, kwargs.pop("training", None))
-                outputs = tree.flatten(self._layer(node.layer)(*args, **kwargs))
-                before = tf.nest.flatten(node.outputs)
-                values.update((id(t), new) for t, new in zip(before, outputs, strict=True))
+        for node in nodes_in_order(old):
+            if node.is_input:
+                continue
+            args, kwargs = tf.nest.map_structure(lookup, (node.call_args, node.call_kwargs))
+            kwargs = {k: v for k, v in kwargs.items() if v is not None}
+            self._heed(node.layer, kwargs.pop("training", None))
+            outputs = tree.flatten(self._layer(node.layer)(*args, **kwargs))
+            before = tf.nest.flatten(node.outputs)
+            values.update((id(t), new) for t, new in zip(before, outputs, strict=True))
         if type(old).__name__ == "Sequential":
             chain = [self._layer(layer) for layer in old.layers]
-            return keras.Sequential([inputs[0]._keras_history.operation, *chain], name=old.name)
+            return keras.Sequential([maker(inputs[0]), *chain], name=old.name)
         outputs = [values[id(tensor)] for tensor in old.outputs]
-        given = tf.nest.pack_sequence_as(old._nested_inputs, inputs)
-        made = tf.nest.pack_sequence_as(old._nested_outputs, outputs)
+        structures = keras_2_structs(old)
+        given = tf.nest.pack_sequence_as(structures[0], inputs)
+        made = tf.nest.pack_sequence_as(structures[1], outputs)
         return keras.Model(given, made, name=old.name)
 
     def _heed(self, old: Any, training: Any) -> None:
@@ -159,7 +165,7 @@ class Converter:
 
     def _converted(self, old: Any) -> Any:
         kind = type(old).__name__
-        if hasattr(old, "_nodes_by_depth"):
+        if is_keras_2_graph(old):
             return self._model(old)
         if kind == "QuantizeLayer":
             return keras.layers.Identity(name=old.name)

@@ -9,12 +9,12 @@ import numpy as np
 
 from tfcompress.graph.clone import Rewriter
 from tfcompress.graph.read import Call, Graph, walk_layers
+from tfcompress.graph.weights import compressible_weights
 from tfcompress.legacy.convert import last_name
+from tfcompress.quantization.activation_quantizer import ActivationQuantizer
+from tfcompress.quantization.canonical_wrapping import WrapCanonicalForms
+from tfcompress.quantization.quantized_models import ChainedModel
 from tfcompress.transforms import FakeQuant
-from tfcompress.wrap.activations import ActivationQuantizer
-from tfcompress.wrap.add_transform import AddTransform
-from tfcompress.wrap.models import ChainedModel
-from tfcompress.wrap.wrapper import compressible_weights
 
 
 def trained_ranges(model: Any) -> dict[str, dict[str, Any]]:
@@ -54,10 +54,9 @@ def with_ranges(model: keras.Model, told: dict[str, dict[str, Any]]) -> keras.Mo
             )
             _stretch(weight, entry["ends"])
     split = {p for p, layer in walk_layers(model) if told.get(layer.name, {}).get("pre")}
-    wrapped = AddTransform(
+    wrapped = WrapCanonicalForms(
         lambda path, layer: FakeQuant(8, "min_max", granularity.get(path, "channel")),
         set(granularity) | split,
-        canonicalize=True,
     ).run(model)
     return _Place(told).run(wrapped)
 

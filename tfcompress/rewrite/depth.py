@@ -15,7 +15,7 @@ from tfcompress.graph.read import Call, Graph, input_specs, is_graph, read_graph
 from tfcompress.graph.run import predict
 from tfcompress.graph.sameness import check_kept
 from tfcompress.graph.select import select
-from tfcompress.wrap.strip import as_unwrapped
+from tfcompress.wrap.state import as_unwrapped
 
 _SAMPLES = 256
 

@@ -15,14 +15,15 @@ from keras import layers
 from tfcompress.errors import CompressionWarning
 from tfcompress.graph.clone import Rewriter
 from tfcompress.graph.copies import clone_layer, free_of_sizes
-from tfcompress.graph.cost import einsum_letters, macs
+from tfcompress.graph.cost import macs
+from tfcompress.graph.kernel_axes import array
+from tfcompress.graph.layers import einsum_letters
 from tfcompress.graph.read import Call, Graph, is_graph, read_graph
 from tfcompress.graph.sameness import check_kept
 from tfcompress.graph.select import LayerSelection, select
-from tfcompress.rewrite.kernels import array
 from tfcompress.rewrite.rank import Rank, check_rank, chosen_rank
 from tfcompress.scheme import check_choice
-from tfcompress.wrap.strip import as_unwrapped
+from tfcompress.wrap.state import as_unwrapped
 
 _CONVOLUTIONS = (layers.Conv1D, layers.Conv2D, layers.Conv3D)
 _KINDS = (layers.Dense, layers.EinsumDense, layers.Embedding, *_CONVOLUTIONS)
@@ -309,7 +310,7 @@ def _widened(call: Call, axis: int) -> float:
 def _tucker(
     call: Call, kernel: np.ndarray, bias: list[np.ndarray], rank: Rank, taken: Collection[str]
 ) -> Parts | None:
-    from tensorly.decomposition import partial_tucker
+    from tensorly.decomposition import partial_tucker  # slow to import
 
     layer, size = call.operation, kernel.shape[:-2]
     modes = [kernel.ndim - 2, kernel.ndim - 1]

@@ -16,19 +16,18 @@ from keras import tree
 
 from tfcompress.errors import ExportError
 from tfcompress.files import temporary_folder
+from tfcompress.graph.keras_internals import input_struct
 from tfcompress.scheme import INTEGER_SCHEMES
 from tfcompress.stderr import captured_stderr
-from tfcompress.tflite.converter_process import ConverterProcess
-from tfcompress.tflite.edit import (
-    plain_lookups,
-    share_scales,
-    store_four_bits,
-    use_integer_kernels,
-    without_copies,
+from tfcompress.tensorflow_internals import (
+    calibrator,
+    converted,
+    flatbuffer_schema,
+    saved_model_converter,
+    skip_optimization,
 )
-from tfcompress.tflite.grids import join_grids
-from tfcompress.tflite.signature import as_in_model, safe_names
-from tfcompress.tflite.writing import (
+from tfcompress.tflite.converter_process import ConverterProcess
+from tfcompress.tflite.converter_workarounds import (
     HUGE,
     by_rows,
     large_products,
@@ -36,6 +35,15 @@ from tfcompress.tflite.writing import (
     native_rounding,
     write_convolutions,
 )
+from tfcompress.tflite.flatbuffer_edits import (
+    plain_lookups,
+    share_scales,
+    store_four_bits,
+    use_integer_kernels,
+    without_copies,
+)
+from tfcompress.tflite.mixed_bits import join_grids
+from tfcompress.tflite.signature import as_in_model, safe_names
 
 
 def convert(
@@ -71,7 +79,6 @@ def convert(
         ExportError: If the converter fails.
     """
     import tensorflow as tf
-    from tensorflow.lite.python import lite
 
     with (
         temporary_folder() as folder,
@@ -95,23 +102,18 @@ def convert(
             if large:
                 gc.collect()
             frozen.close()
-            # TFLiteConverter.from_saved_model() would load the model into this process, three times
-            # over, to look whether there is fake-quantization in it.
-            converter = lite.TFLiteSavedModelConverterV2(folder, {"serve"}, ["serving_default"])
+            converter = saved_model_converter(folder)
             ranges = scheme in INTEGER_SCHEMES and calibration is None
             if ranges or scheme in ("float16", "dynamic_int8"):
                 converter.optimizations = [tf.lite.Optimize.DEFAULT]
             _configure(tf, converter, scheme, io_dtype, sparse)
             if not sparse:
                 # All that its last step does for these schemes, but for looking for copies slowly.
-                types = converter.inference_input_type, converter.inference_output_type
-                converter._optimize_tflite_model = lambda content, *_, **__: without_copies(
-                    lite._modify_model_io_type(content, *types)
-                )
+                skip_optimization(converter, without_copies)
             graph = tf.compat.v1.GraphDef()
             if ranges:
                 graph.node.add(name="ranges", op="FakeQuantWithMinMaxArgs")
-            content = converter._convert_from_saved_model(graph)
+            content = converted(converter, graph)
             if io_dtype in ("int8", "uint8") and (found := _float_inputs(content)):
                 raise ExportError(_NOT_ROUNDED.format(io_dtype, f"the input {found[0]!r}"))
             if calibration is not None:
@@ -158,8 +160,7 @@ def _float_inputs(content: bytes) -> list[str]:
 
     Where an operation compares the floats, the converter makes it read nothing at all.
     """
-    from tensorflow.lite.python import schema_py_generated as schema
-
+    schema = flatbuffer_schema()
     graph = schema.Model.GetRootAsModel(content, 0).Subgraphs(0)
     operators = [graph.Operators(i) for i in range(graph.OperatorsLength())]
     unread = any(op.InputsLength() and op.Inputs(0) < 0 for op in operators)
@@ -173,8 +174,6 @@ def _calibrated(
     tf: Any, content: bytes, samples: Mapping[str, np.ndarray], io_dtype: str, size: int
 ) -> bytes:
     """Returns a float file with activations of 16 and weights of 8 bits; `size` is its batch."""
-    from tensorflow.lite.python.optimize import calibrator
-
     count = len(next(iter(samples.values())))
 
     def batches() -> Any:
@@ -184,8 +183,12 @@ def _calibrated(
 
     ends = tf.dtypes.as_dtype(io_dtype)
     # Operations without kernels for 16 bits stay in float.
-    return calibrator.Calibrator(plain_lookups(content)).calibrate_and_quantize(
-        batches, ends, ends, True, activations_type=tf.int16, bias_type=tf.int64
+    return (
+        calibrator()
+        .Calibrator(plain_lookups(content))
+        .calibrate_and_quantize(
+            batches, ends, ends, True, activations_type=tf.int16, bias_type=tf.int64
+        )
     )
 
 
@@ -214,7 +217,7 @@ def _save(
         tf.TensorSpec((batch_size, *t.shape[1:]), t.dtype, name=name)
         for t, name in zip(model.inputs, names[0], strict=True)
     ]
-    structure = getattr(model, "_inputs_struct", None)
+    structure = input_struct(model)
     single = len(specs) == 1 and not isinstance(structure, (dict, list, tuple))
     module = tf.Module()
     write_convolutions(tf, model)

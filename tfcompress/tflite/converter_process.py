@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from tfcompress.stderr import released_stderr
+from tfcompress.tensorflow_internals import native_functions
 
 _CHILD = pathlib.Path(__file__).with_name("converter_child.py")
 
@@ -116,12 +117,7 @@ class ConverterProcess:
     @contextlib.contextmanager
     def serving(self) -> Iterator[None]:
         """Lets TensorFlow's Python call the functions of this process in place of native ones."""
-        from tensorflow.lite.python import convert
-        from tensorflow.lite.python.metrics.wrapper import metrics_wrapper
-        from tensorflow.lite.python.optimize import calibrator
-
-        places = [(m, "wrap_converter") for m in (convert, metrics_wrapper)]
-        places.append((calibrator, "_calibration_wrapper"))
+        places = native_functions()
         with _TURNS:
             self.make_usable()  # minutes may have passed
             saved = [getattr(module, name) for module, name in places]

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from tfcompress.tables import as_text, table
+from tfcompress.tensorflow_internals import operation_details
 from tfcompress.tflite.run import TFLiteModel
 
 _COMMON = frozenset(
@@ -137,7 +138,7 @@ def delegate_report(path_or_bytes: Any) -> DelegateReport:
         {}
     """
     model = TFLiteModel(path_or_bytes)
-    every = model.interpreter._get_ops_details()
+    every = operation_details(model.interpreter)
     operations = [op for op in every if op["op_name"] != "DELEGATE"]
     taken = _taken(operations, [op for op in every if op["op_name"] == "DELEGATE"])
     types = {d["index"]: np.dtype(d["dtype"]).name for d in model.interpreter.get_tensor_details()}

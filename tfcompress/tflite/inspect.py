@@ -6,13 +6,13 @@ import collections
 import dataclasses
 import functools
 import gzip
-import importlib
 import pathlib
 from typing import Any
 
 import numpy as np
 
 from tfcompress.tables import as_text, size, table
+from tfcompress.tensorflow_internals import flatbuffer_schema, operation_details
 from tfcompress.tflite.metadata import read_metadata
 from tfcompress.tflite.run import TFLiteModel
 
@@ -123,7 +123,7 @@ def inspect_tflite(path_or_bytes: Any) -> FileReport:
     interpreter = model.interpreter
     ends = {info.index for info in (*model.inputs, *model.outputs)}
     details = [d for d in interpreter.get_tensor_details() if d["name"]]
-    ops = collections.Counter(op["op_name"] for op in interpreter._get_ops_details())
+    ops = collections.Counter(op["op_name"] for op in operation_details(interpreter))
     dtypes = collections.Counter(np.dtype(d["dtype"]).name for d in details)
     inside = [d["name"] for d in details if d["dtype"] is np.float32 and d["index"] not in ends]
     return FileReport(
@@ -144,15 +144,10 @@ def inspect_tflite(path_or_bytes: Any) -> FileReport:
 
 def _schema() -> Any:
     """Returns the classes that read a file's structure, or None where no package has them."""
-    for name in (
-        "ai_edge_litert.schema_py_generated",
-        "tensorflow.lite.python.schema_py_generated",
-    ):
-        try:
-            return importlib.import_module(name)
-        except ImportError:
-            continue
-    return None
+    try:
+        return flatbuffer_schema()
+    except ImportError:
+        return None
 
 
 def _weight_bytes(content: bytes) -> dict[str, int]:

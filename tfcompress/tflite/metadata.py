@@ -16,6 +16,9 @@ import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
+from tfcompress.tensorflow_internals import flatbuffer_schema
 from tfcompress.tflite.run import RECIPE, TFLiteModel
 from tfcompress.tflite.trial import trust
 
@@ -88,8 +91,7 @@ def read_metadata(content: bytes) -> dict[str, Any] | None:
 
 
 def _embed(content: bytes, described: bytes) -> bytes:
-    import numpy as np
-    from tensorflow.lite.python import schema_py_generated as schema
+    schema = flatbuffer_schema()
     from tensorflow.lite.tools import flatbuffer_utils
 
     model = flatbuffer_utils.convert_bytearray_to_object(bytearray(content))
@@ -111,7 +113,7 @@ def _described(
 
     The numbers are those of the fields in the schema; a union takes two, its type and its value.
     """
-    import flatbuffers
+    import flatbuffers  # comes with TensorFlow
 
     build = flatbuffers.Builder(1024)
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from tfcompress.data import InputSpec, collect
 from tfcompress.stderr import captured_stderr
+from tfcompress.tensorflow_internals import operation_details, signatures
 from tfcompress.tflite.benchmark import BenchmarkResult, benchmark
 from tfcompress.tflite.trial import try_file
 
@@ -177,8 +178,8 @@ class TFLiteModel:
         return interpreter
 
     def _signature(self) -> tuple[list[TensorInfo], list[TensorInfo]]:
-        signatures = self._interpreter._get_full_signature_list()
-        signature = next(iter(signatures.values())) if signatures else {}
+        found = signatures(self._interpreter)
+        signature = next(iter(found.values())) if found else {}
         sides: list[list[TensorInfo]] = []
         for details, key in (
             (self._interpreter.get_input_details(), "inputs"),
@@ -268,7 +269,7 @@ class TFLiteModel:
         """Returns the number of each output's tensor by name, before it is made real at the end."""
         sources = {
             int(op["outputs"][0]): int(op["inputs"][0])
-            for op in self._interpreter._get_ops_details()
+            for op in operation_details(self._interpreter)
             if op["op_name"] == "DEQUANTIZE"
         }
         return {info.name: sources.get(info.index, info.index) for info in self.outputs}

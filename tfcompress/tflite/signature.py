@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from tfcompress.tensorflow_internals import flatbuffer_schema
+
 _PLAIN = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 
 
@@ -44,7 +46,7 @@ def as_in_model(
         inputs: The name that the model has, and that the file has, of each input in order.
         outputs: Likewise of the outputs.
     """
-    from tensorflow.lite.python import schema_py_generated as schema
+    schema = flatbuffer_schema()
 
     made = bytearray(content)
     view = schema.Model.GetRootAsModel(made, 0)

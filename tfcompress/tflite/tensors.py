@@ -6,8 +6,9 @@ import keras
 import numpy as np
 
 from tfcompress.graph.read import output_names
-from tfcompress.tflite.names import Owners
+from tfcompress.tensorflow_internals import operation_details
 from tfcompress.tflite.run import TFLiteModel
+from tfcompress.tflite.tensor_owners import Owners
 
 
 class Tensors:
@@ -33,7 +34,7 @@ class Tensors:
         details = {d["index"]: d for d in file.interpreter.get_tensor_details()}
         made = [
             int(t)
-            for op in file.interpreter._get_ops_details()
+            for op in operation_details(file.interpreter)
             for t in op["outputs"]
             if op["op_name"] != "DELEGATE" and int(t) in details
         ]

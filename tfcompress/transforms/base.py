@@ -16,8 +16,8 @@ never overwrites the stored value: only the optimizer changes that. To add one:
    `update(weight)`, which runs once per training pass before `call`. Compute new values inside
    `keras.ops.cond`, assign outside of it: that is what `tf.distribute` demands.
 5. Return every constructor argument from `get_config`.
-6. Export the class from `transforms/__init__.py` and add a test file; `tests/shared_checks.py`
-   runs every transform through shapes, gradients, save and load, strip and sparsity.
+6. Export the class from `transforms/__init__.py` and add a test file, which calls
+   `tfcompress.testing.check_transform`: shapes, gradients, save and load, strip and sparsity.
 """
 
 from __future__ import annotations

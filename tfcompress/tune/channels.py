@@ -11,7 +11,7 @@ import numpy as np
 
 from tfcompress.data import collect
 from tfcompress.errors import CompressionWarning
-from tfcompress.export import export_tflite
+from tfcompress.export.export_tflite import export_tflite
 from tfcompress.files import temporary_folder
 from tfcompress.graph.cost import macs
 from tfcompress.graph.read import input_specs
@@ -20,10 +20,10 @@ from tfcompress.graph.sameness import check_kept
 from tfcompress.graph.select import LayerSelection, select
 from tfcompress.rewrite.channels.coupling import Coupling, Group
 from tfcompress.rewrite.channels.cutting import cut
-from tfcompress.rewrite.channels.scoring import CRITERIA, unit_scores
+from tfcompress.rewrite.channels.scoring import CRITERIA, Criterion, unit_scores
 from tfcompress.scheme import check_choice
 from tfcompress.tflite.run import TFLiteModel
-from tfcompress.wrap.strip import as_unwrapped
+from tfcompress.wrap.state import as_unwrapped
 
 _TAYLOR_SAMPLES = 512
 _BATCH = 32
@@ -36,7 +36,7 @@ def prune_channels(
     *,
     target_macs: float | None = None,
     target_latency_ms: float | None = None,
-    criterion: str = "l2",
+    criterion: Criterion = "l2",
     data: Any = None,
     ranking: str = "global",
     round_to: int = 1,
@@ -64,7 +64,10 @@ def prune_channels(
         criterion: What says which channels matter least: "l1" or "l2" norm of the weights,
             "bn_gamma" (scales of BatchNormalization: network slimming), "taylor" (change of the
             loss to first order, on `data`), "fpgm" (distance to the other filters of the layer),
-            or "random" (for comparison).
+            "random" (for comparison), or a function of your own. It is called with an array
+            (channels, weights of each) of every kernel, by the channels that it makes and by those
+            that it reads, and of every gamma; it returns a score >= 0 for each channel. Scores are
+            divided by their mean, and those of coupled channels averaged.
         data: For "taylor": inputs, or (inputs, labels), like those of training; up to 512 samples.
             Without labels, the classes that the model itself finds.
         ranking: "global", or "layer" to remove the same share everywhere.
@@ -100,7 +103,8 @@ def prune_channels(
         Network slimming: Liu et al. 2017, arXiv:1708.06519. Taylor: Molchanov et al. 2019,
         arXiv:1906.10771. FPGM: He et al. 2019, arXiv:1811.00250.
     """
-    check_choice(criterion, "criterion", CRITERIA)
+    if not callable(criterion):
+        check_choice(criterion, "criterion", CRITERIA)
     check_choice(ranking, "ranking", ("global", "layer"))
     check_choice(unknown, "unknown", ("raise", "keep"))
     _check_numbers(ratio, target_macs, target_latency_ms, round_to)
@@ -147,7 +151,7 @@ def _check_numbers(ratio: Any, target_macs: Any, target_latency_ms: Any, round_t
         raise ValueError(f"round_to must be an integer >= 1. Received: {round_to!r}")
 
 
-def _batches(model: keras.Model, criterion: str, data: Any) -> list[tuple[Any, Any]] | None:
+def _batches(model: keras.Model, criterion: Criterion, data: Any) -> list[tuple[Any, Any]] | None:
     if criterion != "taylor":
         if data is not None:
             raise ValueError(f"data is for criterion='taylor'. Received: criterion={criterion!r}")

@@ -12,11 +12,12 @@ from keras import ops
 
 from tfcompress.graph.read import Call, is_graph, read_graph, walk_layers
 from tfcompress.graph.run import run
-from tfcompress.ptq import post_training
+from tfcompress.integer.fake_quant import round_onto
+from tfcompress.integer.role_queries import rounds_weights
+from tfcompress.post_training.pipeline import post_training
+from tfcompress.quantization.activation_quantizer import ActivationQuantizer
+from tfcompress.quantization.state import quantizers
 from tfcompress.scheme import QuantizationScheme
-from tfcompress.wrap.activations import ActivationQuantizer, round_onto
-from tfcompress.wrap.roles import rounds_weights
-from tfcompress.wrap.strip import quantizers
 from tfcompress.wrap.wrapper import CompressionWrapper
 
 _SAMPLES = 64

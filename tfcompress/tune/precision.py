@@ -14,13 +14,13 @@ import keras
 import numpy as np
 
 from tfcompress.files import write_whole
-from tfcompress.ptq import post_training
-from tfcompress.rewrite.fold import fold_batch_norm
+from tfcompress.post_training.fold_batch_norm import fold_batch_norm
+from tfcompress.post_training.pipeline import post_training
+from tfcompress.quantization.quantize import weight_rounding
 from tfcompress.scheme import QuantizationScheme, as_scheme, check_choice
 from tfcompress.tables import as_text, table
 from tfcompress.tune.noise import rounding_noise
 from tfcompress.tune.score import Metric, Scorer, weighted_layers
-from tfcompress.wrap.apply import weight_rounding
 
 _ORDER = ("w4a8", "int8", "int16x8", "float32")
 

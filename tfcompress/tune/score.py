@@ -9,13 +9,15 @@ import keras
 import numpy as np
 
 from tfcompress.data import collect
-from tfcompress.export import CALIBRATION_SAMPLES
-from tfcompress.graph.cost import plain
+from tfcompress.export.export_tflite import CALIBRATION_SAMPLES
 from tfcompress.graph.inline import as_graph
+from tfcompress.graph.layers import plain
 from tfcompress.graph.read import input_specs, walk_layers
 from tfcompress.graph.run import predict
-from tfcompress.wrap.strip import is_wrapped, quantizers, without_transforms
-from tfcompress.wrap.wrapper import compressible_weights
+from tfcompress.graph.weights import compressible_weights
+from tfcompress.lowering.strip import without_transforms
+from tfcompress.quantization.state import quantizers
+from tfcompress.wrap.state import is_wrapped
 
 Metric = Callable[[Any, Any], float]
 """Takes labels (or the float model's outputs) and predictions; more is better."""

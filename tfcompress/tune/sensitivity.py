@@ -12,7 +12,7 @@ import keras
 from tfcompress.files import save_figure
 from tfcompress.graph.read import walk_layers
 from tfcompress.graph.select import LayerSelection, select
-from tfcompress.ptq import post_training
+from tfcompress.post_training.pipeline import post_training
 from tfcompress.scheme import INTEGER_SCHEMES, QuantizationScheme, check_choice
 from tfcompress.tables import as_text, table
 from tfcompress.tune.score import Metric, Scorer, weighted_layers

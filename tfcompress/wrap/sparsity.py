@@ -10,12 +10,13 @@ import keras
 import numpy as np
 
 from tfcompress.errors import CompressionWarning
-from tfcompress.graph.cost import plain
+from tfcompress.graph.layers import plain
 from tfcompress.graph.select import LayerSelection, select
+from tfcompress.graph.weights import compressible_weights
 from tfcompress.scheme import check_choice
 from tfcompress.transforms import KeepZeros, MagnitudeMask, WeightTransform
 from tfcompress.transforms.patterns import Blocks, as_pattern
-from tfcompress.wrap.wrapper import CompressionWrapper, compressible_weights
+from tfcompress.wrap.wrapper import CompressionWrapper
 
 _DEFAULT = 0.8
 

@@ -7,113 +7,19 @@ from typing import Any
 
 import keras
 from keras import ops, tree
-from keras.src import backend
 
-from tfcompress.graph.cost import DEPTHWISE, TRANSPOSED, einsum_letters
-from tfcompress.transforms import WeightTransform
-from tfcompress.wrap.custom import description
-from tfcompress.wrap.integers import Grid, Sum, rounded_weight, straight_through
-
-_NEVER_COMPRESSED = {"bias", "recurrent_bias", "gamma", "beta", "alpha", "scale"}
-_LAST_AXIS = (
-    keras.layers.Dense,
-    keras.layers.Conv1D,
-    keras.layers.Conv2D,
-    keras.layers.Conv3D,
-    keras.layers.SeparableConv1D,
-    keras.layers.SeparableConv2D,
+from tfcompress.graph.keras_internals import (
+    copy_call_signature,
+    first_call_in_pass,
+    flatten_layers,
+    history,
+    symbolic_call,
 )
-
-
-def variable_name(variable: Any) -> str:
-    """Returns the last part of a variable's path: "kernel", "embeddings", ..."""
-    return variable.path.split("/")[-1]
-
-
-def compressible_weights(layer: Any) -> list[Any]:
-    """Returns the weights of a built layer that transforms apply to: its trainable matrices.
-
-    Kernels and embeddings, also those of layers inside the layer (the cell of an LSTM, the
-    projections of an attention layer); no biases, no normalization, no activation slopes.
-    """
-    # By how they were made, not by `weight.trainable`, which freezing a layer turns off.
-    learned = {id(v) for part in layer._flatten_layers() for v in part._trainable_variables}
-    told = description(layer)
-    never = _NEVER_COMPRESSED | (told.uncompressed if told else frozenset())
-    return [
-        weight
-        for weight in layer.weights
-        if id(weight) in learned
-        and len(weight.shape) >= 2
-        and keras.backend.is_float_dtype(weight.dtype)
-        and variable_name(weight) not in never
-    ]
-
-
-def step_of(layer: Any) -> Any:
-    """Returns the layer that a TimeDistributed applies at each step, or the layer itself."""
-    return step_of(layer.layer) if isinstance(layer, keras.layers.TimeDistributed) else layer
-
-
-def channel_axes(layer: Any, weight: Any) -> tuple[int, ...]:
-    """Returns the axes of a kernel for which TFLite keeps a scale per index.
-
-    Empty where the runtime keeps one scale for the whole tensor (embeddings, batched products).
-    """
-    name = variable_name(weight)
-    layer = step_of(layer)
-    told = description(layer)
-    if told is not None:
-        return (told.channel_axes[name],) if name in told.channel_axes else ()
-    if isinstance(layer, DEPTHWISE) or name == "depthwise_kernel":
-        return (-2, -1)
-    if isinstance(layer, TRANSPOSED):
-        return (-2,)
-    if isinstance(layer, _LAST_AXIS) or getattr(layer, "rounds_each_column", False):
-        return (-1,)
-    if isinstance(layer, keras.layers.EinsumDense):
-        given, letters, result = einsum_letters(layer)
-        batched = any(letter in given and letter in result for letter in letters)
-        kept = [axis - len(letters) for axis, letter in enumerate(letters) if letter in result]
-        return () if batched else tuple(kept)  # of a batch of products there is one scale
-    return ()
-
-
-def input_axis(layer: Any, weight: Any) -> int | None:
-    """Returns the axis of a kernel that the layer sums over, its input channels.
-
-    None for tables of embeddings and depthwise kernels, which sum over no channels.
-    """
-    name = variable_name(weight)
-    layer = step_of(layer)
-    depthwise = isinstance(layer, DEPTHWISE) or name == "depthwise_kernel"
-    if depthwise or isinstance(layer, keras.layers.Embedding) or name == "embeddings":
-        return None
-    if isinstance(layer, TRANSPOSED):
-        return -1
-    for part in layer._flatten_layers():
-        if isinstance(part, keras.layers.EinsumDense) and weight is part.kernel:
-            _, letters, result = einsum_letters(part)
-            summed = [axis for axis, letter in enumerate(letters) if letter not in result]
-            return summed[-1] - len(letters) if summed else None
-    return -2
-
-
-def first_call_in_pass(layer: keras.layers.Layer) -> bool:
-    """Returns whether this is the first call of `layer` in the current pass of its model.
-
-    Keras opens one call context for the outermost layer called and closes it when that returns, so
-    the context is the pass. It lives in the thread that runs the pass: the replicas of a
-    distribution strategy each have their own.
-    """
-    context = layer._get_call_context()
-    seen = context.get_value("tfcompress_seen")
-    if seen is None:
-        seen = set()
-        context.set_value("tfcompress_seen", seen)
-    first = id(layer) not in seen
-    seen.add(id(layer))
-    return first
+from tfcompress.graph.weights import channel_axes, compressible_weights, input_axis
+from tfcompress.integer.integer_sums import sum_in_integers
+from tfcompress.integer.producers import Sum
+from tfcompress.integer.trace import has_own_grid, sum_of, tell_nested_models
+from tfcompress.transforms import WeightTransform
 
 
 @keras.saving.register_keras_serializable("tfcompress")
@@ -190,9 +96,7 @@ class CompressionWrapper(keras.layers.Layer):
         self.observer: Any = None
         self.sum: Sum | None = None
         self._told = False
-        # Keras looks there for tensors and their masks, by name.
-        self._call_signature = layer._call_signature
-        self._allow_non_tensor_positional_args = layer._allow_non_tensor_positional_args
+        copy_call_signature(layer, self)
         if _all_built(layer):
             self._attach()
 
@@ -214,7 +118,7 @@ class CompressionWrapper(keras.layers.Layer):
             if not self.layer.built:
                 self.layer(*specs[0], **specs[1])
             if not _all_built(self.layer):  # by call() alone, which Keras forgets on loading
-                backend.compute_output_spec(self.layer.call, *specs[0], **specs[1])
+                symbolic_call(self.layer.call, *specs[0], **specs[1])
             self._attach()
         return super().__call__(*args, **kwargs)
 
@@ -251,6 +155,10 @@ class CompressionWrapper(keras.layers.Layer):
             value = transform.call(value)
         return ops.cast(value, weight.dtype)
 
+    def skip_compression(self, kinds: tuple[type, ...] | None) -> None:
+        """Leaves out transforms of these kinds from now on; none if None."""
+        self.skipped = kinds or ()
+
     def call(self, *args: Any, training: bool | None = None, **kwargs: Any) -> Any:
         """Calls the layer with its transformed weights."""
         if self.observer is None:
@@ -259,15 +167,13 @@ class CompressionWrapper(keras.layers.Layer):
 
     def _compute(self, *args: Any, training: bool | None = None, **kwargs: Any) -> Any:
         if not (training or self._told):
-            from tfcompress.wrap.sources import has_own_grid, tell_nested_models
-
             if has_own_grid(self):
                 tell_nested_models(self)
             self._told = True
         floats = training or self.skipped or not self.transforms
         read = None if floats else getattr(self.sum, "read", None)
         if read is not None and read.exact and _is_float32(args[0]):
-            return self._in_integers(read, args[0])
+            return sum_in_integers(self, read, args[0])
         if not self.transforms:
             return self.layer(*args, **kwargs)
         update = bool(training) and first_call_in_pass(self)
@@ -290,32 +196,9 @@ class CompressionWrapper(keras.layers.Layer):
             self.add_loss(ops.cast(loss, "float32"))
         return outputs
 
-    def _in_integers(self, read: Grid, x: Any) -> Any:
-        """Returns what the layer returns, from integers of the grid that `x` is on.
-
-        A sum of products of integers is exact in floats, in whatever order it is added up.
-        """
-        ((weight, _),) = self.pipelines()
-        value, rounding = rounded_weight(self)
-        step = rounding.scale(value)
-        values = [(weight, straight_through(value / step, rounding.integers(value, step)))]
-        bias = self.layer.bias
-        if bias is not None:
-            values.append((bias, ops.zeros(bias.shape)))
-        unit = read.grid()[0]
-        places = x / unit
-        steps = straight_through(places, ops.where(read.rounds(), ops.round(places), places))
-        with keras.StatelessScope(values):
-            sums = self.layer(steps)
-        sums = sums * (unit * ops.reshape(step, (-1,)))
-        return sums if bias is None else sums + ops.convert_to_tensor(bias)
-
     def compute_output_spec(self, *args: Any, **kwargs: Any) -> Any:
         """Returns what the layer itself would return, symbolically."""
-        # Here, because the roles of layers are those of layers that may be wrapped.
-        from tfcompress.wrap.sources import sum_of
-
-        if getattr(args[0] if args else None, "_keras_history", None) is not None:
+        if args and history(args[0]) is not None:
             self.sum = sum_of(self, tree.flatten((args, kwargs)))
         kwargs.pop("training", None)
         made = self.layer.compute_output_spec(*args, **kwargs)
@@ -357,7 +240,7 @@ class CompressionWrapper(keras.layers.Layer):
 
 
 def _all_built(layer: Any) -> bool:
-    return all(part.built for part in layer._flatten_layers())
+    return all(part.built for part in flatten_layers(layer))
 
 
 def _is_float32(x: Any) -> bool:

@@ -11,6 +11,7 @@ from keras import ops
 
 from tfcompress.distill.features import ATTENTION, Feature
 from tfcompress.distill.losses.base import DistillationLoss, complain, positive, same_shape
+from tfcompress.graph.keras_internals import takes_training
 
 
 @keras.saving.register_keras_serializable("tfcompress")
@@ -103,7 +104,7 @@ class FeatureMatching(DistillationLoss):
         """Returns the distance of each sample."""
         if self.projector is not None:
             # Losses are computed outside of the pass that would tell a layer that it trains.
-            told = {"training": True} if self.projector._call_has_training_arg else {}
+            told = {"training": True} if takes_training(self.projector) else {}
             student = ops.cast(self.projector(student, **told), teacher.dtype)
         if self.distance == "cosine":
             values = 1.0 - ops.sum(ops.normalize(teacher) * ops.normalize(student), axis=-1)

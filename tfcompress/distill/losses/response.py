@@ -15,9 +15,9 @@ from tfcompress.distill.losses.base import (
     positive,
     same_shape,
 )
-from tfcompress.graph.cost import plain
+from tfcompress.graph.keras_internals import maker, maker_inputs, output_index, sublayers
+from tfcompress.graph.layers import activation_name, plain
 from tfcompress.graph.read import is_graph
-from tfcompress.wrap.canonicalize import activation_name
 
 LINEAR, SOFTMAX, SIGMOID = "linear", "softmax", "sigmoid"
 
@@ -332,14 +332,14 @@ def output_kind(model: Any, index: int = 0) -> str | None:
         return None
     tensor = model.outputs[index]
     while True:
-        operation, node_index, tensor_index = tensor._keras_history
+        operation = maker(tensor)
         if is_graph(operation):
-            return output_kind(operation, tensor_index)
+            return output_kind(operation, output_index(tensor))
         if isinstance(operation, keras.Model) or _is_opaque(plain(operation)):
             return None
         if not _passes_values_on(plain(operation)):
             return layer_kind(operation)
-        tensor = operation._inbound_nodes[node_index].input_tensors[0]
+        tensor = maker_inputs(tensor)[0]
 
 
 def layer_kind(layer: Any) -> str:
@@ -354,7 +354,7 @@ def layer_kind(layer: Any) -> str:
 def _is_opaque(layer: Any) -> bool:
     """Whether a custom layer computes with layers of its own, whatever they do last."""
     own = type(layer).__module__.split(".")[0] not in ("keras", "tfcompress")
-    return own and isinstance(layer, keras.layers.Layer) and bool(layer._layers)
+    return own and isinstance(layer, keras.layers.Layer) and bool(sublayers(layer))
 
 
 def _passes_values_on(layer: Any) -> bool:

@@ -19,6 +19,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from tfcompress.graph.keras_internals import flatten_layers
 from tfcompress.graph.read import Call, is_graph, read_graph
 
 Numbers = np.ndarray
@@ -86,7 +87,7 @@ class Coupling:
         self._made: dict[tuple[int, str], tuple[str, np.ndarray]] = {}
         self._traced: set[int] = set()
         self.makers: dict[str, Any] = {}  # layers that make channels, by path
-        formats = {getattr(layer, "data_format", None) for layer in model._flatten_layers()}
+        formats = {getattr(layer, "data_format", None) for layer in flatten_layers(model)}
         for tensor in model.inputs:
             first = "channels_first" in formats and len(tensor.shape) > 2
             self.tensors[id(tensor)] = self.fixed(tensor, 0 if first else -1)

@@ -12,7 +12,7 @@ from tfcompress.graph.read import Call, Graph, walk_layers
 from tfcompress.graph.sameness import check_kept
 from tfcompress.graph.select import LayerSelection, select
 from tfcompress.scheme import check_choice
-from tfcompress.wrap.strip import as_unwrapped
+from tfcompress.wrap.state import as_unwrapped
 
 _TRANSPOSED = (layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose)
 _KERNELS = (layers.Dense, layers.Conv1D, layers.Conv2D, layers.Conv3D, *_TRANSPOSED)

@@ -13,7 +13,8 @@ import keras
 import numpy as np
 from keras import layers
 
-from tfcompress.graph.cost import einsum_letters
+from tfcompress.graph.keras_internals import attention_parts
+from tfcompress.graph.layers import einsum_letters
 from tfcompress.graph.read import Call
 from tfcompress.rewrite.channels.coupling import (
     Coupling,
@@ -290,16 +291,18 @@ def _attention(coupling: Coupling, call: Call, given: list[Numbers]) -> Numbers:
         coupling.set(call, "num_key_value_heads", pairs)
     else:
         coupling.set(call, "num_heads", heads)
-    made = coupling.new(call, layer._output_dense.kernel.shape[-1])
+    projections = attention_parts(layer)
+    last = projections["attention_output"]
+    made = coupling.new(call, last.kernel.shape[-1])
     for part, inputs, of_head in (
-        (layer._query_dense, query, heads),
-        (layer._key_dense, key, pairs),
-        (layer._value_dense, value, pairs),
+        (projections["query"], query, heads),
+        (projections["key"], key, pairs),
+        (projections["value"], value, pairs),
     ):
         coupling.use(call, part.kernel, {0: inputs, 1: of_head}, made=1)
         coupling.use(call, part.bias, {0: of_head})
-    coupling.use(call, layer._output_dense.kernel, {0: heads, 2: made}, made=2)
-    coupling.use(call, layer._output_dense.bias, {0: made})
+    coupling.use(call, last.kernel, {0: heads, 2: made}, made=2)
+    coupling.use(call, last.bias, {0: made})
     if grouped or not layer.get_config().get("output_shape"):
         coupling.couple(made, query)  # as many as the query has
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -10,11 +11,13 @@ from keras import ops
 
 from tfcompress.rewrite.channels.coupling import Coupling, Use
 
+Criterion = str | Callable[[np.ndarray], Any]
+
 CRITERIA = ("l1", "l2", "bn_gamma", "taylor", "fpgm", "random")
 
 
 def unit_scores(
-    model: keras.Model, coupling: Coupling, criterion: str, data: Any = None, seed: int = 0
+    model: keras.Model, coupling: Coupling, criterion: Criterion, data: Any = None, seed: int = 0
 ) -> np.ndarray:
     """Returns a score for each unit; the lowest are removed first.
 
@@ -25,7 +28,7 @@ def unit_scores(
     Args:
         model: The model.
         coupling: Its channels.
-        criterion: One of `CRITERIA`.
+        criterion: One of `CRITERIA`, or a function (see `prune_channels`).
         data: For "taylor": (inputs, labels or None) by batch.
         seed: For "random".
 
@@ -65,7 +68,7 @@ def unit_scores(
 
 
 def _scores(
-    criterion: str, value: np.ndarray, axis: int, use: Use, gamma: bool
+    criterion: Criterion, value: np.ndarray, axis: int, use: Use, gamma: bool
 ) -> np.ndarray | None:
     rows = np.moveaxis(value, axis, 0).reshape(value.shape[axis], -1)
     if criterion == "bn_gamma":
@@ -78,7 +81,21 @@ def _scores(
         return np.sqrt(np.maximum(distances, 0)).sum(1)
     if value.ndim < 2 and not gamma:
         return None
+    if not isinstance(criterion, str):
+        return _own(criterion, rows)
     return np.abs(rows).sum(1) if criterion == "l1" else np.sqrt(np.sum(rows**2, 1))
+
+
+def _own(criterion: Callable[[np.ndarray], Any], rows: np.ndarray) -> np.ndarray:
+    """Returns the scores that a function of the user gives."""
+    scores = np.asarray(criterion(rows.copy()), np.float64)
+    usable = scores.shape == rows.shape[:1] and np.isfinite(scores).all() and (scores >= 0).all()
+    if not usable:
+        raise ValueError(
+            f"criterion must return a finite score >= 0 for each of {len(rows)} channels. "
+            f"Received: an array of the shape {scores.shape}: {scores!r}"
+        )
+    return scores
 
 
 def _check_gamma(coupling: Coupling, count: np.ndarray) -> None:

@@ -1,0 +1,41 @@
+"""The fixed-point arithmetic of the runtime, against what it is defined by."""
+
+import numpy as np
+from keras import ops
+
+from tfcompress.integer.fixed_point import averages, divided, ends_of_grid, power_below
+
+
+def test_averages_break_ties_as_the_runtime():
+    places = np.array([-2.5, -1.5, -0.5, 0.5, 1.5, 0.25, -0.75], "float32")
+    np.testing.assert_array_equal(averages(places, 0.0), [-2.0, -1.0, 0.0, 1.0, 2.0, 0.0, -1.0])
+    away = averages(places, np.float32(0))
+    np.testing.assert_array_equal(away, [-3.0, -2.0, -1.0, 1.0, 2.0, 0.0, -1.0])
+    middle = np.float32(-100)
+    np.testing.assert_array_equal(averages(places + middle, middle), np.asarray(away) + middle)
+
+
+def test_divisions_are_rounded_once_in_compiled_code():
+    import tensorflow as tf
+
+    x = np.random.default_rng(0).uniform(0.5, 2, 100_000).astype("float32")
+    divide = tf.function(lambda x: divided(x, 127.0), jit_compile=True)
+    np.testing.assert_array_equal(divide(tf.constant(x)), x / np.float32(127))
+
+
+def test_ends_of_grids_give_their_step_again():
+    generator = np.random.default_rng(0)
+    found = []
+    for _ in range(2000):
+        low, high = -generator.uniform(0, 3) * generator.integers(0, 2), generator.uniform(0.1, 5)
+        scale = np.float32(np.float32(high - low) / np.float32(255))
+        lowest = np.rint(np.float32(low) / scale)
+        a, b = ends_of_grid(float(scale), float(lowest))
+        found.append(np.float32((b - a) / 255) == scale and round(a / float(scale)) == lowest)
+    assert np.mean(found) > 0.99
+
+
+def test_powers_of_two():
+    for value in (0.001, 0.5, 0.75, 1.0, 3.99, 1000.0):
+        wanted = 2.0 ** np.floor(np.log2(value))
+        assert float(power_below(ops.convert_to_tensor(value, "float32"))) == wanted

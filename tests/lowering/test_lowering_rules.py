@@ -1,0 +1,43 @@
+"""The table of lowering rules: stages, order, and what is registered twice."""
+
+import keras
+import pytest
+from keras import layers as L
+
+from tfcompress.lowering import lowering_rules
+from tfcompress.lowering.lower import lower
+from tfcompress.lowering.lowering_rules import Stage, lowering_rule, rules_of
+
+
+def test_every_stage_has_rules_and_each_says_what_it_does():
+    for stage in Stage:
+        rules = rules_of(stage)
+        assert rules and all(rule.__doc__.strip().endswith(".") for rule in rules)
+        assert len({rule.__name__ for rule in rules}) == len(rules)
+
+
+def test_two_rules_of_one_place_are_refused():
+    with pytest.raises(ValueError, match="has the order 10 already"):
+        lowering_rule(Stage.WHOLE, 10)(lambda lowering, site: None)
+
+
+def test_a_rule_of_a_smaller_number_is_asked_first(monkeypatch):
+    monkeypatch.setattr(
+        lowering_rules, "_RULES", {s: list(r) for s, r in lowering_rules._RULES.items()}
+    )
+    asked = []
+
+    def second(lowering, site):
+        asked.append("second")
+        return keras.ops.multiply(lowering.clone(site.layer)(site.args[0]), 2.0)
+
+    def first(lowering, site):
+        asked.append("first")
+
+    lowering_rule(Stage.OPERATION, 2)(second)
+    lowering_rule(Stage.OPERATION, 1)(first)
+    model = keras.Sequential([keras.Input((3,)), L.Dense(2)])
+    lowered = lower(model)
+    assert asked == ["first", "second"]
+    x = keras.ops.ones((1, 3))
+    assert keras.ops.max(keras.ops.abs(lowered(x) - 2 * model(x))) < 1e-6

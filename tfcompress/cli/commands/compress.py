@@ -1,0 +1,255 @@
+"""Commands that make models and files: export, prune, quantize, demo."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+from typing import Any
+
+import click
+
+from tfcompress.cli.options import (
+    PATH,
+    batch_option,
+    data_option,
+    import_keras,
+    json_option,
+    loaded_data,
+    loaded_model,
+    model_argument,
+    normalize_option,
+    print_report,
+    show,
+)
+from tfcompress.scheme import SCHEMES
+
+
+@click.command()
+@model_argument
+@click.option("--output", "-o", type=PATH, help="File to write; MODEL.tflite if left out.")
+@data_option(required=False)
+@click.option(
+    "--scheme",
+    shell_complete=lambda context, option, typed: [s for s in SCHEMES if s.startswith(typed)],
+    help=f"One of {', '.join(SCHEMES)}; int8 if there is data.",
+)
+@click.option("--io-dtype", default="float32", show_default=True, help="int8, uint8 or int16.")
+@click.option(
+    "--batch-size", type=click.IntRange(min=0), default=1, show_default=True, help="0: open."
+)
+@click.option(
+    "--input-shape",
+    "input_shapes",
+    multiple=True,
+    metavar="[INPUT=]SIZES",
+    help="Of one sample, such as 224,224,3, for a model that takes any size.",
+)
+@click.option("--sparse", is_flag=True, help="Store many zeros in TFLite's sparse format.")
+@click.option("--labels", type=PATH, help="A text file with a label in each line.")
+@normalize_option
+@json_option
+def export(
+    model: pathlib.Path,
+    output: pathlib.Path | None,
+    data: str | None,
+    scheme: str | None,
+    io_dtype: str,
+    batch_size: int,
+    input_shapes: tuple[str, ...],
+    sparse: bool,
+    labels: pathlib.Path | None,
+    normalize: Any,
+    as_json: bool,
+) -> None:
+    """Write MODEL, a .keras file, as a .tflite file that was checked against it.
+
+    A run that is stopped leaves nothing behind, and starts anew.
+    """
+    output = output or model.with_suffix(".tflite")
+    if output.suffix != ".tflite":
+        raise ValueError(f"--output must end in .tflite. Received: {str(output)!r}")
+    if labels and not labels.is_file():
+        raise FileNotFoundError(f"--labels: no such file: {str(labels)!r}")
+    input_shape = _shapes(input_shapes)
+    loaded = loaded_model(model)
+    from tfcompress.export.export_tflite import export_tflite
+    from tfcompress.graph.read import input_specs
+
+    given = None
+    if data:
+        x, y = loaded_data(data, input_specs(loaded), normalize)
+        given = x if y is None else (x, y)
+    result = export_tflite(
+        loaded,
+        output,
+        scheme=scheme,
+        representative_dataset=given,
+        io_dtype=io_dtype,
+        batch_size=batch_size or None,
+        input_shape=input_shape,
+        sparse=sparse,
+        labels=labels.read_text().splitlines() if labels else None,
+        normalization=normalize,
+        verbose=False if as_json else "auto",
+    )
+    print_report(result, as_json)
+
+
+def _shapes(given: tuple[str, ...]) -> Any:
+    """Returns the shape of a sample, or a dict of these by input; None if there are none."""
+    found: dict[str, tuple[int, ...]] = {}
+    for text in given:
+        name, _, sizes = text.rpartition("=")
+        try:
+            found[name] = tuple(int(size) for size in sizes.split(","))
+        except ValueError:
+            raise ValueError(
+                "--input-shape must be sizes such as 224,224,3, or INPUT=224,224,3. Received: "
+                f"{text!r}"
+            ) from None
+    return found[""] if set(found) == {""} else found or None
+
+
+def _training(function: Any) -> Any:
+    """Adds the options of commands that train."""
+    for option in (
+        json_option,
+        click.option(
+            "--seed",
+            type=click.IntRange(min=0),
+            help="Two runs with one seed are equal to the byte. Any, if left out.",
+        ),
+        click.option("--learning-rate", type=float, default=3e-4, show_default=True),
+        batch_option,
+        click.option("--epochs", type=click.IntRange(min=1), required=True),
+        normalize_option,
+        click.option("--layers", multiple=True, metavar="GLOB", help="Only these layers."),
+        data_option(required=True),
+        click.option("--output", "-o", type=PATH, required=True, help=".keras file to write."),
+        model_argument,
+    ):
+        function = option(function)
+    return function
+
+
+def _identity(source: str) -> list[Any]:
+    """Returns the name of a file, and what changes when it is written anew."""
+    path = pathlib.Path(source)
+    if not path.exists():
+        return [source]
+    told = path.stat()
+    return [source, told.st_size, told.st_mtime_ns]
+
+
+def _train(model: pathlib.Path, wrap: Any, settings: dict[str, Any], **options: Any) -> None:
+    if options["seed"] is not None:
+        os.environ.setdefault("TF_DETERMINISTIC_OPS", "1")
+        import_keras()
+        import keras
+
+        keras.utils.set_random_seed(options["seed"])  # layers take theirs when they are made
+    loaded = loaded_model(model)
+    from tfcompress.cli.train import train
+    from tfcompress.graph.read import input_specs
+
+    x, y = loaded_data(options["data"], input_specs(loaded), options["normalize"])
+    names = ("output", "epochs", "batch_size", "learning_rate", "seed")
+    settings = {**settings, "model": _identity(str(model)), "data": _identity(options["data"])}
+    kept = ("batch_size", "learning_rate", "normalize", "seed")
+    settings |= {name: options[name] for name in kept}
+    done = train(
+        loaded,
+        wrap,
+        x,
+        y,
+        settings={key: list(v) if isinstance(v, tuple) else v for key, v in settings.items()},
+        quiet=options["as_json"],
+        **{name: options[name] for name in names},
+    )
+    if options["as_json"]:
+        click.echo(json.dumps(done, indent=2))
+    else:
+        shown = ", ".join(f"{k} {v:.4g}" for k, v in done.items() if k in ("loss", "accuracy"))
+        click.echo(f"wrote {done['output']} after {done['epochs']} epochs: {shown}")
+        if "accuracy_before" in done:
+            before, after = done["accuracy_before"], done["accuracy_after"]
+            click.echo(f"accuracy on these samples: {before:.2%} before, {after:.2%} after")
+
+
+@click.command()
+@click.option("--sparsity", type=click.FloatRange(0, 1, max_open=True), help="0.8 if left out.")
+@click.option(
+    "--pattern",
+    default="unstructured",
+    show_default=True,
+    help="unstructured; n:m, such as 2:4; or blocks, such as 4x1.",
+)
+@click.option("--ranking", default="layer", show_default=True, help="layer or global.")
+@_training
+def prune(sparsity: float | None, pattern: str, ranking: str, **options: Any) -> None:
+    """Train MODEL with ever more of its weights at zero, along a cubic curve.
+
+    A run that is stopped is gone on with when the same command is given again.
+    """
+
+    def wrap(model: Any, steps: int) -> Any:
+        from tfcompress.transforms import PolynomialDecay
+        from tfcompress.transforms.patterns import as_pattern
+        from tfcompress.wrap.prune import prune as prune_model
+
+        blocks = pattern.split("x")
+        made = as_pattern(tuple(map(int, blocks)) if all(b.isdigit() for b in blocks) else pattern)
+        target = sparsity if sparsity is not None else made.sparsity or 0.8
+        end = max(1, int(0.6 * steps))
+        schedule = PolynomialDecay(0.0, target, 0, end, frequency=max(1, end // 50))
+        return prune_model(
+            model, schedule, pattern=made.spec, ranking=ranking, layers=_layers(options)
+        )
+
+    settings = {"sparsity": sparsity, "pattern": pattern, "ranking": ranking}
+    _train(options.pop("model"), wrap, {**settings, "layers": options["layers"]}, **options)
+
+
+@click.command()
+@click.option("--scheme", default="int8", show_default=True, help="int8, w4a8 or int16x8.")
+@_training
+def quantize(scheme: str, **options: Any) -> None:
+    """Train MODEL with the rounding of the file that `export` will make of it.
+
+    A run that is stopped is gone on with when the same command is given again.
+    """
+
+    def wrap(model: Any, steps: int) -> Any:
+        from tfcompress.quantization.quantize import quantize as quantize_model
+
+        return quantize_model(model, scheme, layers=_layers(options))
+
+    settings = {"scheme": scheme, "layers": options["layers"]}
+    _train(options.pop("model"), wrap, settings, **options)
+
+
+def _layers(options: dict[str, Any]) -> list[str] | None:
+    return list(options["layers"]) or None
+
+
+@click.command()
+@click.option(
+    "--output",
+    type=click.Path(file_okay=False, path_type=pathlib.Path),
+    default="demo-output",
+    show_default=True,
+    help="Folder for student.tflite, demo.json and demo.png.",
+)
+@click.option("--full", is_flag=True, help="Use all 60,000 and 10,000 images of Fashion-MNIST.")
+@json_option
+def demo(output: pathlib.Path, full: bool, as_json: bool) -> None:
+    """Train, distil, prune, quantize, export and measure on Fashion-MNIST."""
+    import_keras()
+    from tfcompress.demo.main import run_demo
+
+    result = run_demo(output, full=full, quiet=as_json)
+    if as_json:
+        click.echo(json.dumps(result.as_dict(), indent=2))
+    else:
+        show(result)

@@ -1,0 +1,1 @@
+"""export_tflite: preflight, conversion, and the check against the model."""

@@ -1,0 +1,335 @@
+"""Whether a file computes what its Keras model computes: on which samples, and how well."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import numpy as np
+
+from tfcompress.data import spread
+from tfcompress.errors import ExportError
+from tfcompress.export.compare_outputs import Agreement, Comparison, channel_rmse, compare_outputs
+from tfcompress.export.tolerances import TOLERANCES, judge
+from tfcompress.graph.layers import plain
+from tfcompress.graph.read import output_names, walk_layers
+from tfcompress.graph.run import fixed_batch, outputs_of
+from tfcompress.graph.weights import compressible_weights
+from tfcompress.lowering.strip import without_transforms
+from tfcompress.post_training.fold_batch_norm import fold_batch_norm
+from tfcompress.quantization.kept_in_float import kept_in_float
+from tfcompress.quantization.quantize import quantized as as_quantized
+from tfcompress.quantization.state import (
+    rounding_in_floats,
+    roundings,
+    rounds_per_channel,
+    uses_sixteen_bits,
+)
+from tfcompress.samples.probes import Probes, Samples, affordable, stressed
+from tfcompress.scheme import as_scheme
+from tfcompress.tensorflow_internals import operation_details
+from tfcompress.tflite.run import TFLiteModel, accuracy
+from tfcompress.transforms import FakeQuant
+from tfcompress.wrap.state import is_wrapped, passing_through
+
+
+@dataclasses.dataclass(frozen=True)
+class Accuracy:
+    """The accuracy of a model and of its file on the same labelled samples.
+
+    Attributes:
+        model: That of the Keras model that was exported, 0 to 1.
+        file: That of the file.
+        samples: How many they are.
+    """
+
+    model: float
+    file: float
+    samples: int
+
+    def __str__(self) -> str:
+        return f"{self.file:.2%}, model {self.model:.2%} ({self.samples} labelled samples)"
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """What the comparisons of a file say.
+
+    Attributes:
+        agreement: How well it agrees with the model that was exported.
+        float_agreement: How well it agrees with the float model that a quantization-aware one
+            comes from: its weights and activations not rounded. None of other models.
+        accuracy: That of model and file, if the samples have labels.
+        problems: What is to be warned of.
+    """
+
+    agreement: Agreement
+    float_agreement: Agreement | None
+    accuracy: Accuracy | None
+    problems: list[str]
+
+
+_STRESS = 256  # samples
+
+
+_LITTLE = 0.03
+
+
+_MANY = 100  # operations, in which a rounding that falls to the other side is to be expected
+
+
+class _File:
+    """A file, to be compared with models."""
+
+    def __init__(self, content: Any, names: list[str]) -> None:
+        self._file, self._names = TFLiteModel(content), names
+        self._scales, self.operations = _looked_at(content)
+
+    def outputs(self, probes: Samples) -> dict[str, np.ndarray]:
+        """Returns what the file puts out, by name."""
+        actual = self._file.predict(probes)
+        return actual if isinstance(actual, dict) else {self._names[0]: actual}
+
+    def against(
+        self, expected: list[np.ndarray], actual: dict[str, np.ndarray], source: str
+    ) -> Comparison:
+        """Measures how well outputs of the file agree with what a model puts out, flat."""
+        wanted = dict(zip(self._names, expected, strict=True))
+        kernels = self._file.runtime
+        return compare_outputs(wanted, actual, self._scales, source=source, kernels=kernels)
+
+
+def _are_classes(labels: np.ndarray, shape: tuple[int, ...]) -> bool:
+    """Returns whether labels are classes of outputs of a shape, and not numbers to be met."""
+    if shape[-1] == 1:
+        return bool(np.isin(labels, (0, 1)).all())
+    if labels.shape == shape:  # rows that say which
+        return bool(np.isin(labels, (0, 1)).all() and (labels.sum(-1) == 1).all())
+    return bool((labels == np.round(labels)).all())
+
+
+def _accuracy(
+    expected: list[np.ndarray], actual: dict[str, np.ndarray], labels: np.ndarray | None
+) -> Accuracy | None:
+    """Returns the accuracy of model and file, where labels are classes of the only output."""
+    if labels is None or len(expected) != 1 or expected[0].ndim < 2:
+        return None
+    if expected[0].dtype.kind != "f" or labels.dtype.kind not in "biuf":
+        return None
+    if not _are_classes(labels, expected[0].shape):
+        return None
+    (got,) = actual.values()
+    try:
+        model, file = accuracy(expected[0], labels), accuracy(got, labels)
+    except ValueError:  # labels of something else, such as a mask or a box
+        return None
+    return Accuracy(model, file, len(labels))
+
+
+def measure(model: keras.Model, content: Any, probes: Samples, source: str = "given") -> Agreement:
+    """Measures how well a file agrees with a Keras model.
+
+    Args:
+        model: The Keras model.
+        content: Path or bytes of the file.
+        probes: Samples by input name.
+        source: Where the samples come from, for the record.
+    """
+    # Eagerly: for so few samples, compiling the model for predict() takes ten times as long.
+    file = _File(content, output_names(model))
+    return file.against(outputs_of(model, probes), file.outputs(probes), source).agreement
+
+
+Expected = tuple[str, Samples, list[np.ndarray]]
+
+
+class Check:
+    """The comparisons that a file must pass: with its model, and as a copy of its integers.
+
+    Args:
+        model: The Keras model that is exported.
+        probes: The samples that it is checked on.
+        scheme: A name of `SCHEMES`.
+        quantized: The model whose integers the file copies: `model` itself if it is
+            quantization-aware, or the one whose ranges were measured. None for other schemes.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        probes: Probes,
+        scheme: str,
+        quantized: keras.Model | None,
+    ) -> None:
+        self._model, self._scheme, self._quantized = model, scheme, quantized
+        self._probes, self._source = probes, probes.source
+        self._expected: list[Expected] | None = None
+        self._names = output_names(model)
+        self._in_part = quantized is not None and _followed_in_part(quantized)
+
+    def prepare(self) -> list[Expected]:
+        """Computes what is expected of the file, if that was not done; the slow part of a check.
+
+        Returns:
+            For each comparison the key of its tolerance, the samples, and the outputs expected.
+        """
+        if self._expected is None:
+            self._expected = [*self._compute()]
+        return self._expected
+
+    def _compute(self) -> Iterator[Expected]:
+        half = " of half" if computes_in_half(self._model) else ""
+        model, probes, quantized = self._model, self._probes.samples, self._quantized
+        if quantized is None:
+            tolerance = self._scheme + (half if self._scheme == "float32" else "")
+            yield tolerance, probes, outputs_of(model, probes)
+            copied = model
+        else:
+            copied = quantized
+            narrow = any(rounding.bits < 8 for rounding in roundings(quantized))
+            kind = " of 16 bits" if uses_sixteen_bits(quantized) else half
+            kind = kind or (" of 4 bits" if narrow else "")
+            tolerance = f"int8 copy{kind}"
+            if quantized is model:
+                yield tolerance, probes, outputs_of(model, probes)
+                if self._source != "noise":
+                    with passing_through(model, (FakeQuant,)):
+                        yield "trained", probes, outputs_of(model, probes)
+            else:
+                yield self._scheme, probes, outputs_of(model, probes)
+                if half:  # the integers are those of another model
+                    return
+                count = max(8, affordable(model) // 2)  # integers take a few times as long
+                probes = {name: spread(array, count) for name, array in probes.items()}
+                yield tolerance, probes, outputs_of(quantized, probes)
+        if fixed_batch(model) is not None:
+            return
+        if quantized is None:
+            if self._scheme != "float32":
+                return  # what is rounded, is by the range of what comes in
+            tolerance = "float32 far out"
+        stress = stressed(self._probes, min(affordable(model) // 2, _STRESS))
+        expected = outputs_of(copied, stress)
+        if all(np.isfinite(output).all() for output in expected if output.dtype.kind == "f"):
+            yield tolerance, stress, expected
+
+    def judge(self, content: bytes) -> Verdict:
+        """Compares a file with what is expected of it.
+
+        Args:
+            content: The file.
+
+        Raises:
+            ExportError: If the file cannot be run, or does not compute what its model does.
+        """
+        found: list[Comparison] = []
+        problems, accuracy = [], None
+        prepared = self.prepare()
+        try:
+            file = _File(content, self._names)
+            put_out = [file.outputs(probes) for _, probes, _ in prepared]
+        except (RuntimeError, ValueError) as error:
+            raise ExportError(
+                f"The runtime here cannot run the file: {' '.join(str(error).split())}. It is not "
+                "written. Another scheme may do; of a layer without kernels in this one, the "
+                "message names the operation."
+            ) from error
+        for (tolerance, probes, expected), actual in zip(prepared, put_out, strict=True):
+            if not found:
+                accuracy = _accuracy(expected, actual, self._probes.labels)
+            found.append(file.against(expected, actual, self._source))
+            if tolerance == "int8 copy" and self._in_part:
+                tolerance += " in part"
+            elif tolerance == "int8 copy" and file.operations > _MANY:
+                tolerance += " of many"
+            allowed = functools.partial(self._allowed, tolerance, content, probes, found[-1])
+            if problem := judge(found[-1], tolerance, self._scheme, allowed):
+                problems.append(problem)
+        trained = self._quantized is self._model and self._source != "noise"
+        before = found[1].agreement if trained else None
+        return Verdict(found[0].agreement, before, accuracy, problems)
+
+    def _allowed(
+        self, tolerance: str, content: bytes, probes: Samples, found: Comparison
+    ) -> list[np.ndarray]:
+        """Returns the RMSE of each channel that is no fault of the file."""
+        if tolerance.startswith("int8 copy") and self._quantized is not None:
+            allowed = self._between_kernels(content, probes)
+            # What is not followed to the bit differs as the rounding in floats does.
+            if " of " in tolerance or all(o.farthest.max() < 2.5 * o.step for o in found.outputs):
+                with rounding_in_floats(self._quantized):
+                    floats = outputs_of(self._quantized, probes)
+                for index, (output, other) in enumerate(zip(found.outputs, floats, strict=True)):
+                    moved = channel_rmse(output.wanted, other)
+                    allowed[index] = np.maximum(allowed[index], moved)
+            return [2 * moved for moved in allowed]
+        if self._scheme not in ("dynamic_int8", "int16x8"):
+            return [np.zeros(1)] * len(self._names)
+        allowed = []
+        for output, moved in zip(found.outputs, self._of_weights(probes), strict=True):
+            # The rounding of weights is most of it; tables of functions and activations are others.
+            scale = output.scale(TOLERANCES[tolerance].least)
+            share = float((moved / scale).max())
+            most = 0.6 if self._scheme == "dynamic_int8" else 0.25  # which rounds more
+            # Where it is little, as in shallow networks, it is all there is.
+            times = 6 if share > _LITTLE else 1
+            allowed.append(max(2 * share, min(times * share, most)) * scale)
+        return allowed
+
+    def _between_kernels(self, content: bytes, probes: Samples) -> list[np.ndarray]:
+        """Returns how far the outputs of a file are apart under two sets of kernels."""
+        flat = []
+        for delegates in (True, False):
+            found = TFLiteModel(content, delegates=delegates).predict(probes)
+            flat.append([found[n] for n in self._names] if isinstance(found, dict) else [found])
+        return [channel_rmse(a, b) for a, b in zip(*flat, strict=True)]
+
+    def _of_weights(self, probes: Samples) -> list[np.ndarray]:
+        """Returns how far the outputs of a model move where its weights alone are rounded."""
+        plain_model = without_transforms(self._model) if is_wrapped(self._model) else self._model
+        rounded = as_quantized(fold_batch_norm(plain_model), as_scheme("int8"))
+        with passing_through(rounded, ()):
+            moved = outputs_of(rounded, probes)
+        return [
+            channel_rmse(a, b) for a, b in zip(moved, outputs_of(plain_model, probes), strict=True)
+        ]
+
+
+def _followed_in_part(quantized: keras.Model) -> bool:
+    """Returns whether the model computes the integers of its file in part only.
+
+    Sums of own layers are of floats, as are layers that are left in float between others, and
+    scales of whole tensors change where a BatchNormalization scales channels.
+    """
+    for _, layer in walk_layers(quantized):
+        inner = plain(layer)
+        if type(inner).__module__.split(".")[0] not in ("keras", "tfcompress"):
+            return True
+        rounds = any(isinstance(t, FakeQuant) for t in getattr(layer, "transforms", ()))
+        if compressible_weights(inner) and not rounds:
+            return True
+    return bool(kept_in_float(quantized)) or not rounds_per_channel(quantized)
+
+
+def computes_in_half(model: keras.Model) -> bool:
+    """Returns whether the model itself is less precise than its float32 file."""
+    dtypes = {plain(layer).compute_dtype for _, layer in walk_layers(model)}
+    return bool(dtypes & {"float16", "bfloat16"})
+
+
+def _looked_at(content: Any) -> tuple[dict[str, float], int]:
+    """Returns the step of each output, and how many operations there are.
+
+    The step is also that of outputs which the file ends by making floats.
+    """
+    file = TFLiteModel(content, delegates=False)
+    details = {d["index"]: d for d in file.interpreter.get_tensor_details()}
+    computed = file.computed_outputs()
+    scales = {
+        info.name: info.scale or float(details[computed[info.name]]["quantization"][0])
+        for info in file.outputs
+    }
+    return scales, len(operation_details(file.interpreter))

@@ -1,0 +1,288 @@
+"""Does a file compute what its model computes? Outputs are compared, channel by channel."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from tfcompress.errors import ExportError
+
+_LEAST = 0.01  # of its largest value: the least deviation that counts
+
+
+_LEAST_OF_ALL = 0.002  # of the deviation of all channels, likewise
+
+
+_HARDLY = 0.05  # of its largest value: a deviation that says nothing
+
+
+_FIXED_STEP = 1 / 256  # of softmax and sigmoid
+
+
+_ENOUGH = 16  # samples, to say that something does not vary
+
+
+@dataclasses.dataclass(frozen=True)
+class Agreement:
+    """How well a file agrees with a Keras model.
+
+    Attributes:
+        samples: Samples compared.
+        source: Where they come from: "representative_dataset", "training" or "noise".
+        rmse: Root mean squared difference of the outputs over the deviation of the model's, the
+            worst output; of outputs that are integers or truths, such as classes, the share of
+            values that differ.
+        max_steps: Largest difference in steps of the output's scale; None if it has none.
+        max_error: Largest absolute difference.
+        top1: Share of samples with the same largest output; None if outputs are no vectors.
+        kernels: The runtime and kernels compared.
+        worst: The channel that is farthest off, by the name of its output.
+        worst_rmse: Its RMSE over its own deviation, where that is not negligible.
+    """
+
+    samples: int
+    source: str
+    rmse: float
+    max_steps: float | None
+    max_error: float
+    top1: float | None
+    kernels: str
+    worst: str = ""
+    worst_rmse: float = 0.0
+
+    def __str__(self) -> str:
+        parts = [f"RMSE {self.rmse:.4f} of the deviation"]
+        if self.worst_rmse > max(2 * self.rmse, 0.01):
+            parts.append(f"{self.worst_rmse:.4f} at {self.worst}")
+        if self.max_steps is not None:
+            parts.append(f"at most {self.max_steps:.1f} steps")
+        if self.top1 is not None:
+            parts.append(f"same top-1 on {self.top1:.1%}")
+        kind = "samples of noise" if self.source == "noise" else f"{self.source} samples"
+        return f"{', '.join(parts)} ({self.samples} {kind}, {self.kernels})"
+
+
+@dataclasses.dataclass(frozen=True)
+class Output:
+    """How an output of a file differs from the model's, by channel of its last axis.
+
+    Attributes:
+        name: Its name.
+        wanted: What the model puts out; shape (samples, ..., channels).
+        difference: By how much the file differs.
+        step: Step of the output's scale; 0 if it has none.
+        rmse: Root mean squared difference of each channel.
+        deviation: Standard deviation of each channel in the model.
+        largest: Largest absolute value of each channel in the model.
+        file_deviation: Standard deviation of each channel in the file.
+        farthest: Largest difference in each channel.
+        in_all: Deviation of all channels together.
+    """
+
+    name: str
+    wanted: np.ndarray
+    difference: np.ndarray
+    step: float
+    rmse: np.ndarray
+    deviation: np.ndarray
+    largest: np.ndarray
+    file_deviation: np.ndarray
+    farthest: np.ndarray
+    in_all: float
+
+    @property
+    def pooled(self) -> float:
+        """RMSE of all channels together, over their deviation."""
+        if self.is_choice:
+            return float(self.rmse.mean())
+        # A constant output has no deviation; then its size is the measure.
+        scale = self.in_all or float(self.largest.max()) or 1.0
+        return float(np.sqrt(np.mean(self.rmse**2)) / scale)
+
+    def usual(self) -> tuple[float, float]:
+        """Returns RMSE and deviation without the fiftieth of the samples that stand out most.
+
+        Outliers set the deviation, and would hide what the file does to all others.
+        """
+        samples = self.wanted.reshape(len(self.wanted), -1)
+        middle = np.nanmean(samples, axis=0)
+        distance = np.nanmax(np.abs(samples - middle), axis=1)
+        kept = np.argsort(distance)[: max(1, math.ceil(0.98 * len(samples)))]
+        rmse = np.sqrt(np.mean(np.square(self.difference[kept]), dtype=np.float64))
+        return float(rmse), float(np.nanstd(samples[kept], dtype=np.float64))
+
+    @property
+    def is_choice(self) -> bool:
+        """Whether it holds classes or truths, of which only the same is near."""
+        return self.wanted.dtype.kind in "biu"
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether its range is that of a softmax or sigmoid, and not by its values."""
+        return self.step == _FIXED_STEP
+
+    def scale(self, least_of_all: float = _LEAST_OF_ALL) -> np.ndarray:
+        """Returns the deviation of each channel, or what stands for it where it hardly varies.
+
+        Args:
+            least_of_all: The least that counts, of the deviation of all channels.
+        """
+        if self.is_choice:
+            return np.ones_like(self.rmse)
+        least = np.maximum(_LEAST * self.largest, least_of_all * self.in_all)
+        return np.where(np.maximum(self.deviation, least) > 0, np.maximum(self.deviation, least), 1)
+
+    def rows(self, scale: np.ndarray) -> np.ndarray:
+        """Returns the RMSE of each row, over a scale for each channel, flat."""
+        if self.difference.ndim < 3:
+            return np.zeros(0)
+        squares = (self.difference / scale.astype(np.float32)) ** 2
+        return np.sqrt(squares.mean((0, -1), dtype=np.float64)).ravel()
+
+    def lost(self) -> np.ndarray:
+        """Returns which channels vary in the model, and not in the file or by too coarse a step."""
+        varies = self.deviation > _HARDLY * np.maximum(self.largest, 1e-9)
+        if self.is_choice or len(self.wanted) < _ENOUGH:
+            return np.zeros(len(self.rmse), bool)
+        still = self.file_deviation < 0.1 * self.deviation
+        if self.is_fixed:  # most of a thousand classes are below a step, which is as it should be
+            whole = (self.file_deviation == 0).all() and varies.any()
+            return varies if whole else np.zeros(len(self.rmse), bool)
+        return varies & (still | (self.step > 2 * self.deviation))
+
+    def at(self, channel: int) -> str:
+        """Returns the name of a channel."""
+        return f"output {self.name!r}" + (f", channel {channel}" if len(self.rmse) > 1 else "")
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """The outputs of a file beside those of a model.
+
+    Attributes:
+        agreement: What is told of it.
+        outputs: Each output.
+    """
+
+    agreement: Agreement
+    outputs: tuple[Output, ...]
+
+
+def compare_outputs(
+    expected: dict[str, np.ndarray],
+    actual: dict[str, np.ndarray],
+    scales: dict[str, float],
+    *,
+    source: str,
+    kernels: str,
+) -> Comparison:
+    """Measures the agreement of a file's outputs with the model's.
+
+    Args:
+        expected: The model's outputs by name.
+        actual: The file's outputs by name.
+        scales: Step of each output's grid; 0 where there is none.
+        source: Where the samples come from.
+        kernels: Which kernels ran.
+
+    Raises:
+        ExportError: If names or shapes differ, one of the two holds NaN where the other does not,
+            or there is nothing to compare.
+    """
+    outputs = []
+    for name, wanted in expected.items():
+        if name not in actual or actual[name].shape != wanted.shape:
+            shape = actual[name].shape if name in actual else "nothing"
+            raise ExportError(
+                f"The file is broken: output {name!r} should have the shape {wanted.shape} and "
+                f"has {shape}."
+            )
+        if not wanted.size:
+            raise ExportError(
+                f"Nothing could be compared: output {name!r} is empty, of the shape "
+                f"{wanted.shape}. No file was written."
+            )
+        outputs.append(_output(name, wanted, actual[name], scales.get(name, 0.0), source))
+    return Comparison(_told(outputs, source, kernels), tuple(outputs))
+
+
+def _output(name: str, wanted: np.ndarray, got: np.ndarray, step: float, source: str) -> Output:
+    if wanted.ndim < 2:
+        wanted, got = wanted.reshape(-1, 1), got.reshape(-1, 1)
+    axes = tuple(range(wanted.ndim - 1))
+    if wanted.dtype.kind in "biu":
+        differs = (wanted != got.astype(wanted.dtype)).astype(np.float32)
+        rate, ones = differs.mean(axes, dtype=np.float64), np.ones(wanted.shape[-1])
+        return Output(
+            name, wanted, differs, 0.0, rate, ones, ones, ones, differs.max(axes).astype(float), 1.0
+        )
+    wanted, got = (x.astype(np.float32, copy=False) for x in (wanted, got))
+    finite = np.isfinite(wanted)
+    if not finite.any():
+        raise ExportError(
+            f"Nothing could be compared: the model itself puts out NaN or infinity as {name!r} "
+            f"for all {len(wanted)} {source} samples. Pass samples like those of training as "
+            "representative_dataset. No file was written."
+        )
+    whole = finite.all() and np.isfinite(got).all()
+    if not whole:
+        unlike = (finite | np.isfinite(got)) & ~(finite & np.isfinite(got))
+        unlike |= (np.isinf(wanted) | np.isinf(got)) & (wanted != got)
+        if unlike.any():
+            raise ExportError(
+                f"The file is broken: output {name!r} holds NaN or infinity where the model's "
+                "output is finite, or the other way round."
+            )
+        wanted, got = np.where(finite, wanted, np.nan), np.where(finite, got, np.nan)
+    std, most = (np.std, np.max) if whole else (np.nanstd, np.nanmax)
+    difference = got - wanted
+    if not whole:
+        difference = np.where(finite, difference, 0)
+    with np.errstate(invalid="ignore"):  # a channel that is never finite
+        return Output(
+            name,
+            wanted,
+            difference,
+            step,
+            channel_rmse(got, wanted),
+            np.nan_to_num(std(wanted, axes, dtype=np.float64)),
+            np.nan_to_num(most(np.abs(wanted), axes)).astype(np.float64),
+            np.nan_to_num(std(got, axes, dtype=np.float64)),
+            np.abs(difference).max(axes).astype(np.float64),
+            float(std(wanted, dtype=np.float64)),
+        )
+
+
+def channel_rmse(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Returns the RMSE of two arrays for each place of the last axis, or the share of classes."""
+    one, other = (x.reshape(-1, 1) if x.ndim < 2 else x for x in (one, other))
+    if one.dtype.kind in "biu":  # of classes, the share that is another
+        return (one != other).mean(tuple(range(one.ndim - 1)), dtype=np.float64)
+    difference = np.nan_to_num(one.astype(np.float32) - other.astype(np.float32))
+    return np.sqrt(np.square(difference).mean(tuple(range(one.ndim - 1)), dtype=np.float64))
+
+
+def _told(outputs: Sequence[Output], source: str, kernels: str) -> Agreement:
+    steps = [float(o.farthest.max() / o.step) for o in outputs if o.step]
+    same = [
+        float(np.mean(o.wanted.argmax(-1) == (o.wanted + o.difference).argmax(-1)))
+        for o in outputs
+        if not o.is_choice and o.wanted.shape[-1] > 1
+    ]
+    channels = [o.rmse / o.scale() for o in outputs]
+    worst = max(range(len(outputs)), key=lambda i: float(channels[i].max()))
+    channel = int(channels[worst].argmax())
+    return Agreement(
+        len(outputs[0].wanted),
+        source,
+        max(o.pooled for o in outputs),
+        max(steps) if steps else None,
+        max(float(o.farthest.max()) for o in outputs),
+        min(same) if same else None,
+        kernels,
+        outputs[worst].at(channel),
+        float(channels[worst][channel]),
+    )

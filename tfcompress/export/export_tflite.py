@@ -1,0 +1,358 @@
+"""export_tflite: from a Keras model to a file that was checked against it."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import os
+import time
+import warnings
+from typing import Any
+
+import keras
+import numpy as np
+
+from tfcompress.data import collect
+from tfcompress.errors import CompressionWarning, ExportError
+from tfcompress.export.agreement import Accuracy, Check
+from tfcompress.export.compare_outputs import Agreement
+from tfcompress.export.io_metadata import labels_by_output, normalization_by_input
+from tfcompress.export.preflight import (
+    backend_problem,
+    batch_of,
+    check_arguments,
+    check_ranges,
+    check_sizes,
+    check_trained,
+    check_weights,
+    choose_scheme,
+)
+from tfcompress.files import check_path, write_whole
+from tfcompress.graph.inline import as_graph
+from tfcompress.graph.preprocessing import check_no_tables
+from tfcompress.graph.read import input_specs, output_names
+from tfcompress.graph.resize import with_input_shape
+from tfcompress.lowering.lower import lower
+from tfcompress.post_training.pipeline import post_training
+from tfcompress.quantization.kept_in_float import kept_in_float
+from tfcompress.quantization.state import quantizers, rounds_per_channel, uses_sixteen_bits
+from tfcompress.samples.data_checks import problems_of
+from tfcompress.samples.probes import probes
+from tfcompress.scheme import (
+    INTEGER_SCHEMES,
+    QuantizationScheme,
+    as_scheme,
+)
+from tfcompress.tables import as_text
+from tfcompress.tflite.convert import convert
+from tfcompress.tflite.converter_process import converter_process
+from tfcompress.tflite.converter_workarounds import HUGE, native_rounding
+from tfcompress.tflite.inspect import FileReport, inspect_tflite
+from tfcompress.tflite.metadata import write_metadata
+from tfcompress.tflite.run import interpreter_module
+from tfcompress.tflite.trial import claim, warm_up
+from tfcompress.wrap.state import recipe, warn_unfinished
+
+CALIBRATION_SAMPLES = 512
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportResult:
+    """A file that was written.
+
+    Attributes:
+        path: Where it is.
+        scheme: A name of `SCHEMES`.
+        trained: Whether its ranges come from quantization-aware training.
+        agreement: How well it agrees with the Keras model; None if verify=False.
+        report: What is inside; see `FileReport`.
+        seconds: Time the export took.
+        kept_in_float: Paths of the operations of an integer file that compute in float, because
+            they are steep near zero: roots, logarithms, reciprocals, and what leads to them.
+        float_agreement: Of a quantization-aware model, how well the file agrees with the same model
+            when nothing is rounded: what quantization costs. None of other models.
+        accuracy: The accuracy of model and file, if the representative dataset has labels that are
+            classes.
+    """
+
+    path: str
+    scheme: str
+    trained: bool
+    agreement: Agreement | None
+    report: FileReport
+    seconds: float
+    kept_in_float: tuple[str, ...] = ()
+    float_agreement: Agreement | None = None
+    accuracy: Accuracy | None = None
+
+    @property
+    def bytes(self) -> int:
+        """Size of the file."""
+        return self.report.bytes
+
+    @property
+    def gzip_bytes(self) -> int:
+        """Size of the file after gzip."""
+        return self.report.gzip_bytes
+
+    @property
+    def ops(self) -> dict[str, int]:
+        """How often each operation occurs in the file."""
+        return self.report.ops
+
+    @property
+    def dtypes(self) -> dict[str, int]:
+        """How many tensors of each type the file holds."""
+        return self.report.dtypes
+
+    @property
+    def float_tensors(self) -> list[str]:
+        """Names of the float32 tensors left inside, inputs and outputs not counted."""
+        return self.report.float_tensors
+
+    def __rich__(self) -> Any:
+        made = self.report.__rich__()
+        if self.report.metadata is None:  # which has both
+            ranges = ", ranges trained" if self.trained else ""
+            made.add_row("made as", self.scheme + ranges)
+            made.add_row("agreed with its model", str(self.agreement or "not checked"))
+        if self.float_agreement is not None:
+            made.add_row("agreed with floats", str(self.float_agreement))
+        if self.accuracy is not None:
+            made.add_row("accuracy", str(self.accuracy))
+        if self.kept_in_float:
+            made.add_row("in float, steep near zero", ", ".join(self.kept_in_float))
+        return made
+
+    def __str__(self) -> str:
+        return as_text(self.__rich__())
+
+
+def export_tflite(
+    model: keras.Model,
+    path: str | os.PathLike[str],
+    *,
+    scheme: str | QuantizationScheme | None = None,
+    representative_dataset: Any = None,
+    io_dtype: str = "float32",
+    batch_size: int | None = 1,
+    input_shape: Any = None,
+    sparse: bool = False,
+    labels: Any = None,
+    normalization: Any = None,
+    metadata: bool = True,
+    verify: bool = True,
+    verbose: bool | str = "auto",
+) -> ExportResult:
+    """Writes a model to a `.tflite` file, and checks the file against the model first.
+
+    The file is run on real samples: the representative dataset, or the training samples that a
+    quantization-aware model keeps; where there are none, on noise of the scale that the first
+    layers expect. A file that does not compute what the model computes is refused and never reaches
+    `path`; one that is honest but poor is written with a warning. Each channel of each output is
+    measured by its RMSE over its own deviation: float32 files are refused above 0.001, int8 files
+    above 0.03 of the integers that their quantized model computes. What rounding costs, against the
+    float model, is measured over all channels, and refused above 0.5 (warning above 0.1), or where
+    outputs hardly vary that do in the model. docs/exactness.md says why.
+
+    Args:
+        model: A built Sequential or Functional model, wrapped or not. It is not changed.
+        path: File to write; an existing one is replaced at the end, in one step.
+        scheme: "float32"; "float16" (half the bytes, computed in float); "dynamic_int8" (int8
+            weights, float activations); "int8" (integers throughout); "int16x8" (int16
+            activations, int8 weights: close to float, slower than int8, on the CPU only; what has
+            no such kernel stays float); "w4a8" (4-bit weights); or a `QuantizationScheme`, which
+            can give 16 bits to some layers. None is what the model was trained for; with a
+            representative dataset, int8.
+        representative_dataset: Samples like those of training, preprocessed alike: an array, a
+            tuple or dict of arrays, a `tf.data.Dataset`, or a function that returns an iterable. Up
+            to 512 samples are used. A quantization-aware model needs none. If it has labels that
+            are classes, as in (x, y), the accuracy of model and file is measured as well.
+        io_dtype: Type of inputs and outputs: "float32"; "int8" or "uint8" for int8 files; "int16"
+            for int16x8 files. Integer inputs such as token numbers keep their type.
+        batch_size: Batch of the file; None leaves it open. Of a model whose inputs have a fixed
+            batch, it is that one.
+        input_shape: Shape of one sample, without the batch, for a model that takes any size; a dict
+            of these by input name where there are several inputs. None leaves sizes open, where
+            every layer works on any.
+        sparse: Store matrices with many zeros in TFLite's sparse format: smaller files, no faster
+            on x86. For float32 and float16; the runtime refuses sparse integers.
+        labels: What each channel of the output means: a list of strings, or a dict of these by
+            output. Written into the file, where tools for phones find it.
+        normalization: The (mean, deviation) of `(x - mean) / deviation`, numbers or one for each
+            channel, that raw inputs go through before they reach the model; a dict by input where
+            there are several. Written into the file, not applied.
+        metadata: Whether to write into the file (half a kilobyte) how it was made and how well it
+            agrees with its model; see `inspect_tflite`.
+        verify: False skips the check, for a model that cannot be run here.
+        verbose: Whether to say what is being done; "auto" does for models that take long.
+
+    Returns:
+        What was written and how well it agrees with the model.
+
+    Raises:
+        ExportError: If the converter fails, or the file is broken.
+        OSError: If `path` cannot be written.
+        TypeError: If `model` is no Keras model, or the dataset has no known form.
+        ValueError: If the model is unbuilt, its ranges were never trained, an argument is unknown,
+            or the dataset is empty, of the wrong shape, or holds NaN.
+
+    Warns:
+        CompressionWarning: If the file is a poor copy, a pruning schedule has not ended, or the
+            samples make no sense: too few, constant, repeated, single values far from all others, a
+            range far from what the first layers expect.
+
+    Example:
+        >>> import keras, numpy as np, tempfile
+        >>> import tfcompress as tfc
+        >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4)])
+        >>> data = np.random.default_rng(0).random((32, 8))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     result = tfc.export_tflite(
+        ...         model, folder + "/model.tflite", representative_dataset=data
+        ...     )
+        >>> result.scheme, result.float_tensors
+        ('int8', [])
+    """
+    started = time.perf_counter()
+    if problem := backend_problem():
+        raise ExportError(problem)
+    model = as_graph(model)
+    if input_shape is not None:
+        model = with_input_shape(model, input_shape)
+    check_no_tables(model)
+    check_sizes(model)
+    target = check_path(path, ".tflite")
+    trained = quantizers(model)
+    options = scheme if isinstance(scheme, QuantizationScheme) else None
+    scheme = choose_scheme(scheme, model, representative_dataset is not None, bool(trained))
+    check_arguments(scheme, io_dtype, batch_size, sparse, verbose)
+    batch_size = batch_of(model, batch_size)
+    check_weights(model)
+    specs = input_specs(model)
+    told = labels_by_output(labels, model), normalization_by_input(normalization, model)
+    if not metadata and any(told):
+        raise ValueError("labels and normalization are metadata. Received: metadata=False.")
+    given = classes = None
+    if representative_dataset is not None:
+        given, classes = collect(
+            representative_dataset,
+            specs,
+            limit=CALIBRATION_SAMPLES,
+            argument="representative_dataset",
+        )
+    # The converter measures more operations in 16 bits than it takes ranges of.
+    by_converter = scheme == "int16x8" and options is None and not trained
+    integer = scheme in INTEGER_SCHEMES
+    use_ranges = bool(trained) and integer
+    if use_ranges:
+        check_trained(model, scheme, options)
+    elif integer and given is None:
+        raise ValueError(
+            f"scheme={scheme!r} needs the ranges of the activations: pass representative_dataset="
+            "(samples like those of training), or train with quantize()."
+        )
+    if trained and not integer:
+        raise ValueError(
+            f"scheme={scheme!r} would drop the ranges that this model was trained with. Export it "
+            "as int8, or export strip(model)."
+        )
+    sixteen = uses_sixteen_bits(model) or (options is not None and options.uses_sixteen_bits)
+    if io_dtype != "float32" and sixteen:
+        raise ValueError(
+            f"io_dtype={io_dtype!r} is not possible where some layers have 16-bit activations. "
+            "Use io_dtype='float32'."
+        )
+    if integer and given is not None and not use_ranges:
+        for suspect in problems_of(model, given):
+            warnings.warn(suspect, CompressionWarning, stacklevel=2)
+    checked = probes(model, specs, given, classes) if verify else None
+    warn_unfinished(model, "export_tflite")
+
+    say = _speaker(verbose, model)
+    if verify:
+        warm_up(interpreter_module().__name__)
+    final, check = model, None
+    keep = model.count_params() <= HUGE
+    with converter_process(keep=keep) as process:  # which loads while biases are corrected
+        if integer and not use_ranges and not by_converter:
+            with native_rounding():
+                final = post_training(model, options or as_scheme(scheme), given or {}, say)
+        if integer:
+            check_ranges(final, given)
+        if checked:
+            copied = final if integer and not by_converter else None
+            check = Check(model, checked, scheme, copied)
+            if keep:  # of large models both at once would not fit
+                process.meanwhile = check.prepare
+        say("converting")
+        content = convert(
+            lambda: lower(final, int16=by_converter),
+            process,
+            inputs=[spec.name for spec in specs],
+            outputs=output_names(model),
+            scheme=scheme,
+            io_dtype=io_dtype,
+            batch_size=batch_size,
+            sparse=sparse,
+            per_channel=rounds_per_channel(final),
+            calibration=given if by_converter else None,
+        )
+    claim(content)
+    verdict = None
+    if check is not None:
+        say("checking the file against the model")
+        verdict = check.judge(content)
+        for problem in verdict.problems[:1]:
+            warnings.warn(problem, CompressionWarning, stacklevel=2)
+    agreed = verdict.agreement if verdict else None
+    if metadata:
+        made = _recipe(model, scheme, use_ranges, agreed)
+        content = write_metadata(
+            content,
+            made,
+            name=model.name,
+            labels=told[0],
+            normalization=told[1],
+            tried=verify,
+        )
+    report = dataclasses.replace(inspect_tflite(content), path=str(target), content=content)
+    write_whole(target, content)
+    seconds = time.perf_counter() - started
+    say(f"wrote {target} in {seconds:.1f} s")
+    steep = kept_in_float(final) if integer and not by_converter else ()
+    return ExportResult(
+        str(target),
+        scheme,
+        use_ranges,
+        agreed,
+        report,
+        seconds,
+        steep,
+        verdict.float_agreement if verdict else None,
+        verdict.accuracy if verdict else None,
+    )
+
+
+def _recipe(model: keras.Model, scheme: str, trained: bool, agreed: Any) -> dict[str, Any]:
+    """Returns how a file was made, for its metadata."""
+    names = ("tfcompress", "tensorflow", "keras")  # by module: tensorflow-cpu is one, too
+    versions = {name: importlib.import_module(name).__version__ for name in names}
+    checked = {
+        key: float(f"{value:.4g}") if isinstance(value, float) else value
+        for key, value in (dataclasses.asdict(agreed) if agreed else {}).items()
+    }
+    return {
+        "scheme": scheme,
+        "ranges": "trained" if trained else "measured" if scheme in INTEGER_SCHEMES else None,
+        "weights": recipe(model),
+        "agreement": checked or None,
+        "versions": versions,
+    }
+
+
+def _speaker(verbose: bool | str, model: keras.Model) -> Any:
+    large = sum(int(np.prod(w.shape)) for w in model.weights) > 2_000_000
+    if verbose is True or (verbose == "auto" and large):
+        return lambda text: print(f"export_tflite: {text}", flush=True)
+    return lambda text: None

@@ -1,0 +1,1 @@
+"""The integer arithmetic of the runtime, in keras.ops."""

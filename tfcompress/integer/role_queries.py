@@ -1,0 +1,73 @@
+"""What calls and tensors of a graph are, by the roles around them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+
+from tfcompress.graph.keras_internals import inbound_nodes, maker
+from tfcompress.graph.layers import activation_name, is_float, plain
+from tfcompress.graph.read import Call, Graph
+from tfcompress.integer.roles import JOIN, MOVE, RELU, role
+from tfcompress.transforms import FakeQuant
+
+BINARY = ("Add", "Multiply", "Subtract", "Matmul")
+
+
+def adds_tensors(call: Call) -> bool:
+    """Returns whether a call is `keras.ops.add` of two tensors of floats."""
+    layer = isinstance(call.operation, keras.layers.Layer)
+    if layer or type(call.operation).__name__ != "Add" or len(call.inputs) != 2:
+        return False
+    ranks = [len(tensor.shape) for tensor in call.inputs]
+    return all(map(is_float, call.inputs)) and max(ranks) > 1
+
+
+def does_nothing(call: Call) -> bool:
+    """Returns whether a call multiplies by one or adds zero, which the converter takes out."""
+    neutral = {"Multiply": 1, "Add": 0}.get(type(call.operation).__name__)
+    given = keras.tree.flatten((call.args, call.kwargs))
+    others = [value for value in given if not isinstance(value, keras.KerasTensor)]
+    return bool(others) and all(isinstance(v, (int, float)) and v == neutral for v in others)
+
+
+def is_joined(graph: Graph, tensor: Any) -> bool:
+    """Returns whether a tensor goes into a concatenation and nowhere else, moved about or not."""
+    readers = graph.consumers.get(id(tensor), [])
+    if len(readers) != 1 or id(tensor) in graph.outputs:
+        return False
+    kind = role(readers[0].operation)
+    return kind == JOIN or (
+        kind == MOVE and all(is_joined(graph, output) for output in readers[0].outputs)
+    )
+
+
+def is_one_relu(graph: Graph, readers: list[Call]) -> bool:
+    """Returns whether several readers of a tensor are the same ReLU, which the file does once."""
+    kinds = {activation_name(plain(r.operation)) or _kind(r.operation) for r in readers}
+    joined = any(is_joined(graph, output) for r in readers for output in r.outputs)
+    alike = len(kinds) == 1 and all(role(reader.operation) == RELU for reader in readers)
+    return len(readers) > 1 and alike and not joined
+
+
+def _kind(relu: Any) -> Any:
+    return type(relu).__name__, str(getattr(relu, "max_value", None))
+
+
+def comes_in(graph: Graph, tensor: Any) -> bool:
+    """Returns whether a tensor is an input, and not selected from as well: that is one grid."""
+    joined = [reader for reader in graph.consumers[id(tensor)] if role(reader.operation) == JOIN]
+    return isinstance(maker(tensor), keras.layers.InputLayer) and not joined
+
+
+def rounds_weights(layer: Any) -> bool:
+    """Returns whether a layer is wrapped to train with rounded weights."""
+    return any(isinstance(t, FakeQuant) for t in getattr(layer, "transforms", ()))
+
+
+def padded_with(pad: Any) -> float:
+    """Returns the constant that `keras.ops.pad` pads with."""
+    given = inbound_nodes(pad)[0].arguments
+    value = (*given.args, *given.kwargs.values(), None)[1]
+    return 0.0 if value is None else float(value)

@@ -1,0 +1,1 @@
+"""From a wrapped model to what the converter gets, or to the ordinary model."""

@@ -1,0 +1,64 @@
+"""lower: the trained model as plain float layers for the converter, with ranges as constants."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+from keras import tree
+
+from tfcompress.graph.layers import plain
+from tfcompress.graph.read import Call, Graph, walk_layers
+from tfcompress.integer.role_queries import rounds_weights
+from tfcompress.integer.trace import known_sums
+from tfcompress.lowering import rules as _registers_them  # noqa: F401
+from tfcompress.lowering.affine_conv import settled
+from tfcompress.lowering.context import Lowering
+from tfcompress.lowering.lowering_rules import Site, Stage, rules_of
+from tfcompress.quantization.state import quantizers
+from tfcompress.wrap.state import baked_values
+from tfcompress.wrap.wrapper import CompressionWrapper
+
+
+def lower(model: keras.Model, *, int16: bool = False) -> keras.Model:
+    """Returns a float32 model that computes what the trained one does, ready for conversion.
+
+    Args:
+        model: A Sequential or Functional model, wrapped or not.
+        int16: Whether activations will be of 16 bits: then recurrent layers become a copy of their
+            cell for each step, and normalizations what has kernels for these.
+
+    Returns:
+        A model of plain layers, with weights as they are used (pruned, on their grids).
+    """
+    rounds = any(rounds_weights(layer) for _, layer in walk_layers(model))
+    lowering = _ByRules(rounds or bool(quantizers(model)), int16, known_sums(model))
+    lowering.outer = {id(tensor) for tensor in model.inputs}
+    return lowering.run(model)
+
+
+class _ByRules(Lowering):
+    def visit(self, graph: Graph, call: Call, args: Any, kwargs: Any) -> Any:
+        self.note(call)
+        layer = plain(call.operation)
+        site = Site(graph, call, layer, args, kwargs)
+        made = self._by_rule(Stage.WHOLE, site)
+        if made is not None:
+            return made
+        if isinstance(call.operation, CompressionWrapper):
+            self.values.update(baked_values(call.operation))
+        made = self._by_rule(Stage.DEFERRED, site)
+        if made is not None:
+            return made
+        args, kwargs = tree.map_structure(settled, (args, kwargs))
+        for rule in rules_of(Stage.OPERANDS):
+            args, kwargs = rule(self, Site(graph, call, layer, args, kwargs)) or (args, kwargs)
+        made = self._by_rule(Stage.OPERATION, Site(graph, call, layer, args, kwargs))
+        return self.clone(layer)(*args, **kwargs) if made is None else made
+
+    def _by_rule(self, stage: Stage, site: Site) -> Any:
+        for rule in rules_of(stage):
+            made = rule(self, site)
+            if made is not None:
+                return made
+        return None

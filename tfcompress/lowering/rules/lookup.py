@@ -1,0 +1,21 @@
+"""Tables of weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tfcompress.integer.grid_ops import grid_of_table
+from tfcompress.integer.role_queries import is_joined, rounds_weights
+from tfcompress.integer.roles import TABLE, role
+from tfcompress.lowering.context import Lowering
+from tfcompress.lowering.lowering_rules import Site, Stage, lowering_rule
+
+
+@lowering_rule(Stage.OPERATION, 100)
+def round_rows(lowering: Lowering, site: Site) -> Any:
+    """Tells the converter the grid of what is looked up, unless a concatenation does."""
+    table = role(site.operation) == TABLE and rounds_weights(site.operation)
+    if not (lowering.rounds and table) or is_joined(site.graph, site.call.outputs[0]):
+        return None
+    rows = lowering.clone(site.layer)(*site.args, **site.kwargs)
+    return lowering.once(site.operation, lambda: grid_of_table(site.operation))(rows)

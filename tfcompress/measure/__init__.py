@@ -1,0 +1,1 @@
+"""Plain data about models and files."""

@@ -1,0 +1,240 @@
+"""compare: models and files side by side, on the same data and the same runtime."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import numpy as np
+
+from tfcompress.data import collect
+from tfcompress.export.export_tflite import export_tflite
+from tfcompress.files import check_path, save_figure, temporary_folder, write_whole
+from tfcompress.graph.inline import as_graph
+from tfcompress.graph.read import input_specs, load_keras
+from tfcompress.graph.run import predict
+from tfcompress.lowering.strip import without_transforms
+from tfcompress.tables import as_text, table
+from tfcompress.tflite.benchmark import benchmark
+from tfcompress.tflite.inspect import FileReport, inspect_tflite
+from tfcompress.tflite.run import TFLiteModel, accuracy
+
+
+@dataclasses.dataclass(frozen=True)
+class ComparisonRow:
+    """One model or file.
+
+    Attributes:
+        name: The name it was given.
+        kind: "keras" or "tflite".
+        accuracy: Share of samples with the right label; None without data.
+        bytes: Size of the file; a Keras model is measured as a float32 file.
+        gzip_bytes: The same after gzip.
+        latency_ms: Median latency of one inference.
+    """
+
+    name: str
+    kind: str
+    accuracy: float | None
+    bytes: int
+    gzip_bytes: int
+    latency_ms: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """Rows in the order given; ratios are to the first.
+
+    Attributes:
+        rows: One for each model or file.
+        samples: Samples the accuracy was measured on.
+        threads: Threads of the interpreter.
+        runtime: Runtime of the latencies.
+        reports: What is in each file, by name.
+    """
+
+    rows: list[ComparisonRow]
+    samples: int
+    threads: int
+    runtime: str
+    reports: dict[str, FileReport] = dataclasses.field(default_factory=dict, repr=False)
+
+    def __getitem__(self, name: str) -> ComparisonRow:
+        for row in self.rows:
+            if row.name == name:
+                return row
+        raise KeyError(f"{name!r}; there are {', '.join(repr(row.name) for row in self.rows)}")
+
+    def cells(self) -> list[tuple[str, ...]]:
+        """Returns what to show of each row, with ratios to the first."""
+        first = self.rows[0]
+        return [
+            (
+                row.name,
+                "-" if row.accuracy is None else f"{row.accuracy:.2%}",
+                f"{row.bytes:,}",
+                f"{row.gzip_bytes:,}",
+                f"{first.gzip_bytes / row.gzip_bytes:.2f}x",
+                f"{row.latency_ms:.3f}",
+                f"{first.latency_ms / row.latency_ms:.2f}x",
+            )
+            for row in self.rows
+        ]
+
+    def __rich__(self) -> Any:
+        columns = ("model", "accuracy", "bytes", "gzip bytes", "smaller", "latency ms", "faster")
+        made = table("", columns, self.cells())
+        made.caption = (
+            f"{self.samples} samples; {self.threads} thread(s), {self.runtime}; Keras models are "
+            "measured as float32 .tflite files"
+        )
+        return made
+
+    def __str__(self) -> str:
+        return as_text(self.__rich__())
+
+    def plot(self, path: str | os.PathLike[str]) -> None:
+        """Draws accuracy against bytes and against latency, and which models no other beats.
+
+        Args:
+            path: File to write, such as "pareto.png".
+        """
+        from tfcompress.measure.report import pareto_figure  # matplotlib is slow to import
+
+        target = check_path(path)
+        save_figure(pareto_figure(self.rows), target, dpi=130)
+
+    def to_html(self, path: str | os.PathLike[str]) -> None:
+        """Writes a page with the table, the picture and what is in each file.
+
+        It opens from disk, and needs nothing from elsewhere.
+
+        Args:
+            path: File to write, such as "report.html".
+        """
+        from tfcompress.measure.report import page  # likewise
+
+        write_whole(check_path(path), page(self, self.reports).encode())
+
+
+def compare(
+    models: Mapping[str, Any],
+    x: Any = None,
+    y: Any = None,
+    *,
+    num_threads: int = 1,
+    runs: int = 200,
+) -> Comparison:
+    """Measures accuracy, bytes and latency of models and files side by side.
+
+    Latencies are measured in turns, so that noise of the machine falls on all alike. A Keras model
+    is measured as the float32 `.tflite` file it makes, a quantization-aware one as that of its
+    trained weights; its accuracy is that of the Keras model itself.
+
+    Args:
+        models: By name: Keras models, `TFLiteModel` objects, or paths of `.keras` and `.tflite`
+            files. Ratios in the table are to the first.
+        x: Samples, in any form that `export_tflite` takes; may hold the labels. None leaves the
+            accuracy out.
+        y: Labels: integers or one-hot rows.
+        num_threads: Threads of the interpreter.
+        runs: Inferences of each to measure.
+
+    Returns:
+        Plain data that prints as a table.
+
+    Raises:
+        FileNotFoundError: If a file does not exist.
+        TypeError: If an entry is neither a model nor a path.
+        ValueError: If there are no models, a file is damaged or unsafe to load, or data and models
+            do not fit.
+
+    Example:
+        >>> import tfcompress as tfc
+        >>> path = "tflite_models/fashion_mnist_student_int8.tflite"
+        >>> tfc.compare({"student": path}, runs=5).rows[0].kind
+        'tflite'
+    """
+    if not isinstance(models, Mapping) or not models:
+        raise ValueError(
+            "models must be a non-empty dict of models or paths by name. "
+            f"Received: models={models!r}"
+        )
+    loaded = {name: _load(name, model) for name, model in models.items()}
+    files: dict[str, TFLiteModel] = {}
+    accuracies: dict[str, float | None] = {}
+    count = 0
+    for name, model in loaded.items():
+        accuracies[name] = None
+        if x is not None:
+            accuracies[name], count = measure_accuracy(model, x, y)
+        files[name] = TFLiteModel(_as_file(model), num_threads)
+    latencies = benchmark(files, runs=runs)
+    rows, reports = [], {}
+    for name, file in files.items():
+        report = reports[name] = inspect_tflite(file.content)
+        kind = "keras" if isinstance(loaded[name], keras.Model) else "tflite"
+        rows.append(
+            ComparisonRow(
+                name,
+                kind,
+                accuracies[name],
+                report.bytes,
+                report.gzip_bytes,
+                latencies[name].median_ms,
+            )
+        )
+    return Comparison(rows, count, num_threads, next(iter(files.values())).runtime, reports)
+
+
+def _load(name: str, model: Any) -> Any:
+    if isinstance(model, keras.Model):
+        return as_graph(model, f"models[{name!r}]")
+    if isinstance(model, TFLiteModel):
+        return model
+    if not isinstance(model, (str, os.PathLike)):
+        raise TypeError(
+            f"models[{name!r}] must be a Keras model, a TFLiteModel or the path of a .keras or "
+            f".tflite file. Received: {type(model).__name__}"
+        )
+    if pathlib.Path(model).suffix == ".keras":
+        return load_keras(pathlib.Path(model))
+    return TFLiteModel(model)
+
+
+def measure_accuracy(model: Any, x: Any, y: Any) -> tuple[float, int]:
+    """Returns the accuracy of a Keras model or file, and on how many samples.
+
+    Args:
+        model: A Keras model or `TFLiteModel`.
+        x: Samples, with labels or without.
+        y: Labels; None if `x` holds them.
+
+    Raises:
+        ValueError: If there are no labels, or several outputs.
+    """
+    specs = input_specs(model) if isinstance(model, keras.Model) else model.specs()
+    features, labels = collect(x, specs, argument="x")
+    labels = labels if y is None else np.asarray(y)
+    if labels is None:
+        raise ValueError("y is missing: pass labels, or data that holds them.")
+    if isinstance(model, keras.Model):
+        outputs = predict(model, features)
+    else:
+        outputs = model.predict(features)
+    if not hasattr(outputs, "shape"):
+        raise ValueError("compare() measures the accuracy of models with a single output only.")
+    return accuracy(outputs, labels), len(labels)
+
+
+def _as_file(model: Any) -> bytes:
+    if isinstance(model, TFLiteModel):
+        return model.content
+    with temporary_folder() as folder:
+        path = pathlib.Path(folder) / "model.tflite"
+        export_tflite(without_transforms(model), path, scheme="float32", verbose=False)
+        return path.read_bytes()

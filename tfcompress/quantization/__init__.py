@@ -1,0 +1,1 @@
+"""quantize: activation quantizers, canonical forms, placement."""

@@ -1,0 +1,9 @@
+"""Layers in integers: one file a family, each found by itself."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+
+for _module in pkgutil.iter_modules(__path__, f"{__name__}."):
+    importlib.import_module(_module.name)

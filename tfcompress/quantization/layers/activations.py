@@ -1,0 +1,208 @@
+"""Activations: ReLU and what is fused like it, swish, hard swish, PReLU, prescribed ranges."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+from keras import layers, ops
+
+from tfcompress.graph.layers import activation_name
+from tfcompress.integer.elementwise import HardSwish, Kernel, ParametricReLU, rounded_slopes
+from tfcompress.integer.fake_quant import fake_quant, straight_through
+from tfcompress.integer.fixed_point import SIGMOID_RANGE, TANH_RANGE
+from tfcompress.integer.producers import Leaky, Product
+from tfcompress.integer.roles import CLIP, MOVE, OUTPUT, RELU, Range, integer_layer
+from tfcompress.integer.trace import grid_of
+from tfcompress.quantization.canonicalize import Rule, canonical_form
+from tfcompress.quantization.layers.base import RuntimeLayer, runtime_layer
+
+_PRECISE = "float32" if keras.backend.backend() == "jax" else "float64"  # JAX has it off
+
+_RANGES: dict[str, Range] = {
+    "softmax": SIGMOID_RANGE,
+    "sigmoid": SIGMOID_RANGE,
+    "tanh": TANH_RANGE,
+    "log_softmax": (-255 / 16, 0.0),
+}
+_ROLES = {"linear": MOVE, "relu": RELU, "relu6": RELU, "hard_tanh": CLIP}
+
+
+def _relu(layer: Any) -> str:
+    # The runtime has no fused activation with a slope or a threshold.
+    return OUTPUT if layer.negative_slope or layer.threshold else RELU
+
+
+def _clip(operation: Any) -> str:
+    ends = (operation.x_min, operation.x_max)
+    numbers = all(isinstance(end, (int, float)) for end in ends)
+    return CLIP if numbers and ends[0] <= 0 <= ends[1] else OUTPUT
+
+
+def _leaky(layer: Any, inputs: Sequence[Any], result: Any) -> Leaky | None:
+    read = grid_of(inputs[0]) if layer.negative_slope > 0 else None
+    return None if read is None else Leaky(read, layer.negative_slope)
+
+
+integer_layer("ReLU", role=_relu, int16=True)
+integer_layer("Relu Relu6", role=RELU, int16=True)
+integer_layer("Clip", role=_clip, int16=True)
+integer_layer("LeakyReLU", int16=True, producer=_leaky)
+integer_layer(
+    "Activation",
+    role=lambda layer: _ROLES.get(activation_name(layer) or "", OUTPUT),
+    int16=lambda layer: activation_name(layer) in ("linear", "relu", "relu6", "leaky_relu"),
+    fixed_range=lambda layer: _RANGES.get(activation_name(layer) or ""),
+)
+integer_layer("Softmax Sigmoid", fixed_range=SIGMOID_RANGE)
+integer_layer("Tanh", fixed_range=TANH_RANGE)
+integer_layer("LogSoftmax", fixed_range=_RANGES["log_softmax"])
+
+
+@keras.saving.register_keras_serializable("tfcompress")
+class RuntimeSwish(RuntimeLayer):
+    """`x * sigmoid(x)`: the runtime rounds the sigmoid, then the product."""
+
+    def source_for(self, read: Sequence[Any]) -> Product:
+        """Returns the product."""
+        return Product((read[0], SIGMOID_RANGE[1] / 255))
+
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
+        """Returns the product."""
+        gate = ops.sigmoid(inputs)
+        if self.passes:
+            return inputs * gate
+        if training or not self.grids() or not all(grid.exact for grid in self.grids()):
+            return inputs * fake_quant(gate, *SIGMOID_RANGE)
+        # The runtime looks the gate up in a table, which it computes in this way, ties to even.
+        power = ops.cast(ops.exp(ops.cast(ops.minimum(inputs, 80.0), _PRECISE)), "float32")
+        table = ops.minimum(ops.round(power / (1 + power) * 256), 255.0) * 2**-8
+        return inputs * straight_through(gate, table)
+
+
+@keras.saving.register_keras_serializable("tfcompress")
+class RuntimeHardSwish(RuntimeLayer):
+    """The hard swish of Keras; at inference in the steps of the runtime."""
+
+    def kernels_for(self, read: Sequence[Any], result: Any) -> list[Kernel]:
+        """Returns the one kernel."""
+        return [HardSwish(tuple(read), result)]
+
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
+        """Returns the activation."""
+        outputs = keras.activations.hard_swish(inputs)
+        for kernel in () if training else self._kernels:
+            outputs = kernel([inputs], outputs)
+        return outputs
+
+
+@keras.saving.register_keras_serializable("tfcompress")
+class RuntimePReLU(RuntimeLayer):
+    """The parametric ReLU of Keras, with slopes of 8 bits; at inference in the runtime's steps.
+
+    Args:
+        options: What the layer of Keras is made with: its shared axes, and what its slopes start
+            from, are regularized and constrained by.
+        **kwargs: Arguments of `keras.layers.Layer`.
+    """
+
+    def __init__(self, options: dict[str, Any], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.options = options
+        given = {key: value for key, value in options.items() if key.startswith("alpha_")}
+        self._like = layers.PReLU(shared_axes=options["shared_axes"], **given)
+        self.alpha: Any = None
+
+    def build(self, input_shape: Any) -> None:
+        """Creates the slopes."""
+        super().build(input_shape)
+        like = self._like
+        shared = [axis % len(input_shape) for axis in like.shared_axes or ()]
+        self.alpha = self.add_weight(
+            name="alpha",
+            shape=[
+                1 if axis in shared else input_shape[axis] for axis in range(1, len(input_shape))
+            ],
+            initializer=like.alpha_initializer,
+            regularizer=like.alpha_regularizer,
+            constraint=like.alpha_constraint,
+        )
+
+    def kernels_for(self, read: Sequence[Any], result: Any) -> list[Kernel]:
+        """Returns the one kernel."""
+        slopes = functools.partial(ops.convert_to_tensor, self.alpha)
+        return [ParametricReLU(tuple(read), result, slopes)]
+
+    def original_variables(self) -> list[Any]:
+        """Returns the slopes."""
+        return [self.alpha]
+
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
+        """Returns the activation."""
+        alpha = ops.convert_to_tensor(self.alpha)
+        if training:
+            slopes, step = rounded_slopes(ops.cast(alpha, "float32"))
+            alpha = straight_through(alpha, ops.cast(slopes * step, alpha.dtype))
+        # In the form that the converter knows.
+        outputs = ops.relu(inputs) + -alpha * ops.relu(-inputs)
+        for kernel in () if training else self._kernels:
+            outputs = kernel([inputs], outputs)
+        return outputs
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor arguments."""
+        return {**super().get_config(), "options": self.options}
+
+
+@canonical_form
+class RoundSwish(Rule):
+    """`x * sigmoid(x)`, and hard swish, as the runtime rounds them."""
+
+    def matches(self, layer: Any) -> bool:
+        """Returns whether `layer` is nothing but this activation."""
+        return type(layer) is layers.Activation and activation_name(layer) in _SWISHES
+
+    def parts(self, layer: Any) -> list[Any]:
+        """Returns the activation of the runtime."""
+        return [runtime_layer(_SWISHES[activation_name(layer) or ""], layer)]
+
+
+@canonical_form
+class RoundSlopes(Rule):
+    """A parametric ReLU with the slopes that the runtime keeps, of 8 bits."""
+
+    def matches(self, layer: Any) -> bool:
+        """Returns whether `layer` is a parametric ReLU."""
+        return type(layer) is layers.PReLU
+
+    def parts(self, layer: Any) -> list[Any]:
+        """Returns the activation of the runtime."""
+        config = layer.get_config()
+        names = [name for name in config if name.startswith("alpha_") or name == "shared_axes"]
+        return [runtime_layer(RuntimePReLU, layer, options={name: config[name] for name in names})]
+
+
+@canonical_form
+class SplitHardSigmoid(Rule):
+    """`min(max(x / 6 + 1 / 2, 0), 1)` as a scaling, which is fused, and a clipping."""
+
+    def matches(self, layer: Any) -> bool:
+        """Returns whether `layer` is nothing but this activation."""
+        return type(layer) is layers.Activation and activation_name(layer) == "hard_sigmoid"
+
+    def parts(self, layer: Any) -> list[Any]:
+        """Returns the scaling and the clipping."""
+        return [
+            layers.Rescaling(1 / 6, 0.5, name=f"{layer.name}_scaled", dtype=layer.dtype_policy),
+            layers.ReLU(
+                max_value=1.0,
+                name=layer.name,
+                dtype=layer.dtype_policy,
+                activity_regularizer=layer.activity_regularizer,
+            ),
+        ]
+
+
+_SWISHES: dict[str, type[RuntimeLayer]] = {"silu": RuntimeSwish, "hard_silu": RuntimeHardSwish}

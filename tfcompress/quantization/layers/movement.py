@@ -1,0 +1,41 @@
+"""Operations that move values about, and lookups in tables."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from tfcompress.integer.role_queries import padded_with
+from tfcompress.integer.roles import AVERAGE, JOIN, MOVE, OUTPUT, TABLE, integer_layer
+
+
+def _resized(layer: Any) -> str:
+    return {"nearest": MOVE, "bilinear": AVERAGE}.get(layer.interpolation, OUTPUT)
+
+
+def _padded(operation: Any) -> str:
+    inside = operation.mode != "constant" or padded_with(operation) in (0, -np.inf)
+    return MOVE if inside else JOIN
+
+
+integer_layer(
+    "ZeroPadding1D ZeroPadding2D Cropping1D Cropping2D Reshape Flatten Permute Identity Dropout "
+    "SpatialDropout1D SpatialDropout2D AlphaDropout GaussianDropout GaussianNoise "
+    "ActivityRegularization Transpose Squeeze ExpandDims GetItem",
+    role=MOVE,
+    int16=True,
+)
+integer_layer(
+    "ZeroPadding3D Cropping3D RepeatVector SpatialDropout3D UpSampling1D UpSampling3D Split Repeat "
+    "Tile Flip Roll BroadcastTo Swapaxes Moveaxis Ravel Take TakeAlongAxis Unstack ArraySplit "
+    "Slice FoldSteps UnfoldSteps",
+    role=MOVE,
+)
+integer_layer("UpSampling2D Resizing", role=_resized)
+integer_layer("Pad", role=_padded)
+integer_layer(
+    "ZeroPadding1D ZeroPadding2D Cropping1D Cropping2D UpSampling1D UpSampling2D Dropout",
+    keeps_channels=True,
+)
+integer_layer("Embedding", role=TABLE)

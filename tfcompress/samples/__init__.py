@@ -1,0 +1,1 @@
+"""What data is like: probes to check a file on, and warnings."""

@@ -1,0 +1,92 @@
+"""What is used of TensorFlow and LiteRT that they do not promise to keep, and nowhere else.
+
+Everything is imported when it is called: a device has no TensorFlow.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import sys
+from typing import Any
+
+
+def has_computed() -> bool:
+    """Returns whether TensorFlow has started its threads in this process."""
+    context: Any = sys.modules.get("tensorflow.python.eager.context")
+    return getattr(getattr(context, "_context", None), "_initialized", False)
+
+
+def operation_details(interpreter: Any) -> list[dict[str, Any]]:
+    """Returns what an interpreter says of each operation: its name, its inputs and outputs."""
+    return interpreter._get_ops_details()
+
+
+def signatures(interpreter: Any) -> dict[str, Any]:
+    """Returns the signatures of the file that an interpreter runs, by key."""
+    return interpreter._get_full_signature_list()
+
+
+def flatbuffer_schema() -> Any:
+    """Returns the classes that read and write a file's structure.
+
+    Raises:
+        ImportError: If no package that is installed has them.
+    """
+    with contextlib.suppress(ImportError):
+        return importlib.import_module("ai_edge_litert.schema_py_generated")
+    return importlib.import_module("tensorflow.lite.python.schema_py_generated")
+
+
+def without_copies_of_buffers(content: bytes) -> bytes:
+    """Returns a file in which constants that are alike are stored once."""
+    from tensorflow.lite.python import convert
+
+    return bytes(convert.deduplicate_readonly_buffers(content))
+
+
+def saved_model_converter(folder: str) -> Any:
+    """Returns the converter of a SavedModel, which is not loaded for it.
+
+    `TFLiteConverter.from_saved_model` would load it into this process, three times over, to look
+    whether there is fake-quantization in it.
+    """
+    from tensorflow.lite.python import lite
+
+    return lite.TFLiteSavedModelConverterV2(folder, {"serve"}, ["serving_default"])
+
+
+def skip_optimization(converter: Any, replacement: Any) -> None:
+    """Replaces the converter's last step by setting the types of inputs and outputs alone.
+
+    Args:
+        converter: What `saved_model_converter` returned.
+        replacement: A function of the file that is called before.
+    """
+    from tensorflow.lite.python import lite
+
+    types = converter.inference_input_type, converter.inference_output_type
+    converter._optimize_tflite_model = lambda content, *_, **__: replacement(
+        lite._modify_model_io_type(content, *types)
+    )
+
+
+def converted(converter: Any, graph: Any) -> bytes:
+    """Returns the file; the graph tells whether there is fake-quantization in the model."""
+    return converter._convert_from_saved_model(graph)
+
+
+def calibrator() -> Any:
+    """Returns the module with the runtime's calibrator."""
+    from tensorflow.lite.python.optimize import calibrator as module
+
+    return module
+
+
+def native_functions() -> list[tuple[Any, str]]:
+    """Returns each module that calls the native converter, and the name that it has there."""
+    from tensorflow.lite.python import convert
+    from tensorflow.lite.python.metrics.wrapper import metrics_wrapper
+
+    places = [(module, "wrap_converter") for module in (convert, metrics_wrapper)]
+    return [*places, (calibrator(), "_calibration_wrapper")]
