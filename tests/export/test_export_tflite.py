@@ -9,6 +9,7 @@ from keras import layers as L
 import tfcompress as tfc
 from tests import nets
 from tfcompress.export import export_tflite as export
+from tfcompress.export.agreement import _followed_in_part
 from tfcompress.post_training import adaround
 from tfcompress.tensorflow_internals import signatures
 from tfcompress.tflite.run import TFLiteModel
@@ -301,3 +302,15 @@ def test_another_backend_is_told_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
     with pytest.raises(tfc.ExportError, match="KERAS_BACKEND=tensorflow"):
         tfc.export_tflite(nets.tiny(), tmp_path / "m.tflite")
+
+
+@pytest.mark.parametrize(
+    ("merge", "in_part"), [(keras.layers.Maximum, True), (keras.layers.Concatenate, False)]
+)
+def test_of_the_larger_of_two_the_model_does_not_know_which(merge, in_part):
+    """The file rounds each in its own way, so a step more or less is no fault of it."""
+    inputs = keras.Input((8, 8, 3))
+    a, b = (keras.layers.Conv2D(4, 3)(inputs) for _ in range(2))
+    x = keras.layers.ReLU()(merge()([a, b]))
+    aware = tfc.quantize(keras.Model(inputs, keras.layers.Dense(3)(keras.layers.Flatten()(x))))
+    assert _followed_in_part(aware) is in_part

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
@@ -14,15 +14,18 @@ from tfcompress.data import spread
 from tfcompress.errors import ExportError
 from tfcompress.export.compare_outputs import Agreement, Comparison, channel_rmse, compare_outputs
 from tfcompress.export.tolerances import TOLERANCES, judge
+from tfcompress.graph.keras_internals import inbound_nodes, maker, maker_inputs
 from tfcompress.graph.layers import plain
 from tfcompress.graph.read import output_names, walk_layers
 from tfcompress.graph.run import fixed_batch, outputs_of
 from tfcompress.graph.weights import compressible_weights
+from tfcompress.integer.roles import JOIN, MOVE, role
 from tfcompress.lowering.strip import without_transforms
 from tfcompress.post_training.fold_batch_norm import fold_batch_norm
 from tfcompress.quantization.kept_in_float import kept_in_float
 from tfcompress.quantization.quantize import quantized as as_quantized
 from tfcompress.quantization.state import (
+    quantizers,
     rounding_in_floats,
     roundings,
     rounds_per_channel,
@@ -302,8 +305,11 @@ def _followed_in_part(quantized: keras.Model) -> bool:
     """Returns whether the model computes the integers of its file in part only.
 
     Sums of own layers are of floats, as are layers that are left in float between others, and
-    scales of whole tensors change where a BatchNormalization scales channels.
+    scales of whole tensors change where a BatchNormalization scales channels. Of the larger of two
+    values there is no telling which it was, and each was rounded in its own way.
     """
+    if any(q.source is None and _is_selected(inbound_nodes(q)) for q in quantizers(quantized)):
+        return True
     for _, layer in walk_layers(quantized):
         inner = plain(layer)
         if type(inner).__module__.split(".")[0] not in ("keras", "tfcompress"):
@@ -312,6 +318,16 @@ def _followed_in_part(quantized: keras.Model) -> bool:
         if compressible_weights(inner) and not rounds:
             return True
     return bool(kept_in_float(quantized)) or not rounds_per_channel(quantized)
+
+
+def _is_selected(nodes: Sequence[Any]) -> bool:
+    """Returns whether what a quantizer is called on was selected from several tensors."""
+    if not nodes:  # inside of a layer
+        return False
+    tensor = nodes[0].input_tensors[0]
+    while role(maker(tensor)) == MOVE and maker_inputs(tensor):
+        tensor = maker_inputs(tensor)[0]
+    return role(maker(tensor)) == JOIN and len(maker_inputs(tensor)) > 1
 
 
 def computes_in_half(model: keras.Model) -> bool:

@@ -62,7 +62,7 @@ integer_layer(
 integer_layer(
     "RuntimeMerge",
     role=lambda layer: SUM if layer.how == "add" else OUTPUT,
-    int16=lambda layer: layer.count == 2,  # of more, the steps between are of 8 bits
+    int16=lambda layer: not layer.steps,  # these are of 8 bits
 )
 
 
