@@ -1,7 +1,22 @@
 """Small models of every shape that a graph can have, for all tests."""
 
 import keras
+import numpy as np
+import pytest
 from keras import layers as L
+
+from tfcompress.graph.keras_internals import input_struct
+
+
+def some_slow(cases, slow):
+    """Returns parameters of a test, of which some run with the slow tests only."""
+    known = list(cases)
+    assert set(slow) <= set(known), set(slow) - set(known)
+    return [pytest.param(*_tuple(c), marks=pytest.mark.slow if c in slow else ()) for c in known]
+
+
+def _tuple(case):
+    return case if isinstance(case, tuple) else (case,)
 
 
 def conv():
@@ -172,11 +187,9 @@ def compiled(model, rate=2e-3, **options):
 
 def samples_for(model, count=16, seed=0):
     """Normal samples in the structure of the model's inputs."""
-    import numpy as np
-
     generator = np.random.default_rng(seed)
     made = [generator.normal(size=(count, *t.shape[1:])).astype(t.dtype) for t in model.inputs]
-    structure = getattr(model, "_inputs_struct", None)
+    structure = input_struct(model)
     if isinstance(structure, dict):
         return keras.tree.pack_sequence_as(structure, made)
     return made[0] if len(made) == 1 else made

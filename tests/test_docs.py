@@ -82,7 +82,7 @@ EXAMPLES = {
 }
 
 
-LONG = ("mixed_precision", "prune", "quantize", "remove_channels", "transfer_learning")
+LONG = ("compose low_rank mixed_precision prune quantize remove_channels transfer_learning").split()
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import pytest
 from keras import layers as L
 
 import tfcompress as tfc
+from tests import nets
 from tests.graph.test_expand import TOKENS, WIDTH, WORDS, token_ids
 from tfcompress.graph.expand import Expanded
 from tfcompress.graph.layers import plain
@@ -50,7 +51,7 @@ def net(kind, layer_class, options):
     return keras.Model(ids, L.Dense(3)(x[:, 0] + x[:, -1]), name="net")
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", nets.some_slow(CASES, ["padded, behind an LSTM"]))
 def test_it_trains_exports_and_comes_back(case, tmp_path):
     model, ids = net(*CASES[case]), token_ids(padded="padded" in case)
     wanted = np.asarray(model(ids))

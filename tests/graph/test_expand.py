@@ -4,6 +4,7 @@ import pytest
 from keras import layers as L
 
 import tfcompress as tfc
+from tests import nets
 from tfcompress.graph.cost import macs
 from tfcompress.graph.expand import (
     Expanded,
@@ -226,9 +227,10 @@ def padded_net(kind):
     return keras.Model(ids, L.Dense(3)(y))
 
 
-@pytest.mark.parametrize(
-    "kind", ["", "grouped", "key and value", "residual", "causal", "recurrent"]
-)
+KINDS = ("", "grouped", "key and value", "residual", "causal", "recurrent")
+
+
+@pytest.mark.parametrize("kind", nets.some_slow(KINDS, KINDS[3:]))
 def test_masks_that_tensors_carry_along(kind, tmp_path):
     model, ids = padded_net(kind), token_ids()
     wanted = model(ids)

@@ -67,6 +67,7 @@ def test_noise_is_where_rounding_hurts(fragile, fashion):
     assert set(ranked[:2]) == set(FRAGILE)
 
 
+@pytest.mark.slow
 def test_bytes_are_met_by_four_bits_where_they_hurt_least(trained, fashion):
     model = trained("residual")[0]
     x, y = fashion[2][:300], fashion[3][:300]

@@ -9,6 +9,7 @@ from keras import layers as L
 from keras import ops
 
 import tfcompress as tfc
+from tests import nets
 from tests.quantization.layers.sequences import (
     FEATURES,
     MIN_MAX,
@@ -123,9 +124,12 @@ def test_rows_of_a_table_are_read_as_integers(tmp_path):
     check_equal(model, x, tmp_path / "m.tflite")
 
 
+WAYS = [*[(name, True) for name in [*CELLS, *BOTH]], *[(name, False) for name in BOTH]]
+FAST = [*[(name, True) for name in [*CELLS, "LSTM, concat, all states"]], ("GRU, sum, last", False)]
+
+
 @pytest.mark.parametrize(
-    ("name", "alike"),
-    [*[(name, True) for name in [*CELLS, *BOTH]], *[(name, False) for name in BOTH]],
+    ("name", "alike"), nets.some_slow(WAYS, [way for way in WAYS if way not in FAST])
 )
 def test_file_and_measured_model_are_equal_to_the_bit(name, alike, tmp_path):
     """With biases that are alike, too, which the converter takes for one number."""
@@ -214,7 +218,10 @@ STATES = {
 }
 
 
-@pytest.mark.parametrize("name", STATES)
+SLOW = ("both ways", "both ways apart", "masked GRU", "masked SimpleRNN")
+
+
+@pytest.mark.parametrize("name", nets.some_slow(STATES, SLOW))
 def test_states_that_are_given_and_returned(name, tmp_path):
     keras.utils.set_random_seed(0)
     model = STATES[name]()

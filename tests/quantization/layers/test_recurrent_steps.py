@@ -92,6 +92,7 @@ def test_masks_end_where_they_do_in_keras(name):
     assert np.std(tfc.quantize(model)(ids) - wanted) < 0.03 * np.std(wanted)
 
 
+@pytest.mark.slow
 def test_a_sequential_model_with_masks(tmp_path):
     keras.utils.set_random_seed(0)
     spread = keras.initializers.RandomNormal(stddev=1.0)
