@@ -125,7 +125,7 @@ def exported(tfc, measure, model, probes, path, **options):
         "bytes": result.bytes,
         "rmse": found.rmse,
         "kernels": float(np.sqrt(np.mean((fast - plain) ** 2)) / fast.std()),
-        "max_steps": found.max_steps,
+        "max_lsb": found.max_lsb,
         "top1": found.top1,
         "seconds": result.seconds,
     }
@@ -146,7 +146,7 @@ def row(figures):
             f"{ratio:.3f}",
             f"{found['rmse']:.4f}",
             f"{found['kernels']:.4f}",
-            f"{found['max_steps']:.0f}",
+            f"{found['max_lsb']:.0f}",
             f"{found['top1']:.0%}",
             f"{found['seconds']:.0f}",
         ]

@@ -44,7 +44,7 @@ def rows(data, folder):
         ]
         yield (
             name,
-            f"{found.max_steps:.0f}",
+            f"{found.max_lsb:.0f}",
             f"{found.rmse:.4f}",
             f"{found.top1:.1%}",
             len(trained.float_tensors),

@@ -75,7 +75,7 @@ def main():
     for name in chosen:
         with tempfile.TemporaryDirectory() as folder:
             found, floats = measured(name, folder)
-        print(f"| {name} | {found.rmse:.4f} | {found.max_steps:.0f} | {len(floats)} |", flush=True)
+        print(f"| {name} | {found.rmse:.4f} | {found.max_lsb:.0f} | {len(floats)} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -66,6 +66,6 @@ def test_a_model_trained_elsewhere_is_exported_here(backend, net, python, tmp_pa
     # Sums in another order: a value on an edge of its grid may go to the other side of it.
     assert np.sqrt(np.mean((outputs - wanted) ** 2)) < 0.01 * wanted.std()
     result = tfc.export_tflite(model, tmp_path / "m.tflite")
-    assert result.float_tensors == [] and result.agreement.max_steps <= 2.01
+    assert result.float_tensors == [] and result.agreement.max_lsb <= 2.01
     file = tfc.TFLiteModel(result.path)
     assert np.mean(file.predict(images).argmax(-1) == wanted.argmax(-1)) > 0.95

@@ -22,7 +22,7 @@ def agreement(model, path, fashion):
 
 
 def is_exact(found):
-    return found.max_steps < 0.01
+    return found.max_lsb < 0.01
 
 
 @pytest.fixture(scope="module")
@@ -193,7 +193,7 @@ def test_concatenations_agree_to_the_step(make, tmp_path):
     result = tfc.export_tflite(aware, tmp_path / "m.tflite", representative_dataset=x)
     assert result.float_tensors == []
     # One step, not none: XNNPACK brings a branch onto another grid with 8 bits of the ratio.
-    assert result.agreement.max_steps <= 1.01 and result.agreement.rmse <= 0.02
+    assert result.agreement.max_lsb <= 1.01 and result.agreement.rmse <= 0.02
 
 
 @pytest.mark.parametrize("layers", ["c2", ["c1", "c2"], "hidden"])
@@ -217,4 +217,4 @@ def test_weights_between_quantized_layers_stay_float(tmp_path):
     result = tfc.export_tflite(aware, path, representative_dataset=x)
     found = weights(TFLiteModel(path, delegates=False)).values()
     assert [v.dtype for v, _ in found if v.size == 3 * 3 * 8 * 16] == [np.float32]
-    assert result.ops["NEG"] == 1 and result.agreement.max_steps <= 2.01
+    assert result.ops["NEG"] == 1 and result.agreement.max_lsb <= 2.01

@@ -185,7 +185,7 @@ def test_trained(name, trained, tmp_path):
     model, aware, _ = trained({**INTEGER, **KEPT_IN_FLOAT}[name])
     result = tfc.export_tflite(aware, tmp_path / "m.tflite")
     found = measure(aware, result.path, samples(model, 64, 1))
-    assert found.max_steps <= STEPS.get(name, 0) + 0.01, found
+    assert found.max_lsb <= STEPS.get(name, 0) + 0.01, found
     assert (result.float_tensors == []) == (name in INTEGER), result.ops
     with pytest.warns(tfc.CompressionWarning, match="drops the activation ranges"):
         stripped = tfc.strip(aware)

@@ -223,7 +223,7 @@ def test_a_quantization_aware_model_keeps_its_ranges(make, tfmot, tmp_path):
                 assert any(np.allclose(ends, other, atol=1e-6) for other in ranges.values())
     x = inputs_of(old, 64)
     result = tfc.export_tflite(new, tmp_path / "m.tflite", representative_dataset=x)
-    assert result.trained and result.agreement.max_steps <= 2.01
+    assert result.trained and result.agreement.max_lsb <= 2.01
     # It trains on, and goes back to an ordinary model.
     new.compile("sgd", "mse")
     new.fit(x, np.zeros((64, new.output_shape[-1])), verbose=0)

@@ -123,4 +123,4 @@ def test_times_one_is_not_rounded_again(tmp_path):
     aware = trained(model, samples_for(model, 32))
     assert sum("quantizer" in layer.name for layer in aware.layers) == 4
     result = tfc.export_tflite(aware, tmp_path / "m.tflite")
-    assert result.float_tensors == [] and result.agreement.max_steps <= 1.01
+    assert result.float_tensors == [] and result.agreement.max_lsb <= 1.01

@@ -37,9 +37,12 @@ def registered_classes():
     """Returns the names of all classes of the package that Keras saves under a name of ours."""
     for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
-            marks = map(ast.unparse, getattr(node, "decorator_list", ()))
-            if isinstance(node, ast.ClassDef) and any("register_keras_ser" in m for m in marks):
-                yield node.name
+            for mark in (
+                getattr(node, "decorator_list", ()) if isinstance(node, ast.ClassDef) else ()
+            ):
+                if "register_keras_serializable" in ast.unparse(mark):
+                    names = [word.value.value for word in mark.keywords if word.arg == "name"]
+                    yield names[0] if names else node.name
 
 
 def named_in(config):

@@ -60,7 +60,7 @@ def test_four_bits_train_and_are_exact(weight_range, activation_range, tmp_path)
     result = tfc.export_tflite(aware, tmp_path / "m.tflite")
     assert result.scheme == "w4a8" and result.float_tensors == []
     # Biases are whole multiples of a step of input times weight, which 4 bits make coarse.
-    assert result.agreement.max_steps <= 3.01
+    assert result.agreement.max_lsb <= 3.01
     eight = tfc.export_tflite(model, tmp_path / "8.tflite", scheme="int8", representative_dataset=X)
     # All but the 72 depthwise weights take half a byte.
     saved = (model.count_params() - 72 - 8 - 8 - 7 - 5) / 2
@@ -92,7 +92,7 @@ def test_one_scale_for_all_of_a_kernel(bits, trained, tmp_path):
         model = keras.Model(inputs, model(L.BatchNormalization()(L.Conv2D(3, 1)(inputs))))
         result = tfc.export_tflite(model, path, scheme=scheme, representative_dataset=X)
     assert result.float_tensors == []
-    assert result.agreement.max_steps <= 2.01 or not trained
+    assert result.agreement.max_lsb <= 2.01 or not trained
     assert max(kernel_scales(path)) == 1
 
 
@@ -123,7 +123,7 @@ def test_overrides_leave_layers_in_float(tmp_path):
     aware.compile("sgd", "mse")
     aware.fit(X, model.predict(X, verbose=0), verbose=0)
     trained = tfc.export_tflite(aware, tmp_path / "m.tflite")
-    assert trained.ops["NEG"] == 1 and trained.agreement.max_steps <= 2.01
+    assert trained.ops["NEG"] == 1 and trained.agreement.max_lsb <= 2.01
     with pytest.raises(ValueError, match=r"overrides\['cc'\]='cc' matches no layer"):
         tfc.quantize(model, tfc.QuantizationScheme(overrides={"cc": "float32"}))
 

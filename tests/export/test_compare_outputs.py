@@ -18,7 +18,7 @@ def test_measures_what_it_says():
     agreement = measured(other).agreement
     difference = other - OUT
     assert agreement.rmse == pytest.approx(np.sqrt(np.mean(difference**2)) / OUT.std())
-    assert agreement.max_steps == 6 and agreement.max_error == 3
+    assert agreement.max_lsb == 6 and agreement.max_error == 3
     assert agreement.top1 == pytest.approx(2 / 3) and agreement.samples == 3
     by_channel = np.sqrt((difference**2).mean(0)) / OUT.std(0)
     assert agreement.worst_rmse == pytest.approx(by_channel.max())
@@ -27,7 +27,7 @@ def test_measures_what_it_says():
 
 def test_equal_outputs_agree():
     found = measured(OUT)
-    assert (found.agreement.rmse, found.agreement.max_steps, found.agreement.top1) == (0, 0, 1)
+    assert (found.agreement.rmse, found.agreement.max_lsb, found.agreement.top1) == (0, 0, 1)
 
 
 def test_what_is_not_finite():

@@ -100,7 +100,7 @@ def test_an_output_that_hardly_varies_is_refused_whatever_the_steps_say():
     step = 5.0
     rounded = np.round(MANY / step) * step
     found = measured(rounded, step, MANY)
-    assert found.agreement.max_steps <= 0.5
+    assert found.agreement.max_lsb <= 0.5
     for scheme in ("int8", "w4a8", "trained"):
         with pytest.raises(ExportError, match="4 of the 4 channels .* hardly in the file"):
             judge(found, scheme)

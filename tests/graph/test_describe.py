@@ -42,7 +42,7 @@ def test_a_described_layer_is_as_exact_as_dense(tmp_path):
     aware = trained(net(Project(name="project")))
     result = tfc.export_tflite(aware, tmp_path / "m.tflite")
     assert not result.float_tensors
-    assert result.agreement.max_steps <= 1
+    assert result.agreement.max_lsb <= 1
     # The ReLU is fused: nothing is rounded between the sum and it.
     assert not any("project" in layer.name and "quantizer" in layer.name for layer in aware.layers)
 

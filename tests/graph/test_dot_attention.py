@@ -68,7 +68,7 @@ def test_it_trains_exports_and_comes_back(case, tmp_path):
     np.testing.assert_array_equal(loaded(ids), aware(ids))
     result = tfc.export_tflite(loaded, tmp_path / "m.tflite")
     assert result.float_tensors == []
-    assert result.agreement.max_steps <= 1.01, result.agreement
+    assert result.agreement.max_lsb <= 1.01, result.agreement
     measured = tfc.export_tflite(model, tmp_path / "p.tflite", representative_dataset=ids)
     assert measured.float_tensors == []
     assert measured.agreement.rmse < 0.06

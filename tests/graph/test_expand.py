@@ -250,7 +250,7 @@ def test_masks_that_tensors_carry_along(kind, tmp_path):
     np.testing.assert_array_equal(loaded(ids), quantized(ids))
     result = tfc.export_tflite(loaded, tmp_path / "m.tflite")
     assert result.float_tensors == []
-    assert result.agreement.max_steps <= 2, result.agreement
+    assert result.agreement.max_lsb <= 2, result.agreement
     # The scores that must not count take no part of the range either.
     measured = tfc.export_tflite(model, tmp_path / "p.tflite", representative_dataset=ids)
     assert measured.float_tensors == []

@@ -123,7 +123,7 @@ def test_all_the_way_to_the_file_and_back(model, tmp_path):
     aware.fit(images(), np.arange(64) % 3, epochs=2, verbose=0)
     result = tfc.export_tflite(aware, tmp_path / "m.tflite")
     assert not result.float_tensors
-    assert result.agreement.max_steps <= 4
+    assert result.agreement.max_lsb <= 4
     with pytest.warns(tfc.CompressionWarning, match="drops"):
         plain = tfc.strip(aware)
     kinds = {layer.name: type(layer) for layer in plain.layers}
@@ -333,7 +333,7 @@ def test_vision_transformers_are_integers_throughout(build, tmp_path):
     aware.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     aware.fit(x, np.arange(64) % 3, epochs=2, verbose=0)
     result = tfc.export_tflite(aware, tmp_path / "m.tflite")
-    assert result.float_tensors == [] and result.agreement.max_steps < 0.01
+    assert result.float_tensors == [] and result.agreement.max_lsb < 0.01
     with pytest.warns(tfc.CompressionWarning, match="drops"):
         plain = tfc.strip(aware)
     assert [type(layer) for layer in plain.layers] == [type(layer) for layer in model.layers]

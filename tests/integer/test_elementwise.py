@@ -97,7 +97,7 @@ def multiplied(x, ratio):
 @pytest.mark.parametrize("unit", [0.000508, 0.0031, 0.02])
 def test_inverse_roots_are_scaled_in_two_roundings(unit, scale):
     unit, scale = np.float32(unit), np.float32(scale)
-    grid = type("Grid", (), {"grid": lambda self: (unit, 0.0)})()
+    grid = type("Int8Quantizer", (), {"grid": lambda self: (unit, 0.0)})()
     places = np.arange(1, 256)
     x = (1 / np.sqrt(places * np.float64(unit))).astype("float32")
     found = InverseRoot(grid).steps(x, scale)

@@ -3,7 +3,7 @@
 import numpy as np
 from keras import ops
 
-from tfcompress.integer.fixed_point import averages, divided, ends_of_grid, power_below
+from tfcompress.integer.fixed_point import averages, divided, power_below, range_of_qparams
 
 
 def test_averages_break_ties_as_the_runtime():
@@ -30,7 +30,7 @@ def test_ends_of_grids_give_their_step_again():
         low, high = -generator.uniform(0, 3) * generator.integers(0, 2), generator.uniform(0.1, 5)
         scale = np.float32(np.float32(high - low) / np.float32(255))
         lowest = np.rint(np.float32(low) / scale)
-        a, b = ends_of_grid(float(scale), float(lowest))
+        a, b = range_of_qparams(float(scale), float(lowest))
         found.append(np.float32((b - a) / 255) == scale and round(a / float(scale)) == lowest)
     assert np.mean(found) > 0.99
 

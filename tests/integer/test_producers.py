@@ -9,19 +9,19 @@ from keras import ops
 import tfcompress as tfc
 from tfcompress.graph.keras_internals import flatten_layers, maker
 from tfcompress.integer.affine import constant_operand
-from tfcompress.integer.producers import Leaky, MatrixProduct, Moved, Product
+from tfcompress.integer.producers import LeakyRelu, MatrixProduct, Product, Requantized
 from tfcompress.quantization.state import quantizers
 
 IMAGE = (8, 8, 4)
 
 
-class FakeGrid:
+class FakeQuantizer:
     """A quantizer with a step and nothing else."""
 
     def __init__(self, step):
         self.step = np.float32(step)
 
-    def grid(self):
+    def qparams(self):
         return self.step, -128.0
 
 
@@ -244,10 +244,10 @@ def test_numbers_behind_layers_that_are_not_followed_to_the_bit(scheme, tmp_path
 
 def test_calling_a_model_symbolically_changes_nothing(tmp_path):
     aware = observed(network())
-    before = [quantizer.source for quantizer in quantizers(aware)]
+    before = [quantizer.producer for quantizer in quantizers(aware)]
     aware.compute_output_shape((1, *IMAGE))
     keras.Model(inputs := keras.Input(IMAGE, batch_size=1), aware(inputs))
-    assert [quantizer.source for quantizer in quantizers(aware)] == before
+    assert [quantizer.producer for quantizer in quantizers(aware)] == before
     check_equal(aware, tmp_path / "m.tflite")
 
 
@@ -293,7 +293,9 @@ def test_ranges_that_were_not_trained_change_nothing():
 @pytest.mark.parametrize("ratio", [0.013, 0.4, 0.77, 1.9])
 def test_moved_is_a_product_with_256ths(ratio):
     x = np.arange(-255, 256)
-    steps = Moved(FakeGrid(ratio)).steps((x * np.float32(ratio)).astype("float32"), 1.0)
+    steps = Requantized(FakeQuantizer(ratio)).requantize(
+        (x * np.float32(ratio)).astype("float32"), 1.0
+    )
     np.testing.assert_array_equal(steps, (x * round(ratio * 256) + 128) >> 8)
 
 
@@ -301,7 +303,7 @@ def test_leaky_has_a_ratio_for_each_sign():
     x = np.arange(-255, 256)
     values = np.where(x < 0, 0.3 * x, x).astype("float32") * np.float32(0.7)
     ratio = np.where(x < 0, round(np.float32(0.7) * 0.3 * 256), round(0.7 * 256))
-    steps = Leaky(FakeGrid(0.7), 0.3).steps(values, 1.0)
+    steps = LeakyRelu(FakeQuantizer(0.7), 0.3).requantize(values, 1.0)
     np.testing.assert_array_equal(steps, (x * ratio + 128) >> 8)
 
 
@@ -310,7 +312,9 @@ def test_products_are_rounded_to_the_nearest():
     a, b = generator.integers(-255, 256, (2, 10_000))
     s, t = np.float32(0.013), np.float32(0.021)
     values = (a * s).astype("float32") * (b * t).astype("float32")
-    steps = np.asarray(Product((FakeGrid(s), FakeGrid(t))).steps(values, np.float32(0.05)))
+    steps = np.asarray(
+        Product((FakeQuantizer(s), FakeQuantizer(t))).requantize(values, np.float32(0.05))
+    )
     exact = a * b * (float(s * t) / float(np.float32(0.05)))
     np.testing.assert_allclose(steps, exact, atol=0.5 + 1e-3)
 
@@ -320,7 +324,7 @@ def test_products_of_matrices_are_rounded_twice():
     total = np.arange(-5000, 5001)
     s, t, scale = np.float32(0.03), np.float32(0.02), np.float32(0.25)
     values = (total * (s * t)).astype("float32")
-    steps = MatrixProduct((FakeGrid(s), FakeGrid(t))).steps(values, scale)
+    steps = MatrixProduct((FakeQuantizer(s), FakeQuantizer(t))).requantize(values, scale)
     digits, power = np.frexp(float(s * t / scale))
     first = np.floor(total * digits + 0.5)
     second = np.sign(first) * np.floor(np.abs(first) * 2.0**power + 0.5)
@@ -355,4 +359,4 @@ def test_a_nested_model_may_be_called_on_two_images(merge, tmp_path):
     result = tfc.export_tflite(aware, tmp_path / "m.tflite")
     assert result.float_tensors == []
     assert result.ops.get("QUANTIZE", 0) == (4 if merge is L.Maximum else 2)
-    assert result.agreement.max_steps <= (1.001 if merge is L.Maximum else 0)
+    assert result.agreement.max_lsb <= (1.001 if merge is L.Maximum else 0)

@@ -110,7 +110,7 @@ def test_root_mean_square_scaling_is_left_to_keras():
     x = np.random.default_rng(0).normal(2, 1, (9, 8, 12)).astype("float32")
     model(x, training=True)
     # What is baked rounds floats, the model integers: now and then to the other side.
-    step = float(model.layers[-1].grid()[0])
+    step = float(model.layers[-1].qparams()[0])
     difference = np.abs(lower(model)(x) - model(x))
     assert difference.max() < 1.01 * step and np.mean(difference > 1e-5) < 0.01
 

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from tfcompress.integer.fake_quant import fake_quant
-from tfcompress.integer.fixed_point import ends_of_grid
+from tfcompress.integer.fixed_point import range_of_qparams
 from tfcompress.quantization.activation_quantizer import ActivationQuantizer
 
 
@@ -97,5 +97,5 @@ def test_the_ends_told_to_the_converter_are_those_of_the_grid():
     for _ in range(200):
         low, high = generator.normal(size=2) * 10 ** generator.uniform(-6, 4, 2)
         quantizer.set_range(-abs(low) * (generator.random() > 0.3), abs(high))
-        grid = (float(keras.ops.convert_to_numpy(value)) for value in quantizer.grid())
-        assert quantizer.ends() == ends_of_grid(*grid)
+        grid = (float(keras.ops.convert_to_numpy(value)) for value in quantizer.qparams())
+        assert quantizer.min_max() == range_of_qparams(*grid)

@@ -190,5 +190,5 @@ def test_a_layer_may_stand_in_a_nested_model_and_outside_of_it(tmp_path):
     np.testing.assert_allclose(aware(x), model(x), atol=1e-2)
     aware(x, training=True)
     result = tfc.export_tflite(aware, tmp_path / "m.tflite")
-    assert result.float_tensors == [] and result.agreement.max_steps <= 1
+    assert result.float_tensors == [] and result.agreement.max_lsb <= 1
     assert len(tfc.strip(tfc.quantize(model)).weights) == len(model.weights)

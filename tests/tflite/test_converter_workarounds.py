@@ -48,6 +48,6 @@ def test_all_in_integers_and_equal(name, tmp_path):
     result = tfc.export_tflite(aware, tmp_path / "m.tflite")
     assert result.float_tensors == [] and "SPACE_TO_BATCH_ND" not in result.ops
     found = measure(aware, result.path, {maker(aware.inputs[0]).name: x})
-    assert found.max_steps < 0.01, found
+    assert found.max_lsb < 0.01, found
     exact = tfc.export_tflite(model, tmp_path / "f.tflite")
     assert exact.agreement.rmse < 1e-5

@@ -191,7 +191,7 @@ def test_it_trains_and_becomes_a_checked_file(tmp_path):
     aware.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     aware.fit(X, Y, epochs=3, verbose=0)
     result = tfc.export_tflite(aware, tmp_path / "m.tflite")
-    assert result.float_tensors == [] and result.agreement.max_steps <= 2.01
+    assert result.float_tensors == [] and result.agreement.max_lsb <= 2.01
 
 
 BAD = {

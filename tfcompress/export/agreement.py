@@ -12,7 +12,12 @@ import numpy as np
 
 from tfcompress.data import spread
 from tfcompress.errors import ExportError
-from tfcompress.export.compare_outputs import Agreement, Comparison, channel_rmse, compare_outputs
+from tfcompress.export.compare_outputs import (
+    Agreement,
+    OutputComparison,
+    channel_rmse,
+    compare_outputs,
+)
 from tfcompress.export.tolerances import TOLERANCES, judge
 from tfcompress.graph.keras_internals import inbound_nodes, maker, maker_inputs
 from tfcompress.graph.layers import plain
@@ -98,7 +103,7 @@ class _File:
 
     def against(
         self, expected: list[np.ndarray], actual: dict[str, np.ndarray], source: str
-    ) -> Comparison:
+    ) -> OutputComparison:
         """Measures how well outputs of the file agree with what a model puts out, flat."""
         wanted = dict(zip(self._names, expected, strict=True))
         kernels = self._file.runtime
@@ -228,7 +233,7 @@ class Check:
         Raises:
             ExportError: If the file cannot be run, or does not compute what its model does.
         """
-        found: list[Comparison] = []
+        found: list[OutputComparison] = []
         problems, accuracy = [], None
         prepared = self.prepare()
         try:
@@ -256,7 +261,7 @@ class Check:
         return Verdict(found[0].agreement, before, accuracy, problems)
 
     def _allowed(
-        self, tolerance: str, content: bytes, probes: Samples, found: Comparison
+        self, tolerance: str, content: bytes, probes: Samples, found: OutputComparison
     ) -> list[np.ndarray]:
         """Returns the RMSE of each channel that is no fault of the file."""
         if tolerance.startswith("int8 copy") and self._quantized is not None:
@@ -308,7 +313,7 @@ def _followed_in_part(quantized: keras.Model) -> bool:
     scales of whole tensors change where a BatchNormalization scales channels. Of the larger of two
     values there is no telling which it was, and each was rounded in its own way.
     """
-    if any(q.source is None and _is_selected(inbound_nodes(q)) for q in quantizers(quantized)):
+    if any(q.producer is None and _is_selected(inbound_nodes(q)) for q in quantizers(quantized)):
         return True
     for _, layer in walk_layers(quantized):
         inner = plain(layer)

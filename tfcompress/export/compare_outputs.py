@@ -35,7 +35,7 @@ class Agreement:
         rmse: Root mean squared difference of the outputs over the deviation of the model's, the
             worst output; of outputs that are integers or truths, such as classes, the share of
             values that differ.
-        max_steps: Largest difference in steps of the output's scale; None if it has none.
+        max_lsb: Largest difference in LSB, the scale of the output; None if it has no scale.
         max_error: Largest absolute difference.
         top1: Share of samples with the same largest output; None if outputs are no vectors.
         kernels: The runtime and kernels compared.
@@ -46,19 +46,24 @@ class Agreement:
     samples: int
     source: str
     rmse: float
-    max_steps: float | None
+    max_lsb: float | None
     max_error: float
     top1: float | None
     kernels: str
     worst: str = ""
     worst_rmse: float = 0.0
 
+    @property
+    def max_steps(self) -> float | None:
+        """`max_lsb`, under the name that it had in version 0.1.0."""
+        return self.max_lsb
+
     def __str__(self) -> str:
         parts = [f"RMSE {self.rmse:.4f} of the deviation"]
         if self.worst_rmse > max(2 * self.rmse, 0.01):
             parts.append(f"{self.worst_rmse:.4f} at {self.worst}")
-        if self.max_steps is not None:
-            parts.append(f"at most {self.max_steps:.1f} steps")
+        if self.max_lsb is not None:
+            parts.append(f"at most {self.max_lsb:.1f} LSB")
         if self.top1 is not None:
             parts.append(f"same top-1 on {self.top1:.1%}")
         kind = "samples of noise" if self.source == "noise" else f"{self.source} samples"
@@ -159,7 +164,7 @@ class Output:
 
 
 @dataclasses.dataclass(frozen=True)
-class Comparison:
+class OutputComparison:
     """The outputs of a file beside those of a model.
 
     Attributes:
@@ -178,7 +183,7 @@ def compare_outputs(
     *,
     source: str,
     kernels: str,
-) -> Comparison:
+) -> OutputComparison:
     """Measures the agreement of a file's outputs with the model's.
 
     Args:
@@ -206,7 +211,7 @@ def compare_outputs(
                 f"{wanted.shape}. No file was written."
             )
         outputs.append(_output(name, wanted, actual[name], scales.get(name, 0.0), source))
-    return Comparison(_told(outputs, source, kernels), tuple(outputs))
+    return OutputComparison(_told(outputs, source, kernels), tuple(outputs))
 
 
 def _output(name: str, wanted: np.ndarray, got: np.ndarray, step: float, source: str) -> Output:

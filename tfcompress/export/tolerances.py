@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from tfcompress.errors import ExportError
-from tfcompress.export.compare_outputs import Comparison, Output
+from tfcompress.export.compare_outputs import Output, OutputComparison
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +79,7 @@ Allowed = Callable[[], Sequence[np.ndarray]]
 
 
 def judge(
-    found: Comparison, tolerance: str, kind: str = "", allowed: Allowed | None = None
+    found: OutputComparison, tolerance: str, kind: str = "", allowed: Allowed | None = None
 ) -> str | None:
     """Returns a warning for a poor file, or None for a good one.
 

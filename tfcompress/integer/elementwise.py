@@ -11,11 +11,11 @@ from keras import ops
 
 from tfcompress.integer.fake_quant import straight_through
 from tfcompress.integer.fixed_point import divided, in_two_roundings, power_below
-from tfcompress.integer.producers import Grid
+from tfcompress.integer.producers import Int8Quantizer
 
 
 @dataclasses.dataclass(frozen=True)
-class Kernel:
+class ElementwiseKernel:
     """What computes the integers of a layer's output from those of its inputs.
 
     Args:
@@ -23,8 +23,8 @@ class Kernel:
         result: The quantizer of the output.
     """
 
-    read: tuple[Grid, ...]
-    result: Grid
+    read: tuple[Int8Quantizer, ...]
+    result: Int8Quantizer
 
     def __call__(self, inputs: Sequence[Any], otherwise: Any) -> Any:
         """Returns the output, rounded and not clipped; `otherwise` before ranges were trained.
@@ -38,15 +38,15 @@ class Kernel:
             return otherwise
 
         def exact() -> Any:
-            units = [grid.grid()[0] for grid in self.read]
+            units = [grid.qparams()[0] for grid in self.read]
             steps = [ops.round(x / unit) for x, unit in zip(inputs, units, strict=True)]
-            scale = self.result.grid()[0]
-            return self.steps(steps, units, scale) * scale
+            scale = self.result.qparams()[0]
+            return self.compute(steps, units, scale) * scale
 
         trained = functools.reduce(ops.logical_and, (grid.rounds() for grid in grids))
         return straight_through(otherwise, ops.cond(trained, exact, lambda: otherwise))
 
-    def steps(self, inputs: list[Any], units: list[Any], scale: Any) -> Any:
+    def compute(self, inputs: list[Any], units: list[Any], scale: Any) -> Any:
         """Returns the integers of the output.
 
         Args:
@@ -58,7 +58,7 @@ class Kernel:
 
 
 @dataclasses.dataclass(frozen=True)
-class ParametricReLU(Kernel):
+class ParametricReLU(ElementwiseKernel):
     """What is negative times a slope of its own, of 8 bits.
 
     Args:
@@ -67,7 +67,7 @@ class ParametricReLU(Kernel):
 
     slopes: Callable[[], Any]
 
-    def steps(self, inputs: list[Any], units: list[Any], scale: Any) -> Any:
+    def compute(self, inputs: list[Any], units: list[Any], scale: Any) -> Any:
         """Returns the integers of the activation."""
         (x,), (unit,) = inputs, units
         slopes, step = rounded_slopes(self.slopes())
@@ -81,18 +81,18 @@ def rounded_slopes(slopes: Any) -> tuple[Any, Any]:
     return ops.round(slopes / ops.where(step > 0, step, 1.0)), step
 
 
-class Addition(Kernel):
+class Addition(ElementwiseKernel):
     """A sum of two tensors on different grids."""
 
-    def steps(self, inputs: list[Any], units: list[Any], scale: Any) -> Any:
+    def compute(self, inputs: list[Any], units: list[Any], scale: Any) -> Any:
         """Returns the integers of the sum."""
         return added(inputs, units, scale)
 
 
-class Subtraction(Kernel):
+class Subtraction(ElementwiseKernel):
     """A difference of two tensors on different grids, added up like a sum."""
 
-    def steps(self, inputs: list[Any], units: list[Any], scale: Any) -> Any:
+    def compute(self, inputs: list[Any], units: list[Any], scale: Any) -> Any:
         """Returns the integers of the difference."""
         return added([inputs[0], -inputs[1]], units, scale)
 
@@ -120,10 +120,10 @@ def added(inputs: list[Any], units: list[Any], scale: Any) -> Any:
     return ops.floor(total * (power * 2**-10) + 0.5)
 
 
-class HardSwish(Kernel):
+class HardSwish(ElementwiseKernel):
     """`x * min(max(x + 3, 0), 6) / 6` in the 16 bits of the runtime (Howard et al. 2019)."""
 
-    def steps(self, inputs: list[Any], units: list[Any], scale: Any) -> Any:
+    def compute(self, inputs: list[Any], units: list[Any], scale: Any) -> Any:
         """Returns the integers of the activation."""
         (x,) = inputs
         fine = units[0] * 2**-7  # the kernel computes with 128ths of the input's step

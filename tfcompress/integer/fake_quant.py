@@ -24,12 +24,12 @@ def fake_quant(x: Any, minimum: Any, maximum: Any, bits: int = 8) -> Any:
             upstream = args[0] if upstream is None else upstream
             return upstream, ops.zeros_like(minimum), ops.zeros_like(maximum)
 
-        return round_onto(x, minimum, maximum, bits), gradient
+        return fake_quant_op(x, minimum, maximum, bits), gradient
 
     return rounded(x, *(ops.convert_to_tensor(end, "float32") for end in (minimum, maximum)))
 
 
-def round_onto(x: Any, minimum: Any, maximum: Any, bits: int = 8) -> Any:
+def fake_quant_op(x: Any, minimum: Any, maximum: Any, bits: int = 8) -> Any:
     """Is `fake_quant` in the form that a converter knows.
 
     With 16 bits the grid is symmetric, as the runtime has it: the range must be.
@@ -39,7 +39,7 @@ def round_onto(x: Any, minimum: Any, maximum: Any, bits: int = 8) -> Any:
 
 @contextlib.contextmanager
 def rounding_by(function: Callable[..., Any]) -> Iterator[None]:
-    """Has `round_onto` call another function of the arguments of Keras' own."""
+    """Has `fake_quant_op` call another function of the arguments of Keras' own."""
     _roundings.append(function)
     try:
         yield
@@ -59,7 +59,7 @@ def fake_quant_learning(x: Any, minimum: Any, maximum: Any) -> Any:
     places = (ops.clip(ops.cast(x, "float32"), low, high) - low) / scale
     places = places + ops.stop_gradient(ops.round(places) - places)
     smooth = ops.cast(low + places * scale, x.dtype)
-    return smooth + ops.stop_gradient(round_onto(x, minimum, maximum) - smooth)
+    return smooth + ops.stop_gradient(fake_quant_op(x, minimum, maximum) - smooth)
 
 
 def round_average(x: Any, minimum: Any, maximum: Any, bits: int = 8) -> Any:

@@ -17,7 +17,7 @@ TANH_RANGE = (-1.0, 127 / 128)
 
 
 @dataclasses.dataclass(frozen=True)
-class Total:
+class Accumulator:
     """Integers of 32 bits, scaled by a float32.
 
     Args:
@@ -28,7 +28,7 @@ class Total:
     unit: Any
     offset: Any = 0.0
 
-    def steps(self, x: Any, scale: Any) -> Any:
+    def requantize(self, x: Any, scale: Any) -> Any:
         """Returns the values as integers of the result."""
         # The offset apart: it is rounded by itself, and may lie in the middle of two integers.
         total = ops.round((x - self.offset) / self.unit) + ops.round(self.offset / self.unit)
@@ -84,7 +84,7 @@ def power_below(x: Any) -> Any:
     return ops.max(ops.where(powers <= x, powers, powers[0]))
 
 
-def unit_of_sum(step: Any, ends: Any, largest: int, offset: Any) -> Any:
+def accumulator_scale(step: Any, ends: Any, largest: int, offset: Any) -> Any:
     """Returns the step of sums of products, of each channel.
 
     Args:
@@ -108,7 +108,7 @@ def divided(x: Any, count: float) -> Any:
     return x / ops.where(ops.isfinite(x), count, 1.0)
 
 
-def ends_of_grid(scale: float, lowest: float) -> tuple[float, float]:
+def range_of_qparams(scale: float, lowest: float) -> tuple[float, float]:
     """Returns ends of a range from which the converter finds a step again, to the last digit."""
     low, high = np.float32(lowest * scale), np.float32((lowest + 255) * scale)
     up, down = np.float32(np.inf), np.float32(-np.inf)

@@ -8,8 +8,8 @@ import keras
 from keras import ops
 
 from tfcompress.graph.keras_internals import get_keras_mask, set_keras_mask
-from tfcompress.integer.fake_quant import round_onto
-from tfcompress.integer.fixed_point import ends_of_grid
+from tfcompress.integer.fake_quant import fake_quant_op
+from tfcompress.integer.fixed_point import range_of_qparams
 from tfcompress.integer.producers import Table
 
 
@@ -45,24 +45,24 @@ class FixedFakeQuant(keras.Operation):
         # The file averages on integers by itself: only the grid has to be told to the converter.
         with keras.name_scope(self.name):
             x = ops.cast(inputs, "float32")
-            return round_onto(x, self.minimum, self.maximum, self.bits)
+            return fake_quant_op(x, self.minimum, self.maximum, self.bits)
 
     def compute_output_spec(self, inputs: Any, averaged: bool | str = False) -> Any:
         """Returns the shape of the input."""
         return keras.KerasTensor(inputs.shape, dtype="float32")
 
 
-def grid_of_table(wrapper: Any) -> FixedFakeQuant:
+def fake_quant_of_table(wrapper: Any) -> FixedFakeQuant:
     """Returns what tells the converter the grid of the rows of a table."""
-    scale, lowest = (float(value) for value in Table(wrapper).grid())
-    return FixedFakeQuant(*ends_of_grid(scale, lowest), name=f"{wrapper.name}_grid")
+    scale, lowest = (float(value) for value in Table(wrapper).qparams())
+    return FixedFakeQuant(*range_of_qparams(scale, lowest), name=f"{wrapper.name}_grid")
 
 
-@keras.saving.register_keras_serializable("tfcompress")
-class GridCrossing(keras.layers.Layer):
+@keras.saving.register_keras_serializable("tfcompress", name="GridCrossing")
+class Requantize(keras.layers.Layer):
     """Hands on, unchanged, what leaves a grid of 8 bits for one of 16, or the other way round.
 
-    The converter makes one of two roundings that follow each other. `written` keeps them apart.
+    The converter makes one of two roundings that follow each other. `barrier` keeps them apart.
     """
 
     is_compression_helper = True
@@ -81,6 +81,6 @@ class GridCrossing(keras.layers.Layer):
         return keras.KerasTensor(inputs.shape, dtype=inputs.dtype)
 
     @staticmethod
-    def written(value: Any) -> Any:
-        """Returns a value as what the converter leaves in float, and `join_grids` takes out."""
+    def barrier(value: Any) -> Any:
+        """Returns a value behind two casts, which `merge_requantizations` takes out of the file."""
         return ops.cast(ops.cast(value, "float64"), "float32")

@@ -8,10 +8,10 @@ import keras
 from keras import ops
 
 from tfcompress.integer.fake_quant import straight_through
-from tfcompress.integer.producers import Grid, rounded_weight
+from tfcompress.integer.producers import Int8Quantizer, rounded_weight
 
 
-def sum_in_integers(wrapper: Any, read: Grid, x: Any) -> Any:
+def accumulate_in_integers(wrapper: Any, read: Int8Quantizer, x: Any) -> Any:
     """Returns what the layer returns, from integers of the grid that `x` is on.
 
     A sum of products of integers is exact in floats, in whatever order it is added up.
@@ -28,7 +28,7 @@ def sum_in_integers(wrapper: Any, read: Grid, x: Any) -> Any:
     bias = wrapper.layer.bias
     if bias is not None:
         values.append((bias, ops.zeros(bias.shape)))
-    unit = read.grid()[0]
+    unit = read.qparams()[0]
     places = x / unit
     steps = straight_through(places, ops.where(read.rounds(), ops.round(places), places))
     with keras.StatelessScope(values):

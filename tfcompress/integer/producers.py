@@ -6,7 +6,7 @@ layers behind it, and in a deep network no value stays the same. So at inference
 
 - layers add up products of integers, which floats hold exactly, and scale the sum (`wrapper.py`);
 - a quantizer takes what it is given for what it is, an integer times the step of the sum, and
-  rounds that integer as the kernel does. Each `Source` knows one kind of operation; `sources.py`
+  rounds that integer as the kernel does. Each `Producer` knows one kind of operation; `sources.py`
   says which one a tensor comes from. Where none is known, values are rounded as floats.
 
 The kernels are those of XNNPACK, the default on x86 and on phones: integers of 32 bits, scaled by a
@@ -24,26 +24,32 @@ from keras import ops
 
 from tfcompress.graph.layers import plain
 from tfcompress.integer.affine import scale_and_offset
-from tfcompress.integer.fixed_point import Total, divided, in_two_roundings, moved, unit_of_sum
+from tfcompress.integer.fixed_point import (
+    Accumulator,
+    accumulator_scale,
+    divided,
+    in_two_roundings,
+    moved,
+)
 from tfcompress.transforms import FakeQuant
 
 
-class Grid(Protocol):
+class Int8Quantizer(Protocol):
     """A quantizer of activations of 8 bits."""
 
     exact: bool
 
-    def grid(self) -> tuple[Any, Any]:
+    def qparams(self) -> tuple[Any, Any]:
         """Returns the step and the lowest integer, the real zero being the integer 0."""
 
     def rounds(self) -> Any:
         """Returns whether values are rounded: the range was trained."""
 
 
-class Source(Protocol):
+class Producer(Protocol):
     """What computed a tensor: it knows the integers behind the floats."""
 
-    def steps(self, x: Any, scale: Any) -> Any:
+    def requantize(self, x: Any, scale: Any) -> Any:
         """Returns `x` as the integers that the runtime makes of it, not clipped.
 
         Args:
@@ -53,7 +59,7 @@ class Source(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class Sum:
+class Accumulation:
     """Products of integers, added up (a convolution, a dense layer), and scaled by channel.
 
     Args:
@@ -64,16 +70,16 @@ class Sum:
 
     wrapper: Any
     scalings: tuple[Any, ...]
-    read: Grid
+    read: Int8Quantizer
 
-    def steps(self, x: Any, scale: Any) -> Any:
+    def requantize(self, x: Any, scale: Any) -> Any:
         """Returns the sums as integers of the result."""
         rounding = end = None
         if self.wrapper is not None:
             value, rounding = rounded_weight(self.wrapper)
             end = rounding.end(value)
         _, unit, offset = self._channels(rounding, end)
-        return Total(unit, offset).steps(x, scale)
+        return Accumulator(unit, offset).requantize(x, scale)
 
     def constants(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Returns from what the converter finds the steps of the model, and its offsets.
@@ -121,7 +127,7 @@ class Sum:
         for layer in self.scalings:
             scale, shift = scale_and_offset(plain(layer))
             ends, offset = ends * scale, offset * scale + shift
-        return ends, unit_of_sum(self.read.grid()[0], ends, largest, offset), offset
+        return ends, accumulator_scale(self.read.qparams()[0], ends, largest, offset), offset
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,7 +141,7 @@ class Table:
     wrapper: Any
     exact = True
 
-    def grid(self) -> tuple[Any, Any]:
+    def qparams(self) -> tuple[Any, Any]:
         """Returns the step, and the lowest integer of all."""
         value, rounding = rounded_weight(self.wrapper)
         largest = rounding.step(rounding.end(value)) * rounding.steps
@@ -161,18 +167,18 @@ class Product:
 
     factors: tuple[Any, Any]
 
-    def steps(self, x: Any, scale: Any) -> Any:
+    def requantize(self, x: Any, scale: Any) -> Any:
         """Returns the products as integers of the result."""
-        a, b = (f if isinstance(f, float) else f.grid()[0] for f in self.factors)
-        return Total(a * b).steps(x, scale)
+        a, b = (f if isinstance(f, float) else f.qparams()[0] for f in self.factors)
+        return Accumulator(a * b).requantize(x, scale)
 
 
 class MatrixProduct(Product):
     """A product of two matrices of integers, for which the runtime has kernels of its own."""
 
-    def steps(self, x: Any, scale: Any) -> Any:
+    def requantize(self, x: Any, scale: Any) -> Any:
         """Returns the sums of products as integers of the result."""
-        a, b = (factor.grid()[0] for factor in self.factors)
+        a, b = (factor.qparams()[0] for factor in self.factors)
         return in_two_roundings(ops.round(x / (a * b)), a * b / scale)
 
 
@@ -186,42 +192,42 @@ class Mean:
         offset: What is added.
     """
 
-    read: Grid
+    read: Int8Quantizer
     count: int
     offset: float = 0.0
 
-    def steps(self, x: Any, scale: Any) -> Any:
+    def requantize(self, x: Any, scale: Any) -> Any:
         """Returns the means as integers of the result."""
         weight = np.float32(np.float64(np.float32(1 / self.count)) / 127)
-        return Total(self.read.grid()[0] * weight, self.offset).steps(x, scale)
+        return Accumulator(self.read.qparams()[0] * weight, self.offset).requantize(x, scale)
 
 
 @dataclasses.dataclass(frozen=True)
 class InverseRoot:
     """The inverse square root of integers, of which the runtime keeps 20 binary digits."""
 
-    read: Grid
+    read: Int8Quantizer
 
-    def steps(self, x: Any, scale: Any) -> Any:
+    def requantize(self, x: Any, scale: Any) -> Any:
         """Returns the inverse roots as integers of the result."""
-        unit = self.read.grid()[0]
+        unit = self.read.qparams()[0]
         root = ops.round(2.0**20 / ops.sqrt(ops.round(1 / (x * x * unit))))
         return in_two_roundings(root, 1 / (ops.sqrt(unit) * scale), 2**-20)
 
 
 @dataclasses.dataclass(frozen=True)
-class Moved:
+class Requantized:
     """Integers of one grid that are put on another."""
 
-    read: Grid
+    read: Int8Quantizer
 
-    def steps(self, x: Any, scale: Any) -> Any:
+    def requantize(self, x: Any, scale: Any) -> Any:
         """Returns the values as integers of the result, by a ratio of 8 binary digits."""
-        return moved(x, self.read.grid()[0], scale)
+        return moved(x, self.read.qparams()[0], scale)
 
 
 @dataclasses.dataclass(frozen=True)
-class Leaky:
+class LeakyRelu:
     """Integers of one grid put on another, by a ratio for each sign (leaky ReLU).
 
     Args:
@@ -229,12 +235,12 @@ class Leaky:
         slope: What negative values are multiplied by.
     """
 
-    read: Grid
+    read: Int8Quantizer
     slope: float
 
-    def steps(self, x: Any, scale: Any) -> Any:
+    def requantize(self, x: Any, scale: Any) -> Any:
         """Returns the activations as integers of the result, by ratios of 8 binary digits."""
-        unit = self.read.grid()[0]
+        unit = self.read.qparams()[0]
         ratio = unit / scale
         above = ops.round(x / unit) * ops.round(ratio * 256)
         below = ops.round(x / (unit * self.slope)) * ops.round(ratio * self.slope * 256)
@@ -242,18 +248,18 @@ class Leaky:
 
 
 @dataclasses.dataclass(frozen=True)
-class Joined:
+class Concatenated:
     """A concatenation: each part of the result comes from elsewhere.
 
     Args:
-        parts: Source and size of each part.
+        parts: Producer and size of each part.
         axis: Where they are joined.
     """
 
-    parts: tuple[tuple[Source | None, int], ...]
+    parts: tuple[tuple[Producer | None, int], ...]
     axis: int
 
-    def steps(self, x: Any, scale: Any) -> Any:
+    def requantize(self, x: Any, scale: Any) -> Any:
         """Returns each part as integers of the result."""
         ends = np.cumsum([size for _, size in self.parts])[:-1]
         parts = ops.split(x, [int(end) for end in ends], axis=self.axis)
@@ -261,9 +267,9 @@ class Joined:
         return ops.concatenate(made, axis=self.axis)
 
 
-def rounded(x: Any, source: Source | None, scale: Any) -> Any:
+def rounded(x: Any, source: Producer | None, scale: Any) -> Any:
     """Returns values as integers on a grid, not clipped, rounded as their source says."""
-    return ops.round(x * (1 / scale)) if source is None else source.steps(x, scale)
+    return ops.round(x * (1 / scale)) if source is None else source.requantize(x, scale)
 
 
 def rounding_of(transforms: Any) -> FakeQuant | None:

@@ -21,13 +21,13 @@ from tfcompress.graph.keras_internals import (
 from tfcompress.graph.layers import activation_name, is_float, plain
 from tfcompress.graph.read import Call, Graph, called_once, is_graph, read_graph, walk_layers
 from tfcompress.integer.affine import is_affine
-from tfcompress.integer.grid_ops import GridCrossing
+from tfcompress.integer.grid_ops import Requantize
 from tfcompress.integer.producers import (
-    Grid,
-    Moved,
+    Accumulation,
+    Int8Quantizer,
+    Producer,
     Product,
-    Source,
-    Sum,
+    Requantized,
     Table,
     rounding_of,
 )
@@ -44,10 +44,10 @@ from tfcompress.integer.roles import (
     support_of,
 )
 
-_SCALARS = (Product, Moved)
+_SCALARS = (Product, Requantized)
 
 
-def source_of(tensor: Any, result: Grid) -> Source | None:
+def producer_of(tensor: Any, result: Int8Quantizer) -> Producer | None:
     """Returns what computed a symbolic tensor in integers, if that is known.
 
     Args:
@@ -58,20 +58,22 @@ def source_of(tensor: Any, result: Grid) -> Source | None:
     if operation is None:
         return None
     if is_graph(operation):
-        return source_of(operation.outputs[output_index(tensor)], result)
+        return producer_of(operation.outputs[output_index(tensor)], result)
     layer, kind = plain(operation), role(operation)
     if _bits(operation) == 8:
-        return Moved(grid_of(tensor) or operation)
-    if isinstance(operation, GridCrossing):
-        crossed = grid_of(inputs[0])
-        return None if crossed is None else Moved(crossed)
-    if grids := _output_grids(layer):
-        return Moved(grids[output_index(tensor)])
+        return Requantized(quantizer_of(tensor) or operation)
+    if isinstance(operation, Requantize):
+        crossed = quantizer_of(inputs[0])
+        return None if crossed is None else Requantized(crossed)
+    if grids := _output_quantizers(layer):
+        return Requantized(grids[output_index(tensor)])
     if kind in (RELU, CLIP):
-        source = source_of(inputs[0], result)
-        return None if isinstance(source, Moved) else source  # by 31 binary digits: as floats do
+        source = producer_of(inputs[0], result)
+        return (
+            None if isinstance(source, Requantized) else source
+        )  # by 31 binary digits: as floats do
     if kind == MOVE and inputs:
-        source = source_of(inputs[0], result)
+        source = producer_of(inputs[0], result)
         return source if isinstance(source, _SCALARS) or support_of(layer).keeps_channels else None
     if kind in (LINEAR, NORMALIZATION):
         return _sum(operation, inputs[0], ())
@@ -79,11 +81,11 @@ def source_of(tensor: Any, result: Grid) -> Source | None:
     if producer is not None:
         return producer(layer, inputs, result)
     if hasattr(layer, "link"):
-        return layer.link([grid_of(t) for t in inputs], result)
+        return layer.link([quantizer_of(t) for t in inputs], result)
     return None
 
 
-def _sum(operation: Any, given: Any, scalings: tuple[Any, ...]) -> Source | None:
+def _sum(operation: Any, given: Any, scalings: tuple[Any, ...]) -> Producer | None:
     layer, kind = plain(operation), role(operation)
     if kind == NORMALIZATION:
         if not is_affine(layer):
@@ -92,36 +94,36 @@ def _sum(operation: Any, given: Any, scalings: tuple[Any, ...]) -> Source | None
         before, inputs = _made_by(given)
         if before is not None and role(before) in (LINEAR, NORMALIZATION):
             return _sum(before, inputs[0], scalings)
-        read = grid_of(given)
-        return None if read is None else Sum(None, scalings, read)
+        read = quantizer_of(given)
+        return None if read is None else Accumulation(None, scalings, read)
     rounding = rounding_of(getattr(operation, "transforms", ()))
     if rounding is not None and rounding.granularity == "tensor" and scalings:
         return None  # the file has a finer grid for each channel than the model
-    read = grid_of(given) if adds_integers(operation) else None
-    return None if read is None else Sum(operation, scalings, read)
+    read = quantizer_of(given) if accumulates_integers(operation) else None
+    return None if read is None else Accumulation(operation, scalings, read)
 
 
-def sum_of(wrapper: Any, given: Sequence[Any]) -> Sum | None:
+def accumulation_of(wrapper: Any, given: Sequence[Any]) -> Accumulation | None:
     """Returns what a wrapped layer adds up, called on symbolic tensors; None if not on integers.
 
     None as well if another call of the layer reads other grids. A recurrent layer is told the grids
     that it reads, if there are any.
     """
     layer = plain(wrapper)
-    steps = _output_grids(layer)
-    if not (steps or adds_integers(wrapper)):
+    steps = _output_quantizers(layer)
+    if not (steps or accumulates_integers(wrapper)):
         return None
     calls = [given, *(node.input_tensors for node in inbound_nodes(wrapper))]
-    read, *others = [[grid_of(t) for t in call if is_float(t)] for call in calls]
+    read, *others = [[quantizer_of(t) for t in call if is_float(t)] for call in calls]
     if any(list(map(id, other)) != list(map(id, read)) for other in others):
         read = [None]
     if steps:
         layer.link(read, steps[0])
     grid = None if steps or not read else read[0]
-    return None if grid is None else Sum(wrapper, (), grid)
+    return None if grid is None else Accumulation(wrapper, (), grid)
 
 
-def adds_integers(operation: Any) -> bool:
+def accumulates_integers(operation: Any) -> bool:
     """Returns whether an operation adds up products with rounded weights, in float32 here."""
     layer = plain(operation)
     return (
@@ -135,7 +137,7 @@ def adds_integers(operation: Any) -> bool:
     )
 
 
-def known_sums(model: keras.Model) -> dict[int, Sum]:
+def known_accumulations(model: keras.Model) -> dict[int, Accumulation]:
     """Returns what a trained model adds up in integers and scales, each in one place only.
 
     Returns:
@@ -143,22 +145,22 @@ def known_sums(model: keras.Model) -> dict[int, Sum]:
     """
     parts = [part for _, layer in walk_layers(model) for part in flatten_layers(layer)]
     rounding = [p for p in parts if _bits(p) == 8 and not p.follows and p.is_trained]
-    for part in [*rounding, *filter(has_own_grid, parts)]:
+    for part in [*rounding, *filter(rounds_its_output, parts)]:
         tell_nested_models(part)
-    sources = [quantizer.source for quantizer in rounding]
+    sources = [quantizer.producer for quantizer in rounding]
     for source in sources:
         sources += [part for part, _ in getattr(source, "parts", ())]
     once = called_once(model)
-    found: dict[int, Sum] = {}
+    found: dict[int, Accumulation] = {}
     for source in sources:
-        if isinstance(source, Sum):
+        if isinstance(source, Accumulation):
             owner = source.wrapper or source.scalings[-1]
             if id(owner) in once:
                 found[id(owner)] = source
     return found
 
 
-def grid_of(tensor: Any) -> Grid | None:
+def quantizer_of(tensor: Any) -> Int8Quantizer | None:
     """Returns the quantizer of 8 bits that a symbolic tensor comes from, moved about or not."""
     operation, inputs = _made_by(tensor)
     if operation is None:
@@ -168,14 +170,14 @@ def grid_of(tensor: Any) -> Grid | None:
     if _bits(operation):
         return operation if _bits(operation) == 8 else None
     if is_graph(operation):
-        return grid_of(operation.outputs[output_index(tensor)])
-    if grids := _output_grids(plain(operation)):
+        return quantizer_of(operation.outputs[output_index(tensor)])
+    if grids := _output_quantizers(plain(operation)):
         return grids[output_index(tensor)]
     if role(operation) == TABLE:
         return _table(operation)
     if isinstance(operation, layers.InputLayer):
         return getattr(operation, _ENTERED, _Entered()).grid
-    return grid_of(inputs[0]) if role(operation) == MOVE and inputs else None
+    return quantizer_of(inputs[0]) if role(operation) == MOVE and inputs else None
 
 
 def _table(embedding: Any) -> Table | None:
@@ -187,13 +189,13 @@ def _table(embedding: Any) -> Table | None:
     return Table(embedding)
 
 
-def grid_behind(graph: Graph, call: Call) -> Any:
+def quantizer_behind(graph: Graph, call: Call) -> Any:
     """Returns the quantizer that follows a concatenation, or others and what only moves values."""
     for reader in graph.consumers.get(id(call.outputs[0]), []):
         if _bits(reader.operation):
             return reader.operation
         if role(reader.operation) in (JOIN, MOVE):
-            return grid_behind(graph, reader)
+            return quantizer_behind(graph, reader)
     return None
 
 
@@ -207,10 +209,10 @@ class _Entered:
 _ENTERED = "_tfcompress_grid"
 
 
-def has_own_grid(wrapper: Any) -> bool:
+def rounds_its_output(wrapper: Any) -> bool:
     """Returns whether a wrapped layer returns integers of a grid, without a quantizer behind it."""
     layer = plain(wrapper)
-    rounded = isinstance(layer, layers.Embedding) or bool(_output_grids(layer))
+    rounded = isinstance(layer, layers.Embedding) or bool(_output_quantizers(layer))
     return layer is not wrapper and rounded
 
 
@@ -218,7 +220,7 @@ def tell_nested_models(maker: Any) -> None:
     """Tells nested models that are called on what a layer rounds which grid they read.
 
     Args:
-        maker: A quantizer, or a layer that `has_own_grid`.
+        maker: A quantizer, or a layer that `rounds_its_output`.
     """
     seen: set[int] = set()
     for node in outbound_nodes(maker):
@@ -234,7 +236,7 @@ def _tell(node: Any, seen: set[int]) -> None:
         count = len(operation.inputs)  # masks may follow
         given = [n.arguments.keras_tensors[:count] for n in inbound_nodes(operation)]
         for tensor, *calls in zip(operation.inputs, *given, strict=True):
-            grids = {id(grid): grid for grid in map(grid_of, calls)}
+            grids = {id(grid): grid for grid in map(quantizer_of, calls)}
             # Called on several grids, it knows of none.
             grid = next(iter(grids.values())) if len(grids) == 1 else None
             setattr(maker(tensor), _ENTERED, _Entered(grid))
@@ -253,9 +255,9 @@ def _tell(node: Any, seen: set[int]) -> None:
 def _find_again(layer: Any, inputs: Sequence[Any], kwargs: Any) -> None:
     """Finds out again what a layer adds up, or what a quantizer rounds."""
     if getattr(layer, "is_compression_wrapper", False):
-        layer.sum = sum_of(layer, inputs)
+        layer.accumulation = accumulation_of(layer, inputs)
     elif _bits(layer) == 8 and not kwargs.get("averaged"):
-        layer.source = source_of(inputs[0], layer)
+        layer.producer = producer_of(inputs[0], layer)
 
 
 def _find_again_behind(operation: Any, seen: set[int]) -> None:
@@ -275,10 +277,10 @@ def _made_by(tensor: Any) -> tuple[Any, Any]:
     return (None, ()) if found is None else (found.operation, maker_inputs(tensor))
 
 
-def _output_grids(layer: Any) -> list[Any]:
+def _output_quantizers(layer: Any) -> list[Any]:
     """Returns the quantizers that a layer rounds its outputs by itself with, if it does."""
-    return layer.output_grids() if hasattr(layer, "output_grids") else []
+    return layer.output_quantizers() if hasattr(layer, "output_quantizers") else []
 
 
 def _bits(operation: Any) -> int:
-    return operation.bits if hasattr(operation, "grid") else 0
+    return operation.bits if hasattr(operation, "qparams") else 0

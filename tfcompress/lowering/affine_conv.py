@@ -81,13 +81,13 @@ def as_flat(value: Flat | Affine) -> Flat:
     return value.written() if isinstance(value, Affine) else value
 
 
-def settled(value: Any) -> Any:
+def as_tensor(value: Any) -> Any:
     """Returns a tensor of the shape that the model knows."""
     made = as_flat(value) if isinstance(value, (Flat, Affine)) else None
     return value if made is None else made.restore(made.image)
 
 
-def clip_ends(operation: Any) -> tuple[float, float]:
+def clip_range(operation: Any) -> tuple[float, float]:
     """Returns where an operation clips; without ends of its own it is a hard tanh."""
     return getattr(operation, "x_min", -1), getattr(operation, "x_max", 1)
 

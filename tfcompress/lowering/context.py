@@ -15,9 +15,9 @@ from tfcompress.graph.layers import TRANSPOSED, plain
 from tfcompress.graph.read import Call, Graph
 from tfcompress.graph.weights import variable_name
 from tfcompress.integer.grid_ops import FixedFakeQuant
-from tfcompress.integer.producers import Sum
+from tfcompress.integer.producers import Accumulation
 from tfcompress.integer.roles import MOVE, TABLE, role
-from tfcompress.lowering.affine_conv import HALF, in_float32, settled
+from tfcompress.lowering.affine_conv import HALF, as_tensor, in_float32
 from tfcompress.lowering.biases import uneven, uneven_biases
 from tfcompress.quantization.activation_quantizer import ActivationQuantizer
 from tfcompress.quantization.layers.base import RuntimeLayer
@@ -29,7 +29,7 @@ class Lowering(Rewriter):
     Args:
         rounds: Whether the model is quantization-aware.
         int16: Whether activations will be of 16 bits.
-        sums: What `known_sums` returned for the model.
+        sums: What `known_accumulations` returned for the model.
 
     Attributes:
         values: Values that weights have for the converter, by `id` of the variable.
@@ -38,14 +38,14 @@ class Lowering(Rewriter):
 
     sequential_class = keras.Model  # a layer may become operations, which are no layers
 
-    def __init__(self, rounds: bool, int16: bool, sums: dict[int, Sum]) -> None:
+    def __init__(self, rounds: bool, int16: bool, sums: dict[int, Accumulation]) -> None:
         super().__init__()
         self.outer: set[int] = set()
         self.rounds = rounds
         self.int16 = int16
         self.sums = sums
         self.values: dict[int, Any] = {}
-        self.totals: dict[int, Sum] = {}
+        self.totals: dict[int, Accumulation] = {}
         self.negative: dict[int, Any] = {}
         self._producers: dict[int, Call] = {}
         self._names: dict[str, int] = {}
@@ -76,11 +76,11 @@ class Lowering(Rewriter):
 
     def leave(self, model: keras.Model, path: str, outputs: list[Any]) -> list[Any]:
         """Returns the outputs of a model in the shapes that it knows."""
-        return [settled(output) for output in outputs]
+        return [as_tensor(output) for output in outputs]
 
     def visit_model(self, graph: Graph, call: Call, args: Any, kwargs: Any) -> Any:
         """Calls a nested model on tensors of the shapes that it knows."""
-        args, kwargs = tree.map_structure(settled, (args, kwargs))
+        args, kwargs = tree.map_structure(as_tensor, (args, kwargs))
         return super().visit_model(graph, call, args, kwargs)
 
     def match(self, old: Any, new: Any) -> Any:
@@ -128,7 +128,7 @@ class Lowering(Rewriter):
     def fixed(self, quantizer: ActivationQuantizer) -> FixedFakeQuant:
         """Returns the rounding onto the grid that a quantizer has learned."""
         bits, name = quantizer.bits, quantizer.name
-        return self.once(quantizer, lambda: FixedFakeQuant(*quantizer.ends(), bits, name=name))
+        return self.once(quantizer, lambda: FixedFakeQuant(*quantizer.min_max(), bits, name=name))
 
     def name_again(self, name: str) -> str:
         """Returns a name for one more layer that stands for the layer of that name."""

@@ -10,13 +10,13 @@ from keras import tree
 from tfcompress.graph.layers import plain
 from tfcompress.graph.read import Call, Graph, walk_layers
 from tfcompress.integer.role_queries import rounds_weights
-from tfcompress.integer.trace import known_sums
+from tfcompress.integer.trace import known_accumulations
 from tfcompress.lowering import rules as _registers_them  # noqa: F401
-from tfcompress.lowering.affine_conv import settled
+from tfcompress.lowering.affine_conv import as_tensor
 from tfcompress.lowering.context import Lowering
 from tfcompress.lowering.lowering_rules import Site, Stage, rules_of
 from tfcompress.quantization.state import quantizers
-from tfcompress.wrap.state import baked_values
+from tfcompress.wrap.state import transformed_values
 from tfcompress.wrap.wrapper import CompressionWrapper
 
 
@@ -32,7 +32,7 @@ def lower(model: keras.Model, *, int16: bool = False) -> keras.Model:
         A model of plain layers, with weights as they are used (pruned, on their grids).
     """
     rounds = any(rounds_weights(layer) for _, layer in walk_layers(model))
-    lowering = _ByRules(rounds or bool(quantizers(model)), int16, known_sums(model))
+    lowering = _ByRules(rounds or bool(quantizers(model)), int16, known_accumulations(model))
     lowering.outer = {id(tensor) for tensor in model.inputs}
     return lowering.run(model)
 
@@ -46,11 +46,11 @@ class _ByRules(Lowering):
         if made is not None:
             return made
         if isinstance(call.operation, CompressionWrapper):
-            self.values.update(baked_values(call.operation))
+            self.values.update(transformed_values(call.operation))
         made = self._by_rule(Stage.DEFERRED, site)
         if made is not None:
             return made
-        args, kwargs = tree.map_structure(settled, (args, kwargs))
+        args, kwargs = tree.map_structure(as_tensor, (args, kwargs))
         for rule in rules_of(Stage.OPERANDS):
             args, kwargs = rule(self, Site(graph, call, layer, args, kwargs)) or (args, kwargs)
         made = self._by_rule(Stage.OPERATION, Site(graph, call, layer, args, kwargs))

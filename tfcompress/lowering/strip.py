@@ -17,7 +17,7 @@ from tfcompress.graph.expand import Expanded
 from tfcompress.graph.keras_internals import maker
 from tfcompress.graph.read import Call, Graph, check_built
 from tfcompress.graph.sameness import check_same
-from tfcompress.integer.grid_ops import GridCrossing
+from tfcompress.integer.grid_ops import Requantize
 from tfcompress.quantization.activation_quantizer import ActivationQuantizer
 from tfcompress.quantization.input_samples import InputSamples
 from tfcompress.quantization.kept_in_float import AwayFromZero
@@ -26,10 +26,10 @@ from tfcompress.quantization.quantized_models import ChainedModel, QuantizedMode
 from tfcompress.quantization.state import quantizers
 from tfcompress.transforms import FakeQuant
 from tfcompress.wrap.state import (
-    baked_values,
     is_wrapped,
     original_variables,
     passing_through,
+    transformed_values,
     warn_unfinished,
 )
 from tfcompress.wrap.wrapper import CompressionWrapper
@@ -68,7 +68,7 @@ def strip(model: Any, *, check: bool = True) -> Any:
     if isinstance(model, CompressionWrapper):
         layer = clone_layer(model.layer)
         layer.build_from_config(model.layer.get_build_config())
-        values = baked_values(model)
+        values = transformed_values(model)
         for old, new in zip(model.layer.variables, layer.variables, strict=True):
             new.assign(values.get(id(old), old))
         return layer
@@ -110,7 +110,7 @@ class _Parts:
     kwargs: Any
 
 
-_HANDING_ON = (ActivationQuantizer, AwayFromZero, GridCrossing, InputSamples)
+_HANDING_ON = (ActivationQuantizer, AwayFromZero, Requantize, InputSamples)
 
 
 class _Strip(Rewriter):
@@ -137,7 +137,7 @@ class _Strip(Rewriter):
         if not isinstance(call.operation, CompressionWrapper):
             return super().visit(graph, call, args, kwargs)
         wrapper = call.operation
-        self._values.update(baked_values(wrapper, self._rounds))
+        self._values.update(transformed_values(wrapper, self._rounds))
         if wrapper.origin is None:
             return self.clone(wrapper.layer)(*args, **kwargs)
         if wrapper.origin["part"] == 0:

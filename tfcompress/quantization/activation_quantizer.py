@@ -13,13 +13,13 @@ from tfcompress.graph.keras_internals import first_call_in_pass, history
 from tfcompress.integer.fake_quant import (
     fake_quant,
     fake_quant_learning,
+    fake_quant_op,
     round_average,
-    round_onto,
     straight_through,
 )
-from tfcompress.integer.fixed_point import averages, divided, ends_of_grid
+from tfcompress.integer.fixed_point import averages, divided, range_of_qparams
 from tfcompress.integer.producers import rounded
-from tfcompress.integer.trace import source_of, tell_nested_models
+from tfcompress.integer.trace import producer_of, tell_nested_models
 
 _NARROWEST = 1e-4  # a tensor that was always zero still needs a grid of some width
 
@@ -80,7 +80,7 @@ class ActivationQuantizer(keras.layers.Layer):
         self.observer: Any = None
         self.frozen = False
         self.in_floats = False
-        self.source: Any = None
+        self.producer: Any = None
         self._told = False
 
     def build(self, input_shape: Any) -> None:
@@ -109,7 +109,7 @@ class ActivationQuantizer(keras.layers.Layer):
             if not averaged:
                 self.observer(inputs)
             return inputs
-        rounding: Any = round_average if averaged else fake_quant if training else round_onto
+        rounding: Any = round_average if averaged else fake_quant if training else fake_quant_op
         if self.learned and training and not (averaged or self.frozen):
             rounding = fake_quant_learning
         if self.fixed_range is not None:
@@ -142,13 +142,13 @@ class ActivationQuantizer(keras.layers.Layer):
 
     def _in_integers(self, inputs: Any, averaged: bool | str, state: Any = None) -> Any:
         """Returns the inputs as the runtime rounds them."""
-        scale, lowest = self.grid(state)
+        scale, lowest = self.qparams(state)
         x = ops.cast(inputs, "float32")
         if averaged:
             steps = averages(x / scale, 0.0 if averaged == "up" else lowest + 128)
         else:
             exact = keras.backend.standardize_dtype(inputs.dtype) == "float32"
-            steps = rounded(x, self.source if exact else None, scale)
+            steps = rounded(x, self.producer if exact else None, scale)
         steps = ops.clip(steps, lowest, lowest + 255)
         return straight_through(inputs, ops.cast(steps * scale, inputs.dtype))
 
@@ -183,7 +183,7 @@ class ActivationQuantizer(keras.layers.Layer):
         """Returns minimum, maximum and the number of batches, as numpy has them."""
         return [*self._range.numpy(), *(self._batches.numpy() if self.learned else ())]
 
-    def grid(self, state: Any = None) -> tuple[Any, Any]:
+    def qparams(self, state: Any = None) -> tuple[Any, Any]:
         """Returns the step and the lowest integer, the real zero being the integer 0."""
         low, high = (ops.convert_to_tensor(end, "float32") for end in self.current_range(state))
         scale = divided(high - low, 255.0)
@@ -249,14 +249,14 @@ class ActivationQuantizer(keras.layers.Layer):
             low, high = -max(-low, high), max(-low, high)
         return float(low), float(high)
 
-    def ends(self) -> tuple[float, float]:
+    def min_max(self) -> tuple[float, float]:
         """Returns the range from which the converter makes the grid of the model."""
         low, high = map(np.float32, self.range())
         if self.fixed_range is not None or self.bits == 16:
             return float(low), float(high)
         # What `grid` says, in numpy: for hundreds of quantizers it is ten times as fast.
         scale = (high - low) / np.float32(255)
-        return ends_of_grid(float(scale), float(np.round(low / scale)))
+        return range_of_qparams(float(scale), float(np.round(low / scale)))
 
     def set_range(self, minimum: float, maximum: float) -> None:
         """Sets the range, which counts as trained then."""
@@ -273,7 +273,7 @@ class ActivationQuantizer(keras.layers.Layer):
         """Returns the shape and dtype of the input, and finds out what computes it."""
         known = history(inputs) is not None
         if known and self.bits == 8 and not averaged:
-            self.source = source_of(inputs, self)
+            self.producer = producer_of(inputs, self)
         return keras.KerasTensor(inputs.shape, dtype=inputs.dtype)
 
     def get_config(self) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 
 from tfcompress.graph.keras_internals import inbound_nodes
-from tfcompress.integer.trace import grid_of
+from tfcompress.integer.trace import quantizer_of
 from tfcompress.quantization.activation_quantizer import ActivationQuantizer
 
 
@@ -40,7 +40,7 @@ class FollowingQuantizer(ActivationQuantizer):
     def leader(self) -> Any:
         """Returns the quantizer that this one follows; None in a model that stands alone."""
         if self._link.quantizer is None and inbound_nodes(self):
-            self._link.quantizer = grid_of(inbound_nodes(self)[0].input_tensors[0])
+            self._link.quantizer = quantizer_of(inbound_nodes(self)[0].input_tensors[0])
         return self._link.quantizer
 
     def build(self, input_shape: Any) -> None:
@@ -58,9 +58,9 @@ class FollowingQuantizer(ActivationQuantizer):
         """Returns the shape and dtype of the input."""
         return keras.KerasTensor(inputs.shape, dtype=inputs.dtype)
 
-    def ends(self) -> tuple[float, float]:
+    def min_max(self) -> tuple[float, float]:
         """Returns the range from which the converter makes the grid of the model."""
-        return self.leader().ends()
+        return self.leader().min_max()
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor arguments."""

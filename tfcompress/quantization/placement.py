@@ -20,7 +20,7 @@ from tfcompress.graph.read import (
     scope_name,
     walk_layers,
 )
-from tfcompress.integer.grid_ops import GridCrossing
+from tfcompress.integer.grid_ops import Requantize
 from tfcompress.integer.role_queries import (
     BINARY,
     adds_tensors,
@@ -165,7 +165,7 @@ class PlaceQuantizers(Rewriter):
         kind = MOVE if does_nothing(call) else role(call.operation)
         if call.path in self._left_out or self._in_float(kind, given):
             if not isinstance(call.operation, KERNELS):  # of which `bake` takes care
-                args, kwargs = keras.tree.map_structure(self._leave_grid, (args, kwargs))
+                args, kwargs = keras.tree.map_structure(self._leave_integers, (args, kwargs))
             outputs = operation(*args, **kwargs)
             for new in keras.tree.flatten(outputs):
                 self._note(new, TensorState(floating=kind))
@@ -344,7 +344,7 @@ class PlaceQuantizers(Rewriter):
             self._on_grid[key] = self._new_quantizer(tensor, bits, name)
         return self._on_grid[key]
 
-    def _leave_grid(self, tensor: Any) -> Any:
+    def _leave_integers(self, tensor: Any) -> Any:
         """Returns a tensor for an operation in float, which the converter would do in integers."""
         return self._cross(tensor) if is_float(tensor) and self._state(tensor).quantized else tensor
 
@@ -359,7 +359,7 @@ class PlaceQuantizers(Rewriter):
 
     def _cross(self, tensor: Any) -> Any:
         self._alive.append(tensor)
-        return GridCrossing(name=self._name(f"{layer_name(tensor)}_crossing"))(tensor)
+        return Requantize(name=self._name(f"{layer_name(tensor)}_crossing"))(tensor)
 
     def _new_quantizer(self, tensor: Any, bits: int, name: str | None = None) -> Any:
         name = name or layer_name(tensor)

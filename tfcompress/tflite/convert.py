@@ -42,7 +42,7 @@ from tfcompress.tflite.flatbuffer_edits import (
     use_integer_kernels,
     without_copies,
 )
-from tfcompress.tflite.mixed_bits import join_grids
+from tfcompress.tflite.mixed_bits import merge_requantizations
 from tfcompress.tflite.signature import as_in_model, safe_names
 
 
@@ -124,7 +124,7 @@ def convert(
                 content = store_four_bits(content)
             if not per_channel:
                 content = share_scales(content)
-            content = join_grids(content) if ranges else content
+            content = merge_requantizations(content) if ranges else content
             return as_in_model(
                 content,
                 list(zip(inputs, ends[0], strict=True)),

@@ -179,12 +179,12 @@ def _told(metadata: dict[str, Any]) -> list[tuple[str, str]]:
         )
         rows.append((entry["transform"], f"{entry['weights']} weights: {told}"))
     if agreed := metadata.get("agreement"):
-        steps = agreed.get("max_steps")
+        lsb = agreed.get("max_lsb", agreed.get("max_steps"))  # as files said before
         rows.append(
             (
                 "agreed with its model",
                 f"RMSE {agreed['rmse']} of the deviation"
-                + (f", at most {steps} steps" if steps is not None else "")
+                + (f", at most {lsb} LSB" if lsb is not None else "")
                 + f" ({agreed['samples']} {agreed['source']} samples, {agreed['kernels']})",
             )
         )

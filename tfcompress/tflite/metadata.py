@@ -117,15 +117,15 @@ def _described(
 
     build = flatbuffers.Builder(1024)
 
-    def table(fields: Mapping[int, Any], size: int) -> _Table:
+    def table(fields: Mapping[int, Any], size: int) -> _MetadataTable:
         placed = {slot: _placed(build, value) for slot, value in fields.items()}
         build.StartObject(size)
         for slot, value in placed.items():
-            if isinstance(value, _Table):
+            if isinstance(value, _MetadataTable):
                 build.PrependUOffsetTRelativeSlot(slot, value.offset, 0)
             else:
                 build.PrependUint8Slot(slot, value, 0)
-        return _Table(build.EndObject())
+        return _MetadataTable(build.EndObject())
 
     def processing(info: Any) -> dict[int, Any]:
         if info.name not in normalization:
@@ -134,7 +134,7 @@ def _described(
         options = table({0: list(mean), 1: list(deviation)}, 2)
         return {4: [table({0: _NORMALIZATION, 1: options}, 2)]}
 
-    def tensor(info: Any, more: dict[int, Any]) -> _Table:
+    def tensor(info: Any, more: dict[int, Any]) -> _MetadataTable:
         channels = info.shape[-1] if len(info.shape) == 4 else 0
         image = info.name in normalization and channels in (1, 3)
         color = {0: _RGB if channels == 3 else _GRAYSCALE}
@@ -157,7 +157,7 @@ def _described(
 
 
 @dataclasses.dataclass(frozen=True)
-class _Table:
+class _MetadataTable:
     """A table, string or vector that was written."""
 
     offset: int
@@ -166,13 +166,13 @@ class _Table:
 def _placed(build: Any, value: Any) -> Any:
     """Writes what a field refers to; numbers are in the field itself."""
     if isinstance(value, str):
-        return _Table(build.CreateString(value))
+        return _MetadataTable(build.CreateString(value))
     if not isinstance(value, list):
         return value
     build.StartVector(4, len(value), 4)
     for item in reversed(value):
-        if isinstance(item, _Table):
+        if isinstance(item, _MetadataTable):
             build.PrependUOffsetTRelative(item.offset)
         else:
             build.PrependFloat32(item)
-    return _Table(build.EndVector())
+    return _MetadataTable(build.EndVector())

@@ -19,7 +19,7 @@ from tfcompress.tflite.flatbuffer_edits import (
 )
 
 
-def join_grids(content: bytes) -> bytes:
+def merge_requantizations(content: bytes) -> bytes:
     """Returns the file with activations of 8 and of 16 bits as the runtime wants them.
 
     Between the two stand `DEQUANTIZE, CAST, CAST, QUANTIZE`, where one `QUANTIZE` does (as it does

@@ -18,7 +18,7 @@ class _Broken(ValueError):
     """Something lies outside of the file, or of what it refers to."""
 
 
-class _Table:
+class _FlatTable:
     """A table of a flatbuffer; every read stays inside of the file."""
 
     def __init__(self, content: bytes, place: int) -> None:
@@ -43,10 +43,10 @@ class _Table:
         place = self._at(slot)
         return self._read(kind, place) if place else 0
 
-    def table(self, slot: int) -> _Table | None:
+    def table(self, slot: int) -> _FlatTable | None:
         """Returns a table, None if it is left out."""
         place = self._at(slot)
-        return _Table(self._content, place + self._read("<I", place)) if place else None
+        return _FlatTable(self._content, place + self._read("<I", place)) if place else None
 
     def numbers(self, slot: int, kind: str) -> np.ndarray:
         """Returns a vector of numbers."""
@@ -59,14 +59,14 @@ class _Table:
             raise _Broken("a list ends behind the file")
         return np.frombuffer(self._content, kind, count, start + 4)
 
-    def tables(self, slot: int) -> Iterator[_Table]:
+    def tables(self, slot: int) -> Iterator[_FlatTable]:
         """Yields the tables of a vector."""
         place = self._at(slot)
         if place:
             start = place + self._read("<I", place) + 4
             for index in range(len(self.numbers(slot, "<u4"))):
                 at = start + 4 * index
-                yield _Table(self._content, at + self._read("<I", at))
+                yield _FlatTable(self._content, at + self._read("<I", at))
 
 
 def check_structure(content: bytes) -> None:
@@ -78,7 +78,7 @@ def check_structure(content: bytes) -> None:
     Raises:
         ValueError: If there is such a thing; it says what.
     """
-    model = _Table(content, struct.unpack_from("<I", content)[0])
+    model = _FlatTable(content, struct.unpack_from("<I", content)[0])
     codes = [max(code.number(0, "<b"), code.number(3, "<i")) for code in model.tables(1)]
     buffers = [bool(len(b.numbers(0, "<u1")) or b.number(1, "<Q")) for b in model.tables(4)]
     graphs = [*model.tables(2)]
@@ -94,7 +94,7 @@ def check_structure(content: bytes) -> None:
                 _check_indices([entry.number(1)], counts[graph], "a signature")
 
 
-def _check_graph(graph: _Table, codes: list[int], buffers: list[bool]) -> int:
+def _check_graph(graph: _FlatTable, codes: list[int], buffers: list[bool]) -> int:
     """Returns the number of tensors of a graph."""
     tensors = [*graph.tables(0)]
     count = len(tensors)
@@ -138,7 +138,7 @@ _OPTIONS = {1: 5, 2: 10, 3: 1, 4: 2, 9: 8, 17: 5, 25: 9}
 _LEFT_OUT = {16, 27, 34, 35, 44, 46, 52}
 
 
-def _check_tensor(tensor: _Table, buffers: int) -> None:
+def _check_tensor(tensor: _FlatTable, buffers: int) -> None:
     shape = tensor.numbers(0, "<i4")
     if (shape < 0).any() or math.prod(map(int, shape)) >= 2**31:
         raise _Broken(f"a tensor has the shape {shape.tolist()}")

@@ -12,7 +12,7 @@ from keras import ops
 
 from tfcompress.graph.read import Call, is_graph, read_graph, walk_layers
 from tfcompress.graph.run import run
-from tfcompress.integer.fake_quant import round_onto
+from tfcompress.integer.fake_quant import fake_quant_op
 from tfcompress.integer.role_queries import rounds_weights
 from tfcompress.post_training.pipeline import post_training
 from tfcompress.quantization.activation_quantizer import ActivationQuantizer
@@ -52,7 +52,7 @@ def rounding_noise(
 
     def at_activations(quantizer: ActivationQuantizer, x: Any) -> None:
         exact = ops.convert_to_numpy(x)
-        rounded = ops.convert_to_numpy(round_onto(x, *quantizer.range(), quantizer.bits))
+        rounded = ops.convert_to_numpy(fake_quant_op(x, *quantizer.range(), quantizer.bits))
         for path in around.get(id(quantizer), ()):
             noise[path] = max(noise[path], _relative(rounded, exact))
 

@@ -67,7 +67,7 @@ def check_wrapped(original: keras.Model, wrapped: keras.Model, function: str) ->
         check_same(original, wrapped, function)
 
 
-def baked_values(wrapper: CompressionWrapper, rounds: bool = True) -> dict[int, Any]:
+def transformed_values(wrapper: CompressionWrapper, rounds: bool = True) -> dict[int, Any]:
     """Returns the transformed value of each compressible weight, by `id` of the variable.
 
     Args:

@@ -16,9 +16,9 @@ from tfcompress.graph.keras_internals import (
     symbolic_call,
 )
 from tfcompress.graph.weights import channel_axes, compressible_weights, input_axis
-from tfcompress.integer.integer_sums import sum_in_integers
-from tfcompress.integer.producers import Sum
-from tfcompress.integer.trace import has_own_grid, sum_of, tell_nested_models
+from tfcompress.integer.integer_sums import accumulate_in_integers
+from tfcompress.integer.producers import Accumulation
+from tfcompress.integer.trace import accumulation_of, rounds_its_output, tell_nested_models
 from tfcompress.transforms import WeightTransform
 
 
@@ -41,7 +41,7 @@ class CompressionWrapper(keras.layers.Layer):
     Attributes:
         observer: While roundings are chosen, a function that is called in place of the layer, with
             the first input and a function that returns what the layer returns; else None.
-        sum: What the runtime adds up, where that is known: then inference does (see `integers.py`).
+        accumulation: What the runtime adds up, where that is known: then inference does, too.
 
     Raises:
         TypeError: If `layer` is no layer, or one of `transforms` no transform.
@@ -94,7 +94,7 @@ class CompressionWrapper(keras.layers.Layer):
         self.origin = origin
         self.weight_transforms: list[WeightTransform] = []
         self.observer: Any = None
-        self.sum: Sum | None = None
+        self.accumulation: Accumulation | None = None
         self._told = False
         copy_call_signature(layer, self)
         if _all_built(layer):
@@ -167,13 +167,13 @@ class CompressionWrapper(keras.layers.Layer):
 
     def _compute(self, *args: Any, training: bool | None = None, **kwargs: Any) -> Any:
         if not (training or self._told):
-            if has_own_grid(self):
+            if rounds_its_output(self):
                 tell_nested_models(self)
             self._told = True
         floats = training or self.skipped or not self.transforms
-        read = None if floats else getattr(self.sum, "read", None)
+        read = None if floats else getattr(self.accumulation, "read", None)
         if read is not None and read.exact and _is_float32(args[0]):
-            return sum_in_integers(self, read, args[0])
+            return accumulate_in_integers(self, read, args[0])
         if not self.transforms:
             return self.layer(*args, **kwargs)
         update = bool(training) and first_call_in_pass(self)
@@ -199,7 +199,7 @@ class CompressionWrapper(keras.layers.Layer):
     def compute_output_spec(self, *args: Any, **kwargs: Any) -> Any:
         """Returns what the layer itself would return, symbolically."""
         if args and history(args[0]) is not None:
-            self.sum = sum_of(self, tree.flatten((args, kwargs)))
+            self.accumulation = accumulation_of(self, tree.flatten((args, kwargs)))
         kwargs.pop("training", None)
         made = self.layer.compute_output_spec(*args, **kwargs)
         given = {id(value) for value in tree.flatten((args, kwargs))}

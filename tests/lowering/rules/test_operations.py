@@ -35,7 +35,7 @@ def test_vectors_of_length_one_are_integers(kind, shape, tmp_path):
     aware(x, training=True)
     result = tfc.export_tflite(aware, tmp_path / "m.tflite", representative_dataset=x)
     assert result.float_tensors == [] and result.ops["L2_NORMALIZATION"] == 1
-    assert result.agreement.max_steps <= 1.01
+    assert result.agreement.max_lsb <= 1.01
     measured = tfc.export_tflite(model, tmp_path / "p.tflite", representative_dataset=x)
     assert measured.float_tensors == [] and measured.agreement.rmse < 0.05
 

@@ -29,7 +29,7 @@ def check_equal(model, x, path):
     result = tfc.export_tflite(model, path)
     assert result.float_tensors == []
     found = measure(model, result.path, {maker(model.inputs[0]).name: x})
-    assert found.max_steps < 0.01, found
+    assert found.max_lsb < 0.01, found
 
 
 def check_measured(model, samples, path):
@@ -37,5 +37,5 @@ def check_measured(model, samples, path):
     measured = post_training(model, MIN_MAX, samples)
     result = tfc.export_tflite(model, path, scheme=MIN_MAX, representative_dataset=samples)
     assert result.float_tensors == []
-    assert measure(measured, path, samples).max_steps < 0.01
+    assert measure(measured, path, samples).max_lsb < 0.01
     return measured

@@ -240,7 +240,7 @@ def test_states_that_are_given_and_returned(name, tmp_path):
         assert np.std(got - expected) < 0.03 * np.std(expected)
     measured = check_measured(model, samples, tmp_path / "m.tflite")
     recurrent = [part for part in flatten_layers(measured) if isinstance(part, RuntimeRecurrent)]
-    assert recurrent and all(part.grids() for part in recurrent)
+    assert recurrent and all(part.linked_quantizers() for part in recurrent)
 
 
 @pytest.mark.slow
@@ -260,7 +260,7 @@ def test_training_an_encoder_and_a_decoder(tmp_path):
     names = [maker(tensor).name for tensor in aware.inputs]
     result = tfc.export_tflite(aware, tmp_path / "m.tflite")
     assert result.float_tensors == []
-    assert measure(aware, result.path, dict(zip(names, given, strict=True))).max_steps < 0.01
+    assert measure(aware, result.path, dict(zip(names, given, strict=True))).max_lsb < 0.01
     with pytest.warns(tfc.CompressionWarning, match="drops"):
         stripped = tfc.strip(aware)
     stripped.compile("sgd", "mse")
@@ -285,9 +285,9 @@ def test_a_shared_layer_that_reads_two_grids_computes_in_floats(tmp_path):
     x, y = data()
     model = fitted(plain, [x, 3 * x], y, epochs=2)
     (layer,) = (part for part in flatten_layers(model) if isinstance(part, RuntimeRecurrent))
-    assert not layer.grids()
+    assert not layer.linked_quantizers()
     result = tfc.export_tflite(model, tmp_path / "m.tflite")
-    assert result.float_tensors == [] and result.agreement.max_steps <= 2
+    assert result.float_tensors == [] and result.agreement.max_lsb <= 2
 
 
 def test_a_loaded_model_computes_the_same(tmp_path):

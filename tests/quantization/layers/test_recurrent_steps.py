@@ -198,7 +198,7 @@ def test_a_mask_of_values_sees_them_as_they_come_in(way, tmp_path):
     aware = fitted(model, x, y)
     result = tfc.export_tflite(aware, tmp_path / "m.tflite")
     assert len(result.float_tensors) <= 3  # the number that is compared with, and the product
-    assert result.agreement.max_steps < 0.01, result.agreement
+    assert result.agreement.max_lsb < 0.01, result.agreement
     other = np.where(x == np.float32(-9.7), np.float32(-9.6), x)
     assert np.abs(aware(other) - aware(x)).max() > 0.05
     with pytest.warns(tfc.CompressionWarning, match="drops"):

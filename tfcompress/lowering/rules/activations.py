@@ -7,14 +7,14 @@ from typing import Any
 from keras import layers
 
 from tfcompress.integer.roles import CLIP, RELU, role
-from tfcompress.lowering.affine_conv import as_flat, clip_ends
-from tfcompress.lowering.clipping import clipped_by_grid, on_wide_grid
+from tfcompress.lowering.affine_conv import as_flat, clip_range
+from tfcompress.lowering.clipping import clipped_by_range, has_int16_output
 from tfcompress.lowering.context import Lowering
 from tfcompress.lowering.lowering_rules import Site, Stage, lowering_rule
 
 
 @lowering_rule(Stage.DEFERRED, 50)
-def clip_by_the_grid(lowering: Lowering, site: Site) -> Any:
+def clip_by_the_range(lowering: Lowering, site: Site) -> Any:
     """Leaves clipping to the grid behind it, which ends where the clipping does, or before.
 
     One of 16 bits ends at both sides alike, so there a ReLU remains.
@@ -22,11 +22,11 @@ def clip_by_the_grid(lowering: Lowering, site: Site) -> Any:
     kind = role(site.layer)
     if kind not in (RELU, CLIP) or not lowering.rounds:
         return None
-    if not clipped_by_grid(site.graph, site.call):
+    if not clipped_by_range(site.graph, site.call):
         return None
     operand: Any = site.args[0]
-    wide = on_wide_grid(site.graph, site.call)
-    if kind == CLIP and not (wide and clip_ends(site.layer)[0] == 0):
+    wide = has_int16_output(site.graph, site.call)
+    if kind == CLIP and not (wide and clip_range(site.layer)[0] == 0):
         return operand
     relu = lowering.once(site.layer, lambda: layers.ReLU(name=site.layer.name, dtype="float32"))
     return as_flat(operand).then(relu) if site.is_deferred else relu(operand)

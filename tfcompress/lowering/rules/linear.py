@@ -8,10 +8,10 @@ from keras import ops, tree
 
 from tfcompress.graph.copies import clone_layer
 from tfcompress.graph.layers import KERNELS, TRANSPOSED
-from tfcompress.integer.producers import Sum
+from tfcompress.integer.producers import Accumulation
 from tfcompress.integer.role_queries import rounds_weights
 from tfcompress.integer.roles import LINEAR, role
-from tfcompress.lowering.affine_conv import settled
+from tfcompress.lowering.affine_conv import as_tensor
 from tfcompress.lowering.context import Lowering
 from tfcompress.lowering.conv3d import in_two_axes
 from tfcompress.lowering.einsum import in_order
@@ -26,10 +26,10 @@ def fold_scalings(lowering: Lowering, site: Site) -> Any:
     if total is None or total.wrapper is None:
         return None
     layer = lowering.once(site.operation, lambda: _folded(lowering, total))
-    return layer(*map(settled, site.args), **site.kwargs)
+    return layer(*map(as_tensor, site.args), **site.kwargs)
 
 
-def _folded(lowering: Lowering, total: Sum) -> Any:
+def _folded(lowering: Lowering, total: Accumulation) -> Any:
     layer = total.wrapper.layer
     # Without a bias, the converter leaves a transposed convolution and a ReLU in float.
     biased = layer.use_bias or bool(total.scalings) or isinstance(layer, TRANSPOSED)
@@ -50,7 +50,7 @@ def keep_in_float(lowering: Lowering, site: Site) -> Any:
     left_out = type(layer) in KERNELS and not rounds_weights(site.operation)
     if not (lowering.rounds and left_out and lowering.reads_integers(site.call)):
         return None
-    args, kwargs = tree.map_structure(settled, (site.args, site.kwargs))
+    args, kwargs = tree.map_structure(as_tensor, (site.args, site.kwargs))
     for variable in layer.variables:
         value = ops.convert_to_tensor(lowering.values.get(id(variable), variable))
         lowering.negative[id(variable)] = -1.0 * value

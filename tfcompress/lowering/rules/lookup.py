@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tfcompress.integer.grid_ops import grid_of_table
+from tfcompress.integer.grid_ops import fake_quant_of_table
 from tfcompress.integer.role_queries import is_joined, rounds_weights
 from tfcompress.integer.roles import TABLE, role
 from tfcompress.lowering.context import Lowering
@@ -18,4 +18,4 @@ def round_rows(lowering: Lowering, site: Site) -> Any:
     if not (lowering.rounds and table) or is_joined(site.graph, site.call.outputs[0]):
         return None
     rows = lowering.clone(site.layer)(*site.args, **site.kwargs)
-    return lowering.once(site.operation, lambda: grid_of_table(site.operation))(rows)
+    return lowering.once(site.operation, lambda: fake_quant_of_table(site.operation))(rows)

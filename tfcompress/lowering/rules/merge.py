@@ -9,9 +9,9 @@ from keras import tree
 
 from tfcompress.graph.layers import is_float, plain
 from tfcompress.graph.read import Call
-from tfcompress.integer.grid_ops import GridCrossing
+from tfcompress.integer.grid_ops import Requantize
 from tfcompress.integer.roles import JOIN, MOVE, PAIR, SUM, role
-from tfcompress.integer.trace import grid_behind, grid_of
+from tfcompress.integer.trace import quantizer_behind, quantizer_of
 from tfcompress.lowering.context import Lowering
 from tfcompress.lowering.einsum import apart
 from tfcompress.lowering.lowering_rules import Site, Stage, lowering_rule
@@ -20,7 +20,7 @@ from tfcompress.quantization.layers.recurrent import RuntimeRecurrent
 
 
 @lowering_rule(Stage.OPERANDS, 10)
-def put_onto_the_joint_grid(lowering: Lowering, site: Site) -> Any:
+def requantize_joined(lowering: Lowering, site: Site) -> Any:
     """Rounds what is concatenated onto the grid of the result, where it comes from another.
 
     The converter does not by itself, or does so before what moves it about, for all that read it.
@@ -32,7 +32,7 @@ def put_onto_the_joint_grid(lowering: Lowering, site: Site) -> Any:
     across = any(map(lowering.reads_integers, crossings))
     if not (crossings or any(_is_moved(lowering, t) for t in joins)):
         return None
-    joined = grid_behind(site.graph, site.call)
+    joined = quantizer_behind(site.graph, site.call)
     if not joined:
         return None
     operands = _tensors((site.args, site.kwargs))
@@ -40,7 +40,7 @@ def put_onto_the_joint_grid(lowering: Lowering, site: Site) -> Any:
 
     def put(t: Any) -> Any:
         if is_float(t) and _is_moved(lowering, old[id(t)]):
-            return lowering.fixed(joined)(GridCrossing.written(t))
+            return lowering.fixed(joined)(Requantize.barrier(t))
         enters = is_float(t) and (across or _crossing(lowering, old[id(t)]))
         return lowering.fixed(joined)(t) if enters else t
 
@@ -56,12 +56,12 @@ def tell_operands_apart(lowering: Lowering, site: Site) -> Any:
     """
     if role(site.layer) != PAIR:
         return None
-    grid, *others = map(grid_of, site.call.inputs)
+    grid, *others = map(quantizer_of, site.call.inputs)
     first, *rest = _tensors((site.args, site.kwargs))
     alike = others == [grid] and first is not rest[0] and first.shape == rest[0].shape
     if not alike or not isinstance(grid, ActivationQuantizer):
         return None
-    walled = lowering.fixed(grid)(GridCrossing.written(first))
+    walled = lowering.fixed(grid)(Requantize.barrier(first))
     return tree.map_structure(lambda t: walled if t is first else t, (site.args, site.kwargs))
 
 
@@ -88,7 +88,7 @@ def _is_moved(lowering: Lowering, tensor: Any) -> bool:
 def _crossing(lowering: Lowering, tensor: Any) -> Call | None:
     """Returns the crossing that a tensor comes from, moved about or not, if there is one."""
     producer = lowering.producer_before(tensor, MOVE)
-    return producer if isinstance(getattr(producer, "operation", None), GridCrossing) else None
+    return producer if isinstance(getattr(producer, "operation", None), Requantize) else None
 
 
 def _tensors(given: Any) -> list[Any]:

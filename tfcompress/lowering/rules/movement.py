@@ -8,7 +8,7 @@ import numpy as np
 from keras import ops
 
 from tfcompress.integer.role_queries import padded_with
-from tfcompress.integer.trace import grid_of
+from tfcompress.integer.trace import quantizer_of
 from tfcompress.lowering.context import Lowering
 from tfcompress.lowering.conv3d import pooled_in_turns
 from tfcompress.lowering.lowering_rules import Site, Stage, lowering_rule
@@ -20,10 +20,10 @@ def pad_with_the_minimum(lowering: Lowering, site: Site) -> Any:
     """Pads with the minimum of the grid instead of minus infinity."""
     if type(site.layer).__name__ != "Pad" or padded_with(site.layer) != -np.inf:
         return None
-    grid = grid_of(site.call.inputs[0])
+    grid = quantizer_of(site.call.inputs[0])
     if not isinstance(grid, ActivationQuantizer):
         return None
-    padding = {"constant_values": grid.ends()[0]}
+    padding = {"constant_values": grid.min_max()[0]}
     return lowering.fixed(grid)(ops.pad(site.args[0], site.layer.pad_width, **padding))
 
 

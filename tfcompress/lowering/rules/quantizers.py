@@ -6,7 +6,7 @@ from typing import Any
 
 from keras import ops
 
-from tfcompress.integer.grid_ops import GridCrossing
+from tfcompress.integer.grid_ops import Requantize
 from tfcompress.integer.roles import augments
 from tfcompress.lowering.affine_conv import as_flat
 from tfcompress.lowering.context import Lowering
@@ -49,11 +49,11 @@ def round_an_image(lowering: Lowering, site: Site) -> Any:
 @lowering_rule(Stage.OPERATION, 10)
 def keep_roundings_apart(lowering: Lowering, site: Site) -> Any:
     """Keeps two roundings that follow each other two."""
-    return GridCrossing.written(site.args[0]) if isinstance(site.operation, GridCrossing) else None
+    return Requantize.barrier(site.args[0]) if isinstance(site.operation, Requantize) else None
 
 
 @lowering_rule(Stage.OPERATION, 20)
-def round_onto_the_grid(lowering: Lowering, site: Site) -> Any:
+def fake_quantize(lowering: Lowering, site: Site) -> Any:
     """Rounds onto the grid that was learned."""
     if not isinstance(site.operation, ActivationQuantizer):
         return None

@@ -10,12 +10,17 @@ import keras
 from keras import layers, ops
 
 from tfcompress.graph.layers import activation_name
-from tfcompress.integer.elementwise import HardSwish, Kernel, ParametricReLU, rounded_slopes
+from tfcompress.integer.elementwise import (
+    ElementwiseKernel,
+    HardSwish,
+    ParametricReLU,
+    rounded_slopes,
+)
 from tfcompress.integer.fake_quant import fake_quant, straight_through
 from tfcompress.integer.fixed_point import SIGMOID_RANGE, TANH_RANGE
-from tfcompress.integer.producers import Leaky, Product
+from tfcompress.integer.producers import LeakyRelu, Product
 from tfcompress.integer.roles import CLIP, MOVE, OUTPUT, RELU, Range, integer_layer
-from tfcompress.integer.trace import grid_of
+from tfcompress.integer.trace import quantizer_of
 from tfcompress.quantization.canonicalize import Rule, canonical_form
 from tfcompress.quantization.layers.base import RuntimeLayer, runtime_layer
 
@@ -41,9 +46,9 @@ def _clip(operation: Any) -> str:
     return CLIP if numbers and ends[0] <= 0 <= ends[1] else OUTPUT
 
 
-def _leaky(layer: Any, inputs: Sequence[Any], result: Any) -> Leaky | None:
-    read = grid_of(inputs[0]) if layer.negative_slope > 0 else None
-    return None if read is None else Leaky(read, layer.negative_slope)
+def _leaky(layer: Any, inputs: Sequence[Any], result: Any) -> LeakyRelu | None:
+    read = quantizer_of(inputs[0]) if layer.negative_slope > 0 else None
+    return None if read is None else LeakyRelu(read, layer.negative_slope)
 
 
 integer_layer("ReLU", role=_relu, int16=True)
@@ -65,7 +70,7 @@ integer_layer("LogSoftmax", fixed_range=_RANGES["log_softmax"])
 class RuntimeSwish(RuntimeLayer):
     """`x * sigmoid(x)`: the runtime rounds the sigmoid, then the product."""
 
-    def source_for(self, read: Sequence[Any]) -> Product:
+    def producer_for(self, read: Sequence[Any]) -> Product:
         """Returns the product."""
         return Product((read[0], SIGMOID_RANGE[1] / 255))
 
@@ -74,7 +79,11 @@ class RuntimeSwish(RuntimeLayer):
         gate = ops.sigmoid(inputs)
         if self.passes:
             return inputs * gate
-        if training or not self.grids() or not all(grid.exact for grid in self.grids()):
+        if (
+            training
+            or not self.linked_quantizers()
+            or not all(grid.exact for grid in self.linked_quantizers())
+        ):
             return inputs * fake_quant(gate, *SIGMOID_RANGE)
         # The runtime looks the gate up in a table, which it computes in this way, ties to even.
         power = ops.cast(ops.exp(ops.cast(ops.minimum(inputs, 80.0), _PRECISE)), "float32")
@@ -86,7 +95,7 @@ class RuntimeSwish(RuntimeLayer):
 class RuntimeHardSwish(RuntimeLayer):
     """The hard swish of Keras; at inference in the steps of the runtime."""
 
-    def kernels_for(self, read: Sequence[Any], result: Any) -> list[Kernel]:
+    def kernels_for(self, read: Sequence[Any], result: Any) -> list[ElementwiseKernel]:
         """Returns the one kernel."""
         return [HardSwish(tuple(read), result)]
 
@@ -130,7 +139,7 @@ class RuntimePReLU(RuntimeLayer):
             constraint=like.alpha_constraint,
         )
 
-    def kernels_for(self, read: Sequence[Any], result: Any) -> list[Kernel]:
+    def kernels_for(self, read: Sequence[Any], result: Any) -> list[ElementwiseKernel]:
         """Returns the one kernel."""
         slopes = functools.partial(ops.convert_to_tensor, self.alpha)
         return [ParametricReLU(tuple(read), result, slopes)]

@@ -17,7 +17,7 @@ from keras import layers, ops
 
 from tfcompress.graph.copies import clone_layer
 from tfcompress.integer.elementwise import (
-    Kernel,
+    ElementwiseKernel,
 )
 from tfcompress.integer.grid_ops import FixedFakeQuant
 from tfcompress.quantization.activation_quantizer import ActivationQuantizer
@@ -51,7 +51,7 @@ class RuntimeLayer(layers.Layer):
         self.supports_masking = True
         self.rounding: dict[str, Any] = {}
         self._links = _Links()
-        self._kernels: list[Kernel] = []
+        self._kernels: list[ElementwiseKernel] = []
 
     def link(self, read: Sequence[Any], result: Any) -> Any:
         """Tells the layer which quantizers its inputs come from, and which one its output goes to.
@@ -65,29 +65,29 @@ class RuntimeLayer(layers.Layer):
         """
         known = None not in read and self.compute_dtype == "float32"
         self._links.grids[id(result)] = (*read, result) if known else ()
-        self._kernels = self.kernels_for(read, result) if self.grids() else []
-        return self.source_for(read) if self.grids() else None
+        self._kernels = self.kernels_for(read, result) if self.linked_quantizers() else []
+        return self.producer_for(read) if self.linked_quantizers() else None
 
     # Methods, no properties: Keras takes what attributes hold for parts of the layer, and saves it.
 
-    def grids(self) -> tuple[Any, ...]:
+    def linked_quantizers(self) -> tuple[Any, ...]:
         """Returns the quantizers around the layer, inputs first; none if it follows no kernels."""
         found = list(self._links.grids.values())
         return found[0] if len(found) == 1 else ()  # called on other grids elsewhere, none
 
     def linked_variables(self) -> list[Any]:
         """Returns the variables of these quantizers, which its kernels read."""
-        return [variable for grid in self.grids() for variable in grid.variables]
+        return [variable for grid in self.linked_quantizers() for variable in grid.variables]
 
-    def output_grids(self) -> list[Any]:
+    def output_quantizers(self) -> list[Any]:
         """Returns the quantizers that its outputs have passed already, one for each; or none."""
         return []
 
-    def kernels_for(self, read: Sequence[Any], result: Any) -> list[Kernel]:
+    def kernels_for(self, read: Sequence[Any], result: Any) -> list[ElementwiseKernel]:
         """Returns the kernels that the layer has to follow at inference, by these quantizers."""
         return []
 
-    def source_for(self, read: Sequence[Any]) -> Any:
+    def producer_for(self, read: Sequence[Any]) -> Any:
         """Returns the source of the output, if there is one, and sets those of the steps."""
         return None
 
@@ -132,7 +132,7 @@ class RuntimeLayer(layers.Layer):
         """Returns a copy in which the ranges are constants, for conversion."""
         copy = clone_layer(self, dtype="float32")
         copy.rounding = {
-            name: FixedFakeQuant(*quantizer.ends(), name=name)
+            name: FixedFakeQuant(*quantizer.min_max(), name=name)
             for name, quantizer in self.rounding.items()
         }
         return copy

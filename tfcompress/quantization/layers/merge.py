@@ -9,10 +9,10 @@ import keras
 from keras import layers, ops
 
 from tfcompress.graph.keras_internals import inbound_nodes
-from tfcompress.integer.elementwise import Addition, Kernel
-from tfcompress.integer.producers import Joined, MatrixProduct, Moved, Product
+from tfcompress.integer.elementwise import Addition, ElementwiseKernel
+from tfcompress.integer.producers import Concatenated, MatrixProduct, Product, Requantized
 from tfcompress.integer.roles import JOIN, OUTPUT, PAIR, SUM, integer_layer
-from tfcompress.integer.trace import grid_of, source_of
+from tfcompress.integer.trace import producer_of, quantizer_of
 from tfcompress.quantization.canonicalize import Rule, canonical_form
 from tfcompress.quantization.layers.base import RuntimeLayer, runtime_layer
 
@@ -26,24 +26,24 @@ def _matrix_product(layer: Any, inputs: Sequence[Any], result: Any) -> Product |
 
 
 def _of_two(kind: type[Product], inputs: Sequence[Any]) -> Product | None:
-    grids = [grid_of(tensor) for tensor in inputs]
+    grids = [quantizer_of(tensor) for tensor in inputs]
     return None if len(grids) != 2 or None in grids else kind((grids[0], grids[1]))
 
 
-def _concatenated(layer: Any, inputs: Sequence[Any], result: Any) -> Joined | None:
+def _concatenated(layer: Any, inputs: Sequence[Any], result: Any) -> Concatenated | None:
     sizes = [tensor.shape[layer.axis] for tensor in inputs]
     if None in sizes:
         return None
-    sources = [source_of(tensor, result) for tensor in inputs]
-    return Joined(tuple(zip(sources, sizes, strict=True)), layer.axis)
+    sources = [producer_of(tensor, result) for tensor in inputs]
+    return Concatenated(tuple(zip(sources, sizes, strict=True)), layer.axis)
 
 
-def _stacked(layer: Any, inputs: Sequence[Any], result: Any) -> Joined | None:
-    sources = [source_of(tensor, result) for tensor in inputs]
+def _stacked(layer: Any, inputs: Sequence[Any], result: Any) -> Concatenated | None:
+    sources = [producer_of(tensor, result) for tensor in inputs]
     last = layer.axis in (-1, len(inputs[0].shape))
-    if last and not all(isinstance(source, (Product, Moved)) for source in sources):
+    if last and not all(isinstance(source, (Product, Requantized)) for source in sources):
         return None
-    return Joined(tuple((source, 1) for source in sources), layer.axis)
+    return Concatenated(tuple((source, 1) for source in sources), layer.axis)
 
 
 integer_layer("Add", role=SUM, int16=True)
@@ -57,7 +57,7 @@ integer_layer("Maximum Minimum Where", role=JOIN)
 integer_layer(
     "MaskScores",  # what is masked is off the grid by any rule
     role=JOIN,
-    producer=lambda layer, inputs, result: source_of(inputs[0], result),
+    producer=lambda layer, inputs, result: producer_of(inputs[0], result),
 )
 integer_layer(
     "RuntimeMerge",
@@ -86,7 +86,7 @@ class RuntimeMerge(RuntimeLayer):
         self.steps = tuple(f"first_{number + 2}" for number in range(rounded))
         super().__init__(**kwargs)
 
-    def kernels_for(self, read: Sequence[Any], result: Any) -> list[Kernel]:
+    def kernels_for(self, read: Sequence[Any], result: Any) -> list[ElementwiseKernel]:
         """Returns the additions of a sum."""
         between = [self.rounding[step] for step in self.steps]
         grids = zip([read[0], *between], read[1:], [*between, result], strict=True)

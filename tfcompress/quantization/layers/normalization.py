@@ -14,7 +14,7 @@ from tfcompress.graph.layers import keras_name
 from tfcompress.graph.plain_layers import ChannelScale
 from tfcompress.integer.affine import is_affine
 from tfcompress.integer.elementwise import (
-    Kernel,
+    ElementwiseKernel,
     Subtraction,
 )
 from tfcompress.integer.grid_ops import FixedFakeQuant
@@ -76,21 +76,21 @@ class RuntimeNormalization(RuntimeLayer):
         self.steps = (*centering, "squares", "variance", "inverse")
         super().__init__(**kwargs)
 
-    def kernels_for(self, read: Sequence[Any], result: Any) -> list[Kernel]:
+    def kernels_for(self, read: Sequence[Any], result: Any) -> list[ElementwiseKernel]:
         """Returns the subtraction of the mean."""
         if not self.subtract_mean:
             return []
         return [Subtraction((read[0], self.rounding["mean"]), self.rounding["centered"])]
 
-    def source_for(self, read: Sequence[Any]) -> Product:
+    def producer_for(self, read: Sequence[Any]) -> Product:
         """Returns the product of the centered values and the inverse of the deviation."""
         steps = self.rounding
         centered = steps["centered"] if self.subtract_mean else read[0]
         if self.subtract_mean:
-            steps["mean"].source = Mean(read[0], self._size)
-        steps["squares"].source = Product((centered, centered))
-        steps["variance"].source = Mean(steps["squares"], self._size, self.epsilon)
-        steps["inverse"].source = InverseRoot(steps["variance"])
+            steps["mean"].producer = Mean(read[0], self._size)
+        steps["squares"].producer = Product((centered, centered))
+        steps["variance"].producer = Mean(steps["squares"], self._size, self.epsilon)
+        steps["inverse"].producer = InverseRoot(steps["variance"])
         return Product((centered, steps["inverse"]))
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:

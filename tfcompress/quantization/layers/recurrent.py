@@ -117,7 +117,7 @@ class RuntimeRecurrent(RuntimeLayer):
         super().__init__(**kwargs)
         self.inner = inner
 
-    def output_grids(self) -> list[ActivationQuantizer]:
+    def output_quantizers(self) -> list[ActivationQuantizer]:
         """Returns the quantizers of what the layer returns, in its order."""
         return [self.rounding[name] for name in self.returned]
 
@@ -164,21 +164,21 @@ class RuntimeRecurrent(RuntimeLayer):
         if first is None or first.observer is not None:
             outputs = self._run([*map(Value, given)], mask, Stepwise(self.rounding), {})
             if first is None:  # the converter wants to be told
-                outputs = [to(x) for to, x in zip(self.output_grids(), outputs, strict=True)]
+                outputs = [to(x) for to, x in zip(self.output_quantizers(), outputs, strict=True)]
             return _whole(outputs)
         trained = first.rounds()
         if training:
             steps = Stepwise(self.rounding, ops.cast(trained, self.compute_dtype))
             outputs = self._run([*map(Value, given)], mask, steps, self._dropped(inputs))
-            for name, ends in steps.ends().items():
+            for name, ends in steps.min_max().items():
                 if name in learned:
                     learned[name].observe(*ends)
             return _whole(outputs)
-        grids = self.grids()
+        grids = self.linked_quantizers()
         exact = bool(grids) and all(q.exact for q in grids)
 
         def rounded() -> Any:
-            units = [grid.grid()[0] for grid in grids[:-1]] if exact else [None] * len(given)
+            units = [grid.qparams()[0] for grid in grids[:-1]] if exact else [None] * len(given)
             values = [*map(Value, given, units)]
             return self._run(values, mask, Stepwise(self.rounding, exact=exact), {})
 

@@ -10,16 +10,16 @@ from typing import Any
 from keras import ops
 
 from tfcompress.integer.elementwise import added
-from tfcompress.integer.fake_quant import round_onto
+from tfcompress.integer.fake_quant import fake_quant_op
 from tfcompress.integer.fixed_point import (
     SIGMOID_RANGE,
     TANH_RANGE,
-    Total,
+    Accumulator,
+    accumulator_scale,
     divided,
     moved,
-    unit_of_sum,
 )
-from tfcompress.integer.grid_ops import FixedFakeQuant, GridCrossing
+from tfcompress.integer.grid_ops import FixedFakeQuant, Requantize
 
 _TIME_SECOND = (1, 0, 2)
 
@@ -59,7 +59,7 @@ class Mask:
     zeros: bool
 
 
-class Kernel:
+class RecurrentKernel:
     """A kernel that is rounded: the grid of each column ends at its largest weight.
 
     Args:
@@ -101,14 +101,14 @@ class Stepwise:
         self.written_out = self._frozen or any(q.observer for q in quantizers.values())
         # All at once: what is computed inside of a loop cannot be used behind it.
         self._ranges = {
-            name: quantizer.grid() if exact else quantizer.current_range()
+            name: quantizer.qparams() if exact else quantizer.current_range()
             for name, quantizer in quantizers.items()
             if rounds is not False and not self.written_out
         }
 
-    def kernel(self, value: Any, bias: Any = None) -> Kernel:
+    def kernel(self, value: Any, bias: Any = None) -> RecurrentKernel:
         """Returns a kernel to be used in every step."""
-        return Kernel(value, bias, self._exact)
+        return RecurrentKernel(value, bias, self._exact)
 
     def loop(
         self,
@@ -209,7 +209,7 @@ class Stepwise:
             remembered, output = self._step(advance, before, inputs, nothing)
             after = [value.x for value in remembered]
             if names:
-                found, (low, high) = self.ends(), ends
+                found, (low, high) = self.min_max(), ends
                 low = ops.minimum(low, ops.stack([found[name][0] for name in names]))
                 high = ops.maximum(high, ops.stack([found[name][1] for name in names]))
                 ends = [ops.stop_gradient(low), ops.stop_gradient(high)]
@@ -224,7 +224,7 @@ class Stepwise:
             self._seen[name] += [end[place] for end in ends]
         return outputs, [Value(x, unit) for x, unit in zip(last, units, strict=True)]
 
-    def weighted(self, step: str, value: Value, kernel: Kernel) -> Value:
+    def weighted(self, step: str, value: Value, kernel: RecurrentKernel) -> Value:
         """Returns the product with a kernel, and its bias added.
 
         Args:
@@ -236,8 +236,8 @@ class Stepwise:
             x = ops.matmul(value.x, kernel.value)
             return self._round(step, x if kernel.bias is None else x + kernel.bias)
         x = ops.matmul(value.places(), kernel.places) * (value.unit * kernel.size) + kernel.offset
-        unit = unit_of_sum(value.unit, kernel.ends, 127, kernel.offset)
-        return self._round(step, x, Total(unit, kernel.offset).steps)
+        unit = accumulator_scale(value.unit, kernel.ends, 127, kernel.offset)
+        return self._round(step, x, Accumulator(unit, kernel.offset).requantize)
 
     def add(self, step: str, a: Value, b: Value) -> Value:
         """Returns the sum of two values."""
@@ -255,16 +255,20 @@ class Stepwise:
 
     def multiply(self, step: str, a: Value, b: Value) -> Value:
         """Returns the product of two values."""
-        return self._round(step, a.x * b.x, lambda x, scale: Total(a.unit * b.unit).steps(x, scale))
+        return self._round(
+            step, a.x * b.x, lambda x, scale: Accumulator(a.unit * b.unit).requantize(x, scale)
+        )
 
     def scale(self, step: str, a: Value, factor: float) -> Value:
         """Returns a value times a number, which the file stores as 255 steps."""
         share = abs(factor) / 255
-        return self._round(step, a.x * factor, lambda x, to: Total(a.unit * share).steps(x, to))
+        return self._round(
+            step, a.x * factor, lambda x, to: Accumulator(a.unit * share).requantize(x, to)
+        )
 
     def move(self, step: str, a: Value) -> Value:
         """Returns a value of one grid on another."""
-        x = GridCrossing.written(a.x) if self._frozen else a.x
+        x = Requantize.written(a.x) if self._frozen else a.x
         return self._round(step, x, lambda x, scale: moved(x, a.unit, scale))
 
     def sigmoid(self, a: Value) -> Value:
@@ -293,7 +297,7 @@ class Stepwise:
         return self._round(step, x, lambda x, scale: ops.round(x / scale))
 
     def _fixed(self, x: Any, ends: tuple[float, float]) -> Value:
-        rounded = round_onto(x, *ends)
+        rounded = fake_quant_op(x, *ends)
         unit = (ends[1] - ends[0]) / 255
         return Value(rounded if self._frozen else straight(x, rounded), unit)
 
@@ -313,13 +317,13 @@ class Stepwise:
         if self._rounds is False:
             return Value(x)
         if steps is None or not self._exact:
-            difference = ops.stop_gradient(round_onto(x, *self._ranges[name]) - x)
+            difference = ops.stop_gradient(fake_quant_op(x, *self._ranges[name]) - x)
             return Value(x + (difference if self._rounds is True else difference * self._rounds))
         scale, lowest = self._ranges[name]
         places = ops.clip(steps(x, scale), lowest, lowest + 255)
         return Value(straight(x, places * scale), scale)
 
-    def ends(self) -> dict[str, tuple[Any, Any]]:
+    def min_max(self) -> dict[str, tuple[Any, Any]]:
         """Returns the smallest and largest value of every step."""
         return {name: _ends(values) for name, values in self._seen.items()}
 
