@@ -20,7 +20,7 @@ def test_sums_of_two_grids(kind, ratios):
     a, b = generator.integers(-255, 256, (2, 20_000))
     scale = np.float32(0.037)
     units = [np.float32(ratio) * scale for ratio in ratios]
-    steps = kernel_of(kind).steps([a.astype("float32"), b.astype("float32")], units, scale)
+    steps = kernel_of(kind).compute([a.astype("float32"), b.astype("float32")], units, scale)
     exact = [np.float32(unit / scale) for unit in units]
     shift = 20 - int(np.floor(np.log2(max(exact))))
     m, n = (int(np.rint(float(ratio) * 2**shift)) for ratio in exact)
@@ -72,14 +72,14 @@ def test_hard_swish(unit):
     x = np.arange(-255, 256)
     for grow in (1.1, 2.7, 11.0):
         unit, scale = np.float32(unit), np.float32(unit * grow)
-        steps = kernel_of(HardSwish).steps([x.astype("float32")], [unit], scale)
+        steps = kernel_of(HardSwish).compute([x.astype("float32")], [unit], scale)
         np.testing.assert_array_equal(steps, [hard_swish(int(v), unit, scale) for v in x])
 
 
 def test_hard_swish_is_near_the_function():
     x = np.arange(-128, 128)
     unit, scale = np.float32(0.05), np.float32(0.051)
-    steps = np.asarray(kernel_of(HardSwish).steps([x.astype("float32")], [unit], scale))
+    steps = np.asarray(kernel_of(HardSwish).compute([x.astype("float32")], [unit], scale))
     values = x * unit
     wanted = values * np.clip(values + 3, 0, 6) / 6
     assert np.abs(steps * scale - wanted).max() < 0.6 * scale
@@ -97,10 +97,10 @@ def multiplied(x, ratio):
 @pytest.mark.parametrize("unit", [0.000508, 0.0031, 0.02])
 def test_inverse_roots_are_scaled_in_two_roundings(unit, scale):
     unit, scale = np.float32(unit), np.float32(scale)
-    grid = type("Int8Quantizer", (), {"grid": lambda self: (unit, 0.0)})()
+    quantizer = type("Int8Quantizer", (), {"qparams": lambda self: (unit, 0.0)})()
     places = np.arange(1, 256)
     x = (1 / np.sqrt(places * np.float64(unit))).astype("float32")
-    found = InverseRoot(grid).steps(x, scale)
+    found = InverseRoot(quantizer).requantize(x, scale)
     roots = np.rint(2**20 / np.sqrt(places)).astype(int)
     ratio = 2.0**-20 / (np.sqrt(np.float64(unit)) * scale)
     wanted = [multiplied(int(root), ratio) for root in roots]
