@@ -159,7 +159,7 @@ def main():
     parser.add_argument("--models", default="*")
     parser.add_argument("--json", default="")
     options = parser.parse_args()
-    half = ["float tensors", "bytes", "RMSE", "kernels", "steps", "top-1", "s"]
+    half = ["float tensors", "bytes", "RMSE", "kernels", "LSB", "top-1", "s"]
     header = ["network", *(f"QAT {c}" for c in half), *(f"PTQ {c}" for c in half)]
     print("| " + " | ".join(header) + " |\n|" + "---|" * len(header), flush=True)
     for name in MODELS:

@@ -53,17 +53,17 @@ def rows(data, folder):
 
 
 def kernels(images):
-    """Yields the share of outputs that differ by 0, 1, 2, ... steps between kernels."""
+    """Yields the share of outputs that differ by 0, 1, 2, ... LSB between kernels."""
     default, builtin = tfc.TFLiteModel(STUDENT), tfc.TFLiteModel(STUDENT, delegates=False)
-    steps = np.abs(default.predict(images) - builtin.predict(images)) / default.outputs[0].scale
-    counts = np.bincount(np.round(steps).astype(int).ravel())
-    yield from ((f"{n} steps", f"{count / steps.size:.2%}") for n, count in enumerate(counts))
+    lsb = np.abs(default.predict(images) - builtin.predict(images)) / default.outputs[0].scale
+    counts = np.bincount(np.round(lsb).astype(int).ravel())
+    yield from ((f"{n} LSB", f"{count / lsb.size:.2%}") for n, count in enumerate(counts))
 
 
 def main():
     data = load()
     console = Console(width=120)
-    columns = "network,steps,RMSE,top-1,float tensors,float,Keras QAT,QAT file,PTQ file".split(",")
+    columns = "network,LSB,RMSE,top-1,float tensors,float,Keras QAT,QAT file,PTQ file".split(",")
     with tempfile.TemporaryDirectory() as folder:
         console.print(table("INT8 file against its model", columns, list(rows(data, folder))))
     found = list(kernels(data.x_test[:1000]))

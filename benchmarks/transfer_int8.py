@@ -71,7 +71,7 @@ def main():
     parser.add_argument("--models", default="*")
     chosen = fnmatch.filter(MODELS, parser.parse_args().models)
     warnings.simplefilter("ignore")
-    print("| network | RMSE / deviation | steps | float tensors |\n|---|---|---|---|")
+    print("| network | RMSE / deviation | LSB | float tensors |\n|---|---|---|---|")
     for name in chosen:
         with tempfile.TemporaryDirectory() as folder:
             found, floats = measured(name, folder)

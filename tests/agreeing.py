@@ -27,7 +27,7 @@ def goes_all_the_way(model, x, folder, floats=0):
 
 
 def equal_when_trained(model, x, folder, floats=0):
-    """Checks that the file of a trained quantized model equals it to the bit."""
+    """Checks that the file of a trained quantized model is bit-exact."""
     aware = trained(tfc.quantize(model), x, model.predict(x, verbose=0))
     return equals_its_file(aware, x, folder, floats)
 
@@ -40,10 +40,12 @@ def trained(model, x, wanted):
 
 def equals_its_file(aware, x, folder, floats=0):
     result = tfc.export_tflite(aware, folder / "aware.tflite")
-    made = tfc.TFLiteModel(result.path).predict(x)
-    made = [made] if isinstance(made, np.ndarray) else [*made.values()]
-    for got, wanted in zip(made, keras.tree.flatten(aware.predict(x, verbose=0)), strict=True):
-        step = 1e-5 * max(1.0, float(np.abs(wanted).max()))
-        np.testing.assert_allclose(got, wanted, atol=step)
+    outputs = tfc.TFLiteModel(result.path).predict(x)
+    outputs = [outputs] if isinstance(outputs, np.ndarray) else [*outputs.values()]
+    for actual, wanted in zip(
+        outputs, keras.tree.flatten(aware.predict(x, verbose=0)), strict=True
+    ):
+        tolerance = 1e-5 * max(1.0, float(np.abs(wanted).max()))
+        np.testing.assert_allclose(actual, wanted, atol=tolerance)
     assert len(result.float_tensors) <= floats
     return result

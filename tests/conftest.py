@@ -30,19 +30,19 @@ def fashion():
 
 @pytest.fixture(scope="session")
 def trained(fashion):
-    """Float and quantization-aware models by name, trained on real images, made when asked for."""
-    made = {}
+    """Returns float and quantization-aware models by name, trained on real images at first use."""
+    models = {}
 
     def get(name):
-        if name not in made:
+        if name not in models:
             keras.utils.set_random_seed(3)
             x, y = fashion[:2]
             model = nets.NETS[name]()
             nets.compiled(model).fit(x, y, epochs=4, batch_size=64, verbose=0)
             aware = tfc.quantize(model)
             nets.compiled(aware, 3e-4).fit(x, y, batch_size=64, verbose=0)
-            made[name] = model, aware
-        return made[name]
+            models[name] = model, aware
+        return models[name]
 
     return get
 

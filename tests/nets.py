@@ -75,7 +75,7 @@ def residual():
 
 
 def recurrent():
-    """Image rows, averaged to seven steps, read in both directions."""
+    """Image rows, averaged to seven time steps, read in both directions."""
     inputs = keras.Input((28, 28, 1), name="image")
     x = L.Reshape((7, 28))(L.AveragePooling2D((4, 1))(inputs))
     x = L.Bidirectional(L.LSTM(12))(L.GRU(16, return_sequences=True)(x))
@@ -188,11 +188,11 @@ def compiled(model, rate=2e-3, **options):
 def samples_for(model, count=16, seed=0):
     """Normal samples in the structure of the model's inputs."""
     generator = np.random.default_rng(seed)
-    made = [generator.normal(size=(count, *t.shape[1:])).astype(t.dtype) for t in model.inputs]
+    arrays = [generator.normal(size=(count, *t.shape[1:])).astype(t.dtype) for t in model.inputs]
     structure = input_struct(model)
     if isinstance(structure, dict):
-        return keras.tree.pack_sequence_as(structure, made)
-    return made[0] if len(made) == 1 else made
+        return keras.tree.pack_sequence_as(structure, arrays)
+    return arrays[0] if len(arrays) == 1 else arrays
 
 
 def regularized_classifier():

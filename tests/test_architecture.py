@@ -256,3 +256,10 @@ def test_every_module_has_a_test(path):
     assert not (mirror.exists() and elsewhere), "tested in its own place: take its line out"
     for name in (elsewhere or "").split():
         assert (ROOT / "tests" / name).exists(), name
+
+
+def test_the_picture_shows_the_imports():
+    from docs.draw_architecture import PICTURE, picture  # which reads this module
+
+    fix = "run python -m docs.draw_architecture"
+    assert PICTURE.read_text() == picture(), fix

@@ -1,4 +1,4 @@
-"""Archives of others: damaged ones end in our own errors, large ones are not unpacked."""
+"""Untrusted archives: damaged ones raise our own errors, large ones are not unpacked."""
 
 import io
 import json
@@ -55,8 +55,8 @@ def test_whole_files_are_loaded(saved, tmp_path):
         "one": np.array(2),
     }
     np.savez_compressed(tmp_path / "a.npz", **arrays)
-    found = load_arrays(tmp_path / "a.npz", "it")
-    assert {k: v.shape for k, v in found.items()} == {k: v.shape for k, v in arrays.items()}
+    loaded = load_arrays(tmp_path / "a.npz", "it")
+    assert {k: v.shape for k, v in loaded.items()} == {k: v.shape for k, v in arrays.items()}
     np.save(tmp_path / "a.npy", arrays["x"])
     np.testing.assert_array_equal(load_arrays(tmp_path / "a.npy", "it")["x"], arrays["x"])
 
@@ -82,7 +82,7 @@ def test_objects_are_refused(tmp_path):
 
 @pytest.mark.parametrize("kind", ["keras", "npz", "npy"])
 def test_every_damage_is_an_error_of_ours(kind, saved, tmp_path):
-    """Bytes changed at random places, and files cut off."""
+    """Bytes changed at random positions, and truncated files."""
     good = tmp_path / f"good.{kind}"
     if kind == "keras":
         good.write_bytes(saved.read_bytes())

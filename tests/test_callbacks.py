@@ -29,15 +29,15 @@ def test_sparsity_and_ranges_are_logged(tmp_path):
     share = sum(r.sparsity * r.kernel_size for r in rows) / sum(r.kernel_size for r in rows)
     assert history["sparsity"][-1] == pytest.approx(share) and history["sparsity"][0] < share
     (file,) = glob.glob(f"{tmp_path}/compression/events*")
-    found = {}
+    logged = {}
     for event in tf.compat.v1.train.summary_iterator(file):
         for value in event.summary.value:
-            found[value.tag, event.step] = float(tf.make_ndarray(value.tensor))
-    assert found["sparsity/out", 2] == 0.5
+            logged[value.tag, event.step] = float(tf.make_ndarray(value.tensor))
+    assert logged["sparsity/out", 2] == 0.5
     quantizer = next(q for q in quantizers(model) if q.name == "out_quantizer")
-    assert found["range/out/maximum", 2] == pytest.approx(quantizer.range()[1])
-    ends = [(found["range/out/minimum", e], found["range/out/maximum", e]) for e in range(3)]
-    assert len(set(ends)) == 3
+    assert logged["range/out/maximum", 2] == pytest.approx(quantizer.range()[1])
+    ranges = [(logged["range/out/minimum", e], logged["range/out/maximum", e]) for e in range(3)]
+    assert len(set(ranges)) == 3
 
 
 @pytest.mark.parametrize("learned", [False, True])
@@ -138,13 +138,13 @@ def test_the_teachers_agreement_is_logged():
     distiller = tfc.Distiller(teacher, student, alpha=1.0)
     distiller.compile(keras.optimizers.Adam(0.02))
     history = distiller.fit(x, epochs=20, verbose=0, callbacks=[tfc.TeacherAgreement(x)]).history
-    said = teacher.predict(x, verbose=0).argmax(-1)
-    same = np.mean(student.predict(x, verbose=0).argmax(-1) == said)
+    teacher_classes = teacher.predict(x, verbose=0).argmax(-1)
+    same = np.mean(student.predict(x, verbose=0).argmax(-1) == teacher_classes)
     assert history["agreement"][-1] == pytest.approx(same) and same > 0.8
     assert history["agreement"][0] < same
     plain = nets.compiled(nets.tiny())
-    given = plain.fit(x, said, verbose=0, callbacks=[tfc.TeacherAgreement(x, teacher)])
-    assert 0 <= given.history["agreement"][0] <= 1
+    history = plain.fit(x, teacher_classes, verbose=0, callbacks=[tfc.TeacherAgreement(x, teacher)])
+    assert 0 <= history.history["agreement"][0] <= 1
 
 
 def test_what_cannot_be_is_refused():

@@ -13,27 +13,27 @@ from tests.conftest import ROOT
 PUBLIC = sorted(name for name in tfc.__all__)
 
 
-CONTRACTS = {"WeightTransform", "DistillationLoss"}  # to be subclassed; the module tells how
+CONTRACTS = {"WeightTransform", "DistillationLoss"}  # to be subclassed; the module explains how
 
 
 @pytest.mark.parametrize("name", PUBLIC)
 def test_examples_in_docstrings(name, monkeypatch, quiet):
     monkeypatch.chdir(ROOT)
-    found = getattr(tfc, name)
-    module = importlib.import_module(found.__module__)
+    public = getattr(tfc, name)
+    module = importlib.import_module(public.__module__)
     runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE)
-    for test in doctest.DocTestFinder(recurse=False).find(found, name, module=module):
+    for test in doctest.DocTestFinder(recurse=False).find(public, name, module=module):
         runner.run(test)
     assert runner.summarize(verbose=False).failed == 0
 
 
 @pytest.mark.parametrize("name", PUBLIC)
 def test_public_names_are_documented(name):
-    found = getattr(tfc, name)
-    text = found.__doc__
+    public = getattr(tfc, name)
+    text = public.__doc__
     assert text and text.splitlines()[0].endswith("."), name
-    is_result = hasattr(found, "__dataclass_fields__")
-    is_error = isinstance(found, type) and issubclass(found, (Exception, Warning))
+    is_result = hasattr(public, "__dataclass_fields__")
+    is_error = isinstance(public, type) and issubclass(public, (Exception, Warning))
     if not (is_result or is_error or name in CONTRACTS):
         assert "Example:" in text and "Args:" in text, name
 

@@ -1,8 +1,8 @@
 """Every layer that Keras has, whatever release it is: copied, compressed, saved, nested, exported.
 
-The layers are found by looking. One that a new Keras adds joins by itself, with the usual arguments
-and inputs; if these are not its own, the test fails until it is told here how to make it, or why it
-is left out.
+The layers are collected from keras.layers. A layer that a new Keras adds is included automatically,
+with the usual arguments and inputs; if these do not fit, the test fails until this file says how to
+create the layer, or why it is left out.
 """
 
 import inspect
@@ -116,11 +116,11 @@ NAMES = sorted(
 )
 
 
-def made(name):
+def layer_of(name):
     """Returns a layer of that class."""
-    given = {**ARGUMENTS.get(name, {}), **OPTIONS.get(name, {})}
-    given = {k: v() if callable(v) else v for k, v in given.items()}
-    return getattr(L, name)(**given)
+    arguments = {**ARGUMENTS.get(name, {}), **OPTIONS.get(name, {})}
+    arguments = {k: v() if callable(v) else v for k, v in arguments.items()}
+    return getattr(L, name)(**arguments)
 
 
 def fed(name):
@@ -129,11 +129,11 @@ def fed(name):
         return INPUTS[name]
     for shape in (IMAGE, SERIES, VECTOR, VOLUME, CLIPS):
         try:
-            made(name)(keras.Input(shape))
+            layer_of(name)(keras.Input(shape))
         except Exception:
             continue
         return [shape]
-    raise AssertionError(f"{name}: say in this file how to make and call it, or why not.")
+    raise AssertionError(f"{name}: say in this file how to create and call it, or why not.")
 
 
 def model_of(name):
@@ -142,9 +142,9 @@ def model_of(name):
     shapes = fed(name)
     dtype = "int32" if name in IDS else "float32"
     inputs = [keras.Input(shape, dtype=dtype) for shape in shapes]
-    x = [samples(shape, name, place) for place, shape in enumerate(shapes)]
-    layer = made(name)
-    if hasattr(layer, "adapt") and name != "Discretization":  # which is told its bins
+    x = [samples(shape, name, seed) for seed, shape in enumerate(shapes)]
+    layer = layer_of(name)
+    if hasattr(layer, "adapt") and name != "Discretization":  # its bins are arguments
         layer.adapt(x[0])
     outputs = (
         layer(*inputs)
@@ -154,15 +154,15 @@ def model_of(name):
     outputs = outputs if len(outputs.shape) == 2 else L.Flatten()(outputs)
     model = keras.Model(inputs, L.Dense(3)(L.Dense(8, activation="relu")(outputs)))
     generator = np.random.default_rng(1)
-    for weight in model.trainable_variables:  # none is what it was made as
+    for weight in model.trainable_variables:  # no weight keeps its initial value
         weight.assign_add(0.1 * generator.normal(size=weight.shape).astype("float32"))
     return model, x if len(x) > 1 else x[0]
 
 
-def samples(shape, name, place=0):
+def samples(shape, name, seed=0):
     if name in IDS:
-        return np.random.default_rng(place).integers(0, 4, (32, *shape)).astype("int32")
-    return np.random.default_rng(place).normal(size=(32, *shape)).astype("float32")
+        return np.random.default_rng(seed).integers(0, 4, (32, *shape)).astype("int32")
+    return np.random.default_rng(seed).normal(size=(32, *shape)).astype("float32")
 
 
 def predicted(model, x):
@@ -229,7 +229,7 @@ def test_at_each_step(name, tmp_path, quiet):
     keras.utils.set_random_seed(0)
     inputs = keras.Input((2, *shapes[0]), dtype="int32" if name in IDS else "float32")
     x = samples((2, *shapes[0]), name)
-    layer = made(name)
+    layer = layer_of(name)
     if hasattr(layer, "adapt") and name != "Discretization":
         layer.adapt(x[:, 0])
     try:

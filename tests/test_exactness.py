@@ -21,20 +21,20 @@ def agreement(model, path, fashion):
     return measure(model, path, {name: fashion[2][:500]})
 
 
-def is_exact(found):
-    return found.max_lsb < 0.01
+def is_exact(result):
+    return result.max_lsb < 0.01
 
 
 @pytest.fixture(scope="module")
 def exported(trained, tmp_path_factory):
-    made = {}
+    exports = {}
 
     def get(name):
-        if name not in made:
+        if name not in exports:
             aware = trained(name)[1]
             path = tmp_path_factory.mktemp("int8") / f"{name}.tflite"
-            made[name] = aware, tfc.export_tflite(aware, path)
-        return made[name]
+            exports[name] = aware, tfc.export_tflite(aware, path)
+        return exports[name]
 
     return get
 
@@ -42,8 +42,8 @@ def exported(trained, tmp_path_factory):
 @pytest.mark.parametrize("name", NAMES)
 def test_qat_files_agree_with_their_model(name, exported, fashion):
     aware, result = exported(name)
-    found = agreement(aware, result.path, fashion)
-    assert is_exact(found), found
+    result_agreement = agreement(aware, result.path, fashion)
+    assert is_exact(result_agreement), result_agreement
     x, y = fashion[2:]
     accuracy = aware.evaluate(x, y, verbose=0)[1]
     assert abs(TFLiteModel(result.path).evaluate(x, y) - accuracy) <= 0.003
@@ -54,8 +54,8 @@ def test_qat_files_are_integer_and_per_channel(name, exported):
     aware, result = exported(name)
     assert result.float_tensors == [] and result.trained and result.scheme == "int8"
     assert result.agreement.source == "training"
-    found = weights(TFLiteModel(result.path, delegates=False))
-    kernels = {n: (v, s) for n, (v, s) in found.items() if v.dtype == np.int8}
+    stored = weights(TFLiteModel(result.path, delegates=False))
+    kernels = {n: (v, s) for n, (v, s) in stored.items() if v.dtype == np.int8}
     assert len(kernels) == sum(bool(getattr(la, "transforms", None)) for la in aware.layers)
     for values, scales in kernels.values():
         depthwise = values.shape[0] == 1 and len(values.shape) == 4
@@ -65,17 +65,17 @@ def test_qat_files_are_integer_and_per_channel(name, exported):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_check_sees_a_wrong_range(name, exported, fashion, tmp_path):
-    """With one activation range scaled by 1.2 in the file's source, the check fails."""
+    """If one activation range of the exported copy is scaled by 1.2, the check fails."""
     aware, _ = exported(name)
     learned = [q for q in quantizers(aware) if q.fixed_range is None]
     quantizer = learned[-1]
     minimum, maximum = quantizer.range()
-    source = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(aware))
-    source.set_weights(aware.get_weights())
-    changed = source.get_layer(quantizer.name)
+    copy = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(aware))
+    copy.set_weights(aware.get_weights())
+    changed = copy.get_layer(quantizer.name)
     changed.set_range(1.2 * minimum, 1.2 * maximum)
     path = tmp_path / "wrong.tflite"
-    tfc.export_tflite(source, path)
+    tfc.export_tflite(copy, path)
     assert not is_exact(agreement(aware, path, fashion))
 
 
@@ -102,17 +102,17 @@ def test_pruned_weights_are_zero_in_the_file_at_the_same_places(fashion, tmp_pat
         if not getattr(layer, "transforms", None):
             continue
         mask = keras.ops.convert_to_numpy(layer.weight_transforms[0].mask)
-        # TFLite keeps output channels first.
+        # In TFLite output channels are the first axis.
         mask = np.moveaxis(mask, -1, 0)
         matching = [v for v in stored if v.shape == mask.shape and not v[mask == 0].any()]
         assert matching, f"no kernel of the file has the zeros of {layer.name}"
-        # Rounding may add zeros of its own, but not many.
+        # Quantization may add zeros, but not many.
         assert min(np.mean(v == 0) for v in matching) < np.mean(mask == 0) + 0.1
     assert result.report.sparsity >= 0.74
 
 
 def test_averages_agree_to_the_bit(tmp_path):
-    """Average pooling is modelled with its ties; nothing else is between input and output."""
+    """Average pooling is modelled with its rounding of ties; there is no other layer."""
     model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.AveragePooling2D(2)])
     from tfcompress.quantization.placement import PlaceQuantizers
 
@@ -145,9 +145,9 @@ def test_a_transformer_agrees(fashion, tmp_path):
     aware = nets.compiled(tfc.quantize(model), 3e-4)
     aware.fit(x, y, epochs=2, batch_size=64, verbose=0)
     result = tfc.export_tflite(aware, tmp_path / "m.tflite")
-    found = agreement(aware, result.path, fashion)
-    # An entry of softmax or of an inverse root in a million falls to the other side.
-    assert found.rmse <= 0.005 and found.top1 >= 0.995, found
+    result_agreement = agreement(aware, result.path, fashion)
+    # One table entry of softmax or inverse root in a million is rounded the other way.
+    assert result_agreement.rmse <= 0.005 and result_agreement.top1 >= 0.995, result_agreement
     assert result.float_tensors == []
 
 
@@ -175,7 +175,7 @@ def dense_block():
 
 
 def two_towers():
-    """What was flattened, dropped out and padded is still on the grid of the result."""
+    """Flattened, dropped-out and padded tensors share the qparams of the concatenation."""
     image, facts = keras.Input((8, 8, 3), name="image"), keras.Input((5,), name="facts")
     x = L.Flatten()(L.MaxPooling2D()(L.Conv2D(4, 3, activation="relu")(image)))
     y = L.Dropout(0.3)(L.Dense(6)(facts))
@@ -192,7 +192,7 @@ def test_concatenations_agree_to_the_step(make, tmp_path):
         aware(list(x.values()) if len(x) > 1 else x["image"], training=True)
     result = tfc.export_tflite(aware, tmp_path / "m.tflite", representative_dataset=x)
     assert result.float_tensors == []
-    # One step, not none: XNNPACK brings a branch onto another grid with 8 bits of the ratio.
+    # One LSB, not zero: XNNPACK requantizes a branch with 8 bits of the ratio of scales.
     assert result.agreement.max_lsb <= 1.01 and result.agreement.rmse <= 0.02
 
 
@@ -215,6 +215,6 @@ def test_weights_between_quantized_layers_stay_float(tmp_path):
     aware(x, training=True)
     path = tmp_path / "m.tflite"
     result = tfc.export_tflite(aware, path, representative_dataset=x)
-    found = weights(TFLiteModel(path, delegates=False)).values()
-    assert [v.dtype for v, _ in found if v.size == 3 * 3 * 8 * 16] == [np.float32]
+    stored = weights(TFLiteModel(path, delegates=False)).values()
+    assert [v.dtype for v, _ in stored if v.size == 3 * 3 * 8 * 16] == [np.float32]
     assert result.ops["NEG"] == 1 and result.agreement.max_lsb <= 2.01

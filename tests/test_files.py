@@ -1,4 +1,4 @@
-"""Files are written whole or not at all, where and as the user means."""
+"""Files are written atomically, to the path and with the permissions that the user expects."""
 
 import os
 import pathlib

@@ -150,18 +150,18 @@ STEPS = {
     **dict.fromkeys(("AdditiveAttention", "Maximum", "Minimum"), 1),
     "Average": 2,
 }
-"""Steps allowed where file and model are not equal to the bit (see docs/exactness.md)."""
+"""The LSBs that file and model may differ by if they are not bit-exact (docs/exactness.md)."""
 
 
 def samples(model, count, seed):
     generator = np.random.default_rng(seed)
-    made = {}
+    arrays = {}
     for tensor in model.inputs:
         shape = (count, *tensor.shape[1:])
         integers = "int" in tensor.dtype
         values = generator.integers(0, 10, shape) if integers else generator.normal(size=shape)
-        made[maker(tensor).name] = values.astype(tensor.dtype)
-    return made
+        arrays[maker(tensor).name] = values.astype(tensor.dtype)
+    return arrays
 
 
 @pytest.fixture(scope="module")
@@ -318,5 +318,5 @@ def test_dropout_inside_of_recurrent_layers(kind):
 @pytest.mark.filterwarnings("ignore::tfcompress.CompressionWarning")
 def test_long_sequences_stay_a_loop():
     model = keras.Sequential([keras.Input((200, 3)), L.LSTM(4)])
-    with pytest.warns(tfc.CompressionWarning, match=r"200 steps.*2500 bytes"):
+    with pytest.warns(tfc.CompressionWarning, match=r"200 time steps.*2500 bytes"):
         tfc.quantize(model)

@@ -115,15 +115,15 @@ def lively(model):
 
 def inputs_of(model, count=16):
     generator = np.random.default_rng(1)
-    made = []
+    arrays = []
     for tensor in model.inputs:
         shape = (count, *tensor.shape[1:])
         if tensor.dtype.is_integer:
-            made.append(generator.integers(0, 5, shape).astype("int32"))
+            arrays.append(generator.integers(0, 5, shape).astype("int32"))
         else:
-            made.append(generator.random(shape).astype("float32"))
+            arrays.append(generator.random(shape).astype("float32"))
     names = [tensor.node.layer.name for tensor in model.inputs]
-    return dict(zip(names, made, strict=True)) if len(made) > 1 else made[0]
+    return dict(zip(names, arrays, strict=True)) if len(arrays) > 1 else arrays[0]
 
 
 def difference(old, new):
@@ -208,19 +208,19 @@ def test_a_clustered_model_keeps_its_centroids(tfmot):
 
 @pytest.mark.parametrize("make", [mnist, residual], ids=["mnist", "residual"])
 def test_a_quantization_aware_model_keeps_its_ranges(make, tfmot, tmp_path):
-    # Ranges of tfmot start at 6 and -6 and move by a hundredth in a step.
+    # Ranges of tfmot start at 6 and -6 and move by a hundredth in a training step.
     old = fitted(tfmot.quantization.keras.quantize_model(lively(make())), epochs=80)
     new = tfc.from_tf_keras(old)
     assert difference(old, new) < 1e-5
     ranges = {r.name: (r.minimum, r.maximum) for r in tfc.histograms(new).ranges}
     for wrapper in old.layers:
         for name in ("output", "post_activation", "pre_activation"):
-            found = {
+            values = {
                 w.name.split("/")[-1][:-2]: float(w) for w in wrapper.weights if not w.shape.rank
             }
-            if f"{name}_max" in found:
-                ends = found[f"{name}_min"], found[f"{name}_max"]
-                assert any(np.allclose(ends, other, atol=1e-6) for other in ranges.values())
+            if f"{name}_max" in values:
+                limits = values[f"{name}_min"], values[f"{name}_max"]
+                assert any(np.allclose(limits, other, atol=1e-6) for other in ranges.values())
     x = inputs_of(old, 64)
     result = tfc.export_tflite(new, tmp_path / "m.tflite", representative_dataset=x)
     assert result.trained and result.agreement.max_lsb <= 2.01
@@ -239,7 +239,7 @@ def test_a_quantization_aware_mobilenet(tfmot):
     new = tfc.from_tf_keras(aware)
     x = inputs_of(aware)
     wanted, got = aware.predict(x, verbose=0), new.predict(x, verbose=0)
-    # Fifty layers deep, a sum that differs in the last bit may be rounded the other way.
+    # Fifty layers deep, a sum that differs in the last bit may be rounded to another value.
     assert np.sqrt(np.mean((wanted - got) ** 2)) < 0.02 * wanted.std()
 
 

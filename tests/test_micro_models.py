@@ -44,8 +44,8 @@ def dense(x):
 
 def branches(x):
     x = conv(image(x), 6)
-    joined = L.Concatenate()([L.Conv2D(4, 1)(x), L.Conv2D(4, 3, padding="same")(x), x])
-    return L.Flatten()(L.AveragePooling2D(2)(L.ReLU()(joined)))
+    concatenated = L.Concatenate()([L.Conv2D(4, 1)(x), L.Conv2D(4, 3, padding="same")(x), x])
+    return L.Flatten()(L.AveragePooling2D(2)(L.ReLU()(concatenated)))
 
 
 def gated(x):
@@ -127,5 +127,5 @@ def test_a_hundred_epochs(build, tmp_path):
     result = tfc.export_tflite(aware, tmp_path / "m.tflite")
     assert result.float_tensors == []
     name = maker(model.inputs[0]).name
-    found = measure(aware, result.path, {name: x[768:]})
-    assert found.max_lsb < 0.01 and found.top1 == 1, found
+    result_agreement = measure(aware, result.path, {name: x[768:]})
+    assert result_agreement.max_lsb < 0.01 and result_agreement.top1 == 1, result_agreement

@@ -75,7 +75,7 @@ def test_it_becomes_a_file(name, way, tmp_path):
 
 @pytest.mark.parametrize("way", ["qat", "ptq"])
 def test_what_is_not_finite_does_not_reach_the_converter(way, tmp_path):
-    """Which dies of ranges without ends, and Python with it."""
+    """The converter crashes on infinite ranges, and Python with it."""
     model = graph(lambda x: ops.log(L.Dense(3)(x)), VECTOR)()
     x = samples_for(model, 32)
     options = {"representative_dataset": x} if way == "ptq" else {}
@@ -113,7 +113,7 @@ def test_names_that_tensorflow_does_not_like(tmp_path):
 
 
 def test_times_one_is_not_rounded_again(tmp_path):
-    """The converter takes it out, and dies of two grids for what is then one tensor."""
+    """The converter removes it, and crashes on two sets of qparams for the tensor that is left."""
 
     def pooled(x):
         x = L.Conv2D(4, 3, strides=2)(L.Conv2D(4, 3, strides=2)(x))

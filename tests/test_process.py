@@ -45,17 +45,21 @@ if __name__ == "__main__":
 
 
 def test_a_forked_process_is_told_within_a_second():
-    told = script(FORKED)
-    assert "RuntimeError This process was forked" in told.stdout and " 0\n" in told.stdout, told
-    assert "(1, 10)" in told.stdout and "ended" in told.stdout  # files can be run
+    process = script(FORKED)
+    assert "RuntimeError This process was forked" in process.stdout and " 0\n" in process.stdout, (
+        process
+    )
+    assert "(1, 10)" in process.stdout and "ended" in process.stdout  # files can be run
 
 
 def test_a_spawned_process_works(tmp_path):
     (tmp_path / "spawned.py").write_text(FORKED)
     command = [sys.executable, str(tmp_path / "spawned.py"), "spawn"]
     environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "TF_CPP_MIN_LOG_LEVEL": "3"}
-    told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
-    assert "done" in told.stdout and "(1, 10)" in told.stdout and "ended" in told.stdout, told
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
+    assert "done" in process.stdout and "(1, 10)" in process.stdout and "ended" in process.stdout, (
+        process
+    )
 
 
 def test_export_inside_of_a_traced_function_is_refused(tmp_path):
@@ -96,36 +100,36 @@ def test_closed_streams(descriptor, stream, replaced, tmp_path):
         pytest.skip("print() itself fails")
     code = CLOSED.format(descriptor=descriptor, stream=stream, replaced=replaced)
     command = [sys.executable, "-c", code, str(tmp_path / "m.tflite")]
-    told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert (tmp_path / "m.tflite.told").is_file(), told.stdout + told.stderr
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert (tmp_path / "m.tflite.told").is_file(), process.stdout + process.stderr
 
 
 def test_a_reader_that_has_seen_enough():
     command = f"{sys.executable} -m tfcompress inspect {STUDENT} | head -n 1"
-    told = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True)
-    assert "Traceback" not in told.stderr and "Error" not in told.stderr, told.stderr
+    process = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True)
+    assert "Traceback" not in process.stderr and "Error" not in process.stderr, process.stderr
 
 
 def test_a_narrow_terminal():
     command = [sys.executable, "-m", "tfcompress", "inspect", STUDENT]
-    told = subprocess.run(
+    process = subprocess.run(
         ["script", "-qec", " ".join(command), "/dev/null"],
         cwd=ROOT,
         capture_output=True,
         text=True,
         env={"COLUMNS": "20", "PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), "TERM": "xterm"},
     )
-    assert told.returncode == 0 and "Traceback" not in told.stdout, told.stdout
+    assert process.returncode == 0 and "Traceback" not in process.stdout, process.stdout
 
 
 @pytest.mark.parametrize(("name", "version"), [("keras", "4.0.1"), ("tensorflow", "2.19.0")])
 def test_versions_that_are_not_known_are_refused_in_a_sentence(name, version):
     code = f"import keras, {name}\n{name}.__version__ = {version!r}\n"
     code += "import tfcompress\ntfcompress.prune"
-    told = script(code)
-    assert told.returncode == 1
-    assert f"ImportError: tfcompress knows {name} " in told.stderr.splitlines()[-1]
-    assert f"Found: {name} {version}. Install" in told.stderr
+    process = script(code)
+    assert process.returncode == 1
+    assert f"ImportError: tfcompress knows {name} " in process.stderr.splitlines()[-1]
+    assert f"Found: {name} {version}. Install" in process.stderr
 
 
 def test_the_bounds_of_the_package_are_those_that_are_checked():
@@ -160,5 +164,5 @@ tfc.compare({"float": model, "file": result.path}, x, np.zeros(32, int))
 print("all of it")
 """
     command = [sys.executable, "-c", code, str(tmp_path / "m.tflite")]
-    told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert "all of it" in told.stdout, told.stderr
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert "all of it" in process.stdout, process.stderr

@@ -59,7 +59,7 @@ def test_four_bits_train_and_are_exact(weight_range, activation_range, tmp_path)
     assert ("range" in names) == (activation_range == "learned")
     result = tfc.export_tflite(aware, tmp_path / "m.tflite")
     assert result.scheme == "w4a8" and result.float_tensors == []
-    # Biases are whole multiples of a step of input times weight, which 4 bits make coarse.
+    # The scale of biases is input scale times weight scale, which is coarse with 4 bits.
     assert result.agreement.max_lsb <= 3.01
     eight = tfc.export_tflite(model, tmp_path / "8.tflite", scheme="int8", representative_dataset=X)
     # All but the 72 depthwise weights take half a byte.
@@ -135,7 +135,7 @@ def test_a_trained_model_keeps_its_scheme(tmp_path):
 
 
 def test_learned_ranges_are_refused_on_jax(monkeypatch):
-    """Where they would stay what they are before the first batch."""
+    """There they would keep the values from before the first batch."""
     model = net()
     monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
     with pytest.raises(ValueError, match="activation_range='learned' is not possible on JAX"):

@@ -1,4 +1,4 @@
-"""Files that were tampered with are refused, and those that were not are handed back."""
+"""Tampered files are rejected, and intact ones are accepted."""
 
 import pytest
 
@@ -17,21 +17,21 @@ FEW = [
 
 @pytest.fixture(scope="module")
 def subject(tmp_path_factory):
-    made = {}
+    subjects = {}
 
     def get(net, scheme):
-        if (net, scheme) not in made:
-            made[net, scheme] = Subject(NETS[net], scheme, tmp_path_factory.mktemp("files"))
-        return made[net, scheme]
+        if (net, scheme) not in subjects:
+            subjects[net, scheme] = Subject(NETS[net], scheme, tmp_path_factory.mktemp("files"))
+        return subjects[net, scheme]
 
     return get
 
 
 def slipped(one, mutants):
-    """Returns the kinds and errors of mutants that were let through, and how many were refused."""
-    found = [(kind, one.slips(content)) for kind, content in mutants]
+    """Returns the kinds and errors of accepted mutants, and the number of rejected ones."""
+    results = [(kind, one.slips(content)) for kind, content in mutants]
     refused = sum(one.refuses(content) for _, content in mutants)
-    return [(kind, error) for kind, error in found if error is not None], refused
+    return [(kind, error) for kind, error in results if error is not None], refused
 
 
 @pytest.mark.parametrize(("net", "scheme"), FEW)
@@ -39,8 +39,8 @@ def test_tampered_files_are_refused(net, scheme, subject):
     one = subject(net, scheme)
     assert not one.refuses(one.content)
     mutants = kinds.mutants(one.content, seed=7, count=len(kinds.KINDS))
-    found, refused = slipped(one, mutants)
-    assert not found and refused > len(mutants) / 2
+    accepted, refused = slipped(one, mutants)
+    assert not accepted and refused > len(mutants) / 2
 
 
 @pytest.mark.slow
@@ -51,5 +51,5 @@ def test_no_kind_of_tampering_slips_through(net, scheme, subject):
     assert not one.refuses(one.content)
     mutants = kinds.mutants(one.content, seed=0, count=30)
     mutants += held_out.mutants(one.content, seed=0, count=30)
-    found, refused = slipped(one, mutants)
-    assert not found and refused > len(mutants) / 3
+    accepted, refused = slipped(one, mutants)
+    assert not accepted and refused > len(mutants) / 3

@@ -12,6 +12,6 @@ QUICK = ("MobileNetV2",)
     "name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in MODELS]
 )
 def test_the_file_equals_the_model(name, tmp_path):
-    found, floats = measured(name, tmp_path)
+    result_agreement, floats = measured(name, tmp_path)
     assert floats == []
-    assert found.rmse < 0.02, found
+    assert result_agreement.rmse < 0.02, result_agreement

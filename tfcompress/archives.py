@@ -1,4 +1,4 @@
-"""Archives of others: what they would unpack to is known before anything is unpacked."""
+"""Archives from untrusted sources: the unpacked size is checked before anything is unpacked."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DAMAGES = (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.err
 
 
 def check_archive(path: pathlib.Path, what: str) -> None:
-    """Refuses a zip archive that unpacks to more than 8 GiB, as its own headers say.
+    """Rejects a zip archive that unpacks to more than 8 GiB according to its headers.
 
     The environment variable TFCOMPRESS_UNPACK_LIMIT sets another limit, in bytes.
 
@@ -41,19 +41,19 @@ def check_archive(path: pathlib.Path, what: str) -> None:
 
 
 def check_weights_file(path: pathlib.Path, what: str) -> None:
-    """Refuses a `.keras` archive whose weights, which may be packed once more, are too large.
+    """Rejects a `.keras` archive whose weights, which may be compressed again, are too large.
 
     Raises:
         ValueError: If they are, or cannot be read.
     """
-    import h5py  # comes with Keras, which a device does not have
+    import h5py  # a dependency of Keras, which a device does not have
 
-    total = 0
+    size = 0
 
-    def add(name: str, found: Any) -> None:
-        nonlocal total
-        if isinstance(found, h5py.Dataset):
-            total += int(found.nbytes)
+    def add(name: str, entry: Any) -> None:
+        nonlocal size
+        if isinstance(entry, h5py.Dataset):
+            size += int(entry.nbytes)
 
     try:
         with zipfile.ZipFile(path) as archive:
@@ -63,11 +63,11 @@ def check_weights_file(path: pathlib.Path, what: str) -> None:
                     weights.visititems(add)
     except (*DAMAGES, RuntimeError, TypeError) as error:
         raise ValueError(f"{what} is damaged: its weights cannot be read ({error}).") from error
-    _check_size(total, what)
+    _check_size(size, what)
 
 
 def load_arrays(path: pathlib.Path, what: str) -> dict[str, np.ndarray]:
-    """Returns the arrays of an `.npz` or `.npy` file, of which each must be as large as it says.
+    """Returns the arrays of an `.npz` or `.npy` file, each checked against its header.
 
     Args:
         path: The file; an `.npy` file holds one array, "x".
@@ -89,7 +89,7 @@ def load_arrays(path: pathlib.Path, what: str) -> dict[str, np.ndarray]:
                     _check_header(member, entry.file_size)
         with np.load(path, allow_pickle=False) as loaded:
             return {name: loaded[name] for name in loaded.files}
-    except Exception as error:  # a damaged header is parsed as Python, which may raise anything
+    except Exception as error:  # headers are parsed as Python, so damaged ones may raise anything
         if str(error).startswith(what):
             raise
         raise ValueError(f"{what} cannot be read as arrays: {error}") from error
@@ -107,10 +107,10 @@ def _check_header(file: Any, size: int) -> None:
 
 
 def _check_size(size: int, what: str) -> None:
-    told = os.environ.get(LIMIT, str(_DEFAULT))
-    if not told.isdigit():
-        raise ValueError(f"{LIMIT} must be a number of bytes. Received: {told!r}")
-    limit = int(told)
+    text = os.environ.get(LIMIT, str(_DEFAULT))
+    if not text.isdigit():
+        raise ValueError(f"{LIMIT} must be a number of bytes. Received: {text!r}")
+    limit = int(text)
     if size > limit:
         raise ValueError(
             f"{what} unpacks to {size:,} bytes, and the limit is {limit:,}. If you trust it, set "

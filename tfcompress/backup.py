@@ -1,4 +1,4 @@
-"""Training that was killed, gone on with: all there is to know after an epoch is kept in a file."""
+"""Backup of the state of training after each epoch, to resume a run that was killed."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from tfcompress.graph.keras_internals import first_epoch
 
 
 class BackupAndRestore(keras.callbacks.Callback):
-    """Keeps the state of training after each epoch, and goes on from there at the next `fit`.
+    """Saves the state of training after each epoch, and resumes from there at the next `fit`.
 
-    As `keras.callbacks.BackupAndRestore`, and the states of random layers (dropout, augmentation)
-    are kept as well, so that a run that was killed ends with the weights of one that was not. For
-    that, samples must come in an order that depends on nothing but the epoch: Keras shuffles arrays
-    anew in each process, so pass shuffle=False and shuffled arrays, or a `keras.utils.PyDataset`.
+    Like `keras.callbacks.BackupAndRestore`, but it also saves the states of random layers (dropout,
+    augmentation), so that a resumed run ends with the same weights as an uninterrupted one. This
+    requires an order of samples that depends on the epoch only: Keras shuffles arrays anew in each
+    process, so pass shuffle=False and shuffled arrays, or a `keras.utils.PyDataset`.
 
-    The file can be read by you alone: of quantization-aware models it holds training samples.
+    Only you can read the file: that of a quantization-aware model contains training samples.
 
     Pays in: the time to write all weights and the optimizer's state, once an epoch.
 
     Args:
-        backup_dir: Folder for the file, which is made if it is not there.
-        delete_checkpoint: Whether the file is removed when training ends.
+        backup_dir: Folder for the file; created if it does not exist.
+        delete_checkpoint: Whether to remove the file when training ends.
 
     Raises:
         OSError: If the folder cannot be written.
@@ -57,7 +57,7 @@ class BackupAndRestore(keras.callbacks.Callback):
         self.logs: dict[str, float] = {}
 
     def on_train_begin(self, logs: Any = None) -> None:
-        """Puts the state back, if there is one."""
+        """Restores the state, if there is one."""
         optimizer = self.model.optimizer
         if not optimizer.built:
             optimizer.build(self.model.trainable_variables)
@@ -65,48 +65,48 @@ class BackupAndRestore(keras.callbacks.Callback):
             return
         variables = self._variables()
         try:
-            with np.load(self._file) as found:
-                told = json.loads(str(found["told"]))
-                arrays = [found[f"v{index}"] for index in range(len(told["shapes"]))]
+            with np.load(self._file) as backup:
+                state = json.loads(str(backup["told"]))
+                arrays = [backup[f"v{index}"] for index in range(len(state["shapes"]))]
         except DAMAGES as error:
             raise ValueError(
                 f"The backup {str(self._file)!r} is damaged. Delete it to start anew."
             ) from error
         shapes = [list(variable.shape) for variable in variables]
-        if shapes != told["shapes"]:
+        if shapes != state["shapes"]:
             raise ValueError(
                 f"The backup {str(self._file)!r} is of another model: it holds "
-                f"{len(told['shapes'])} variables, and model {self.model.name!r} with its "
+                f"{len(state['shapes'])} variables, and model {self.model.name!r} with its "
                 f"optimizer has {len(shapes)}, or their shapes differ. Delete it, or name another "
                 "folder."
             )
         for variable, array in zip(variables, arrays, strict=True):
             variable.assign(array)
-        self.epoch, self.logs = told["epoch"], told["logs"]
+        self.epoch, self.logs = state["epoch"], state["logs"]
         first_epoch(self.model, self.epoch)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        """Keeps the state."""
+        """Saves the state."""
         self.epoch = epoch + 1
         self.logs = {name: float(value) for name, value in (logs or {}).items()}
         variables = self._variables()
-        told = {
+        state = {
             "epoch": self.epoch,
             "logs": self.logs,
             "shapes": [list(variable.shape) for variable in variables],
         }
         arrays: dict[str, Any] = {f"v{i}": _array(v) for i, v in enumerate(variables)}
         with replacing(self._file, private=True) as part:
-            np.savez(part, told=np.array(json.dumps(told)), **arrays)
+            np.savez(part, told=np.array(json.dumps(state)), **arrays)
 
     def on_train_end(self, logs: Any = None) -> None:
-        """Removes the file, if that was asked for."""
+        """Removes the file, if `delete_checkpoint` is true."""
         first_epoch(self.model, None)
         if self._delete:
             self._file.unlink(missing_ok=True)
 
     def _variables(self) -> list[Any]:
-        # Those of random layers are among the first.
+        # The variables of the model include the states of random layers.
         return [*self.model.variables, *self.model.optimizer.variables]
 
 

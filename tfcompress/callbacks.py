@@ -1,4 +1,4 @@
-"""Callbacks, all optional: what compression does is logged; ranges and statistics are frozen."""
+"""Optional callbacks: they log compression, and freeze ranges and statistics."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class CompressionSummaries(keras.callbacks.Callback):
     """Logs sparsity and ranges after each epoch, for the history and for TensorBoard.
 
     The history gets `sparsity`, the share of zeros in all kernels together. TensorBoard gets the
-    sparsity of every kernel and both ends of every activation range, by layer.
+    sparsity of every kernel and the minimum and maximum of every activation range, by layer.
 
     Args:
         log_dir: Folder for TensorBoard, such as that of `keras.callbacks.TensorBoard`; None logs to
@@ -54,16 +54,18 @@ class CompressionSummaries(keras.callbacks.Callback):
         self._writer: Any = None
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        """Logs what there is after the epoch."""
+        """Logs sparsity and ranges after the epoch."""
         model = _student(self.model)
         rows = [row for row in summary(model).layers if row.sparsity is not None]
-        total = sum(row.kernel_size for row in rows)
-        share = sum((row.sparsity or 0.0) * row.kernel_size for row in rows) / max(total, 1)
+        kernel_sizes = sum(row.kernel_size for row in rows)
+        sparsity = sum((row.sparsity or 0.0) * row.kernel_size for row in rows) / max(
+            kernel_sizes, 1
+        )
         if logs is not None:
-            logs["sparsity"] = share
+            logs["sparsity"] = sparsity
         if self._log_dir is None:
             return
-        values = {f"sparsity/{row.path}": row.sparsity for row in rows} | {"sparsity": share}
+        values = {f"sparsity/{row.path}": row.sparsity for row in rows} | {"sparsity": sparsity}
         for quantizer in quantizers(model):
             if quantizer.fixed_range is None and quantizer.is_trained:
                 name = quantizer.name.removesuffix("_quantizer")
@@ -91,16 +93,15 @@ class CompressionSummaries(keras.callbacks.Callback):
 class FreezeQuantization(keras.callbacks.Callback):
     """Freezes activation ranges, and BatchNormalization, for the last epochs of QAT.
 
-    From `epoch` on, ranges stay where they are, and BatchNormalization computes with its moving
-    statistics in training, too, as the file will: what is trained then is what is exported
-    (Jacob et al. 2018, arXiv:1712.05877, section 3.2). The training step is traced anew once. When
-    `fit` ends, all of it may move again; a model saved while it is frozen is saved with its
-    BatchNormalizations not trainable.
+    From `epoch` on, ranges stay constant, and BatchNormalization also uses its moving statistics in
+    training, as the exported file does (Jacob et al. 2018, arXiv:1712.05877, section 3.2). The
+    training step is traced again once. When `fit` ends, everything is unfrozen; a model saved while
+    it is frozen is saved with its BatchNormalizations not trainable.
 
     Args:
         epoch: First epoch, counted from 0, that trains frozen.
-        batch_norm: Whether BatchNormalization is frozen as well, its scale and offset with it. Not
-            on JAX, whose training step holds on to the variables it started with.
+        batch_norm: Whether BatchNormalization is frozen, too, including its gamma and beta. Not
+            on JAX, whose training step keeps the variables it started with.
 
     Raises:
         ValueError: If `epoch` is negative, or `batch_norm` is asked for on JAX.
@@ -124,8 +125,8 @@ class FreezeQuantization(keras.callbacks.Callback):
         self._frozen: tuple[list[Any], list[Any]] | None = None
 
     def on_train_begin(self, logs: Any = None) -> None:
-        """Checks that the backend can do it, and lets move what a stopped run has left frozen."""
-        self._thaw()
+        """Checks the backend, and unfreezes what a stopped run has left frozen."""
+        self._unfreeze()
         learned = any(quantizer.learned for quantizer in quantizers(_student(self.model)))
         if learned and keras.backend.backend() == "jax":
             raise ValueError("Learned ranges (activation_range='learned') cannot be frozen on JAX.")
@@ -135,26 +136,26 @@ class FreezeQuantization(keras.callbacks.Callback):
         if epoch < self._epoch or self._frozen is not None:
             return
         model = _student(self.model)
-        every = quantizers(model)
-        # Of learned ranges an optimizer's momentum would go on.
-        fixed: list[Any] = [quantizer for quantizer in every if quantizer.learned]
+        all_quantizers = quantizers(model)
+        # Not trainable: otherwise the optimizer's momentum would still change learned ranges.
+        fixed: list[Any] = [quantizer for quantizer in all_quantizers if quantizer.learned]
         if self._batch_norm:
             layers = [plain(layer) for _, layer in walk_layers(model)]
             fixed += [x for x in layers if isinstance(x, keras.layers.BatchNormalization)]
-        self._frozen = every, [layer for layer in fixed if layer.trainable]
-        for quantizer in every:
+        self._frozen = all_quantizers, [layer for layer in fixed if layer.trainable]
+        for quantizer in all_quantizers:
             quantizer.frozen = True
         for layer in self._frozen[1]:
             layer.trainable = False
         self.model.make_train_function(force=True)
 
     def on_train_end(self, logs: Any = None) -> None:
-        """Lets everything move again."""
+        """Unfreezes everything."""
         if self._frozen is not None:
-            self._thaw()
+            self._unfreeze()
             self.model.make_train_function(force=True)
 
-    def _thaw(self) -> None:
+    def _unfreeze(self) -> None:
         ranges, layers = self._frozen or ([], [])
         for quantizer in ranges:
             quantizer.frozen = False
@@ -164,15 +165,15 @@ class FreezeQuantization(keras.callbacks.Callback):
 
 
 class TeacherAgreement(keras.callbacks.Callback):
-    """Logs how often student and teacher say the same, after each epoch.
+    """Logs how often student and teacher predict the same class, after each epoch.
 
-    The history gets `agreement`, the share of samples with the same largest output. The teacher
+    The history gets `agreement`, the fraction of samples with the same largest output. The teacher
     runs once.
 
     Args:
-        x: Samples to compare on, in any form that `export_tflite` takes.
+        x: Samples to compare on, in any form that `export_tflite` accepts.
         teacher: A Keras model; None is the teacher of the `Distiller` that trains.
-        limit: Most samples used.
+        limit: Maximum number of samples.
 
     Raises:
         ValueError: If there is no teacher, or outputs are no vectors.
@@ -205,7 +206,7 @@ class TeacherAgreement(keras.callbacks.Callback):
                 f"is not cached. Received: teacher={teacher!r}"
             )
         model = _student(self.model)
-        # Read once: a shuffled dataset would give others the next time, a generator none.
+        # Read once: a shuffled dataset would yield other samples the next time, a generator none.
         self._features = samples(self._x, input_specs(model), limit=self._limit, argument="x")
         names = [spec.name for spec in input_specs(teacher)]
         if len(names) != len(self._features):
@@ -213,18 +214,23 @@ class TeacherAgreement(keras.callbacks.Callback):
                 f"teacher has {len(names)} inputs and the model {len(self._features)}: they must "
                 "read the same."
             )
-        same = dict(zip(names, self._features.values(), strict=True))
-        self._said = self._answers(teacher, same)
+        teacher_features = dict(zip(names, self._features.values(), strict=True))
+        self._teacher_classes = self._predicted_classes(teacher, teacher_features)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Runs the student and compares."""
-        same = float(np.mean(self._answers(_student(self.model), self._features) == self._said))
+        agreement = float(
+            np.mean(
+                self._predicted_classes(_student(self.model), self._features)
+                == self._teacher_classes
+            )
+        )
         if logs is not None:
-            logs["agreement"] = same
+            logs["agreement"] = agreement
 
     @staticmethod
-    def _answers(model: keras.Model, features: dict[str, np.ndarray]) -> np.ndarray:
-        # One pass after the other: predict() would change what fit() has in hand.
+    def _predicted_classes(model: keras.Model, features: dict[str, np.ndarray]) -> np.ndarray:
+        # Direct calls: predict() inside fit() would change the state of fit().
         inputs = packed(model, features)
         count = len(next(iter(features.values())))
         outputs = [

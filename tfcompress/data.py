@@ -1,4 +1,4 @@
-"""Whatever the user has, as arrays by input name, checked once. Needs nothing but numpy."""
+"""Converts user data to arrays by input name, and checks it once. Needs only numpy."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class InputSpec:
-    """What a model or file expects at one input.
+    """The shape and type that a model or file expects at one input.
 
     Attributes:
         name: Name of the input.
-        shape: Shape of one sample; None where any size will do.
+        shape: Shape of one sample; None for an axis of any size.
         dtype: numpy name of the type samples are given in.
     """
 
@@ -33,9 +33,9 @@ def samples(
         data: An array; a tuple, list or dict of arrays (one per input, or inputs and labels); a
             `tf.data.Dataset`, batched or not, labelled or not; a `keras.utils.PyDataset`; any other
             iterable of such items, such as a PyTorch DataLoader; or a function that returns one.
-        inputs: What the model expects.
-        limit: Largest number of samples wanted. Of arrays, samples spread over the whole array are
-            taken; of streams, the first.
+        inputs: The specs of the model's inputs.
+        limit: Maximum number of samples. From arrays, samples spread over the whole array are
+            taken; from streams, the first.
         argument: What to call `data` in messages.
 
     Returns:
@@ -119,8 +119,8 @@ def _gather(
     if not count:
         raise ValueError(f"{argument} is empty: it yielded no samples.")
     gathered = {name: np.concatenate(arrays)[:limit] for name, arrays in parts.items()}
-    joined = np.concatenate(labels)[:limit] if labels else None
-    return gathered, joined
+    all_labels = np.concatenate(labels)[:limit] if labels else None
+    return gathered, all_labels
 
 
 def _split_labels(
@@ -130,7 +130,7 @@ def _split_labels(
     names = [spec.name for spec in inputs]
     label = None
     while isinstance(item, (tuple, list)) and len(item) == 1 and _is_nested(item[0]):
-        item = item[0]  # the inputs without labels, as tf.data has them
+        item = item[0]  # inputs without labels, as tf.data yields them
     if isinstance(item, (tuple, list)):
         first_holds_all = len(inputs) > 1 and isinstance(item[0], (tuple, list, Mapping))
         if (
@@ -141,7 +141,9 @@ def _split_labels(
             item, label = item[0], np.asarray(item[1])
     flat = _leaves(item)
     if len(flat) == len(names) and any(map(_is_nested, _values(item))):
-        return dict(zip(names, flat, strict=True)), label  # in the order of Keras' structures
+        return dict(
+            zip(names, flat, strict=True)
+        ), label  # Keras flattens dicts in the order of their keys
     if isinstance(item, Mapping):
         missing = [name for name in names if name not in item]
         if missing:
@@ -214,9 +216,9 @@ def _batched(value: Any, spec: InputSpec, argument: str) -> np.ndarray:
     return array
 
 
-def _fits(given: tuple[int, ...], expected: tuple[int | None, ...]) -> bool:
-    return len(given) == len(expected) and all(
-        e is None or g == e for g, e in zip(given, expected, strict=True)
+def _fits(actual: tuple[int, ...], expected: tuple[int | None, ...]) -> bool:
+    return len(actual) == len(expected) and all(
+        e is None or g == e for g, e in zip(actual, expected, strict=True)
     )
 
 
@@ -240,7 +242,7 @@ def _thin(
 
 
 def spread(array: np.ndarray, count: int) -> np.ndarray:
-    """Returns at most `count` samples from all over an array."""
+    """Returns at most `count` samples, spread evenly over an array."""
     if len(array) <= count:
         return array
     return array[np.linspace(0, len(array) - 1, count).astype(int)]

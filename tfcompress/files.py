@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and temporary ones that do not stay behind."""
+"""Atomic writes, and temporary files that are always removed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Iterator
 from typing import Any
 
-_OTHERS = {  # endings that say what a file is
+_OTHERS = {  # suffixes of known kinds of files
     ".h5": "a Keras 2 model",
     ".hdf5": "a Keras 2 model",
     ".json": "JSON",
@@ -32,16 +32,16 @@ _OTHERS = {  # endings that say what a file is
 
 
 def check_path(path: Any, suffix: str | None = None) -> pathlib.Path:
-    """Returns the path of a file that can be written, or says why it cannot.
+    """Returns the path of a file that can be written; raises an error if it cannot.
 
     Args:
         path: The path.
-        suffix: The usual ending of such files; endings of other kinds are refused. None: any.
+        suffix: The usual suffix of such files; suffixes of other kinds are rejected. None: any.
 
     Raises:
         OSError: If there can be no such file.
         TypeError: If it is no path.
-        ValueError: If its ending is that of another kind of file.
+        ValueError: If its suffix is that of another kind of file.
     """
     if not isinstance(path, (str, os.PathLike)):
         raise TypeError(f"path must be a file path. Received: path={path!r}")
@@ -52,10 +52,10 @@ def check_path(path: Any, suffix: str | None = None) -> pathlib.Path:
             f"path ends in {target.suffix!r}, as {_OTHERS[ending]} does, and {_OTHERS[suffix]} is "
             f"written. Name it {target.with_suffix(suffix).name!r}, say. Received: {str(target)!r}"
         )
-    length, most = len(os.fsencode(target.name)), _longest_name(target.parent)
-    if length > most:
+    length, limit = len(os.fsencode(target.name)), _longest_name(target.parent)
+    if length > limit:
         raise ValueError(
-            f"path has a name of {length} bytes, and the file system takes {most}: {str(target)!r}"
+            f"path has a name of {length} bytes, and the file system takes {limit}: {str(target)!r}"
         )
     if target.is_dir():
         raise IsADirectoryError(f"path is a folder: {str(target)!r}. Name a file in it.")
@@ -75,7 +75,7 @@ def check_path(path: Any, suffix: str | None = None) -> pathlib.Path:
 
 
 def write_whole(target: pathlib.Path, content: bytes) -> None:
-    """Writes beside the target and renames: a reader sees the old file or the new one, whole.
+    """Writes a file atomically: a reader sees either the old or the new content.
 
     The permissions of an existing file stay, links are followed, and a stream (a device, a FIFO) is
     written to.
@@ -90,19 +90,19 @@ def write_whole(target: pathlib.Path, content: bytes) -> None:
     with replacing(target) as part, _named(target), open(part, "r+b") as file:
         file.write(content)
         file.flush()
-        os.fsync(file.fileno())  # else a full disk may be told of after the renaming
+        os.fsync(file.fileno())  # otherwise the error of a full disk may come after the renaming
 
 
 @contextlib.contextmanager
 def replacing(target: pathlib.Path, *, private: bool = False) -> Iterator[pathlib.Path]:
-    """Yields the path of an empty file, which takes the place of the target if all goes well.
+    """Yields the path of an empty file, which replaces the target if no exception is raised.
 
-    Others cannot read it before.
+    Other users cannot read it before.
 
     Args:
-        target: A file, or a link to one. The file yielded has its ending, and at the end its
-            permissions, or those that the process gives to new files.
-        private: Whether others cannot read it afterwards either.
+        target: A file, or a link to one. The yielded file has its suffix, and at the end its
+            permissions, or the default permissions of new files.
+        private: Whether other users cannot read it afterwards either.
     """
     target = _end_of_links(target)
     with _named(target):
@@ -122,9 +122,9 @@ def replacing(target: pathlib.Path, *, private: bool = False) -> Iterator[pathli
 
 @contextlib.contextmanager
 def temporary_folder() -> Iterator[str]:
-    """Yields a folder that others cannot read.
+    """Yields a folder that other users cannot read.
 
-    It is removed at the end, or after a kill at the next run.
+    It is removed at the end; if the process was killed, by the next run.
     """
     _remove_left_behind(pathlib.Path(tempfile.gettempdir()), _FOLDER)
     with tempfile.TemporaryDirectory(prefix=f"{_FOLDER}{_mark()}-") as folder:
@@ -132,28 +132,28 @@ def temporary_folder() -> Iterator[str]:
 
 
 def save_figure(figure: Any, path: Any, dpi: int) -> None:
-    """Writes a matplotlib figure, whole or not at all.
+    """Writes a matplotlib figure atomically.
 
     Args:
         figure: The figure.
-        path: File to write; its ending says in which form, PNG if it has none.
-        dpi: Dots of an inch.
+        path: File to write; its suffix defines the format, PNG if it has none.
+        dpi: Dots per inch.
     """
     target = check_path(path)
     known = figure.canvas.get_supported_filetypes()
-    form = target.suffix.lstrip(".").lower() or "png"
-    if form not in known:
+    file_format = target.suffix.lstrip(".").lower() or "png"
+    if file_format not in known:
         raise ValueError(
             f"path must end in one of {', '.join(f'.{name}' for name in sorted(known))}. Received: "
             f"{str(target)!r}"
         )
-    drawn = io.BytesIO()
-    figure.savefig(drawn, dpi=dpi, format=form)
-    write_whole(target, drawn.getvalue())
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=dpi, format=file_format)
+    write_whole(target, buffer.getvalue())
 
 
 def beside(target: pathlib.Path, ending: str) -> pathlib.Path:
-    """Returns a hidden path beside a file, that belongs to it, however long its name is."""
+    """Returns the path of a hidden companion file beside a file; long names are hashed."""
     name = f".{target.name}{ending}"
     if len(os.fsencode(name)) > _longest_name(target.parent):
         digest = hashlib.sha256(os.fsencode(target.name)).hexdigest()[:16]
@@ -163,7 +163,7 @@ def beside(target: pathlib.Path, ending: str) -> pathlib.Path:
 
 @contextlib.contextmanager
 def locked(target: pathlib.Path) -> Iterator[None]:
-    """Holds a file against other runs that would write it.
+    """Locks a file against other runs that would write it.
 
     Raises:
         ValueError: If another run holds it.
@@ -190,7 +190,7 @@ def locked(target: pathlib.Path) -> Iterator[None]:
             path.unlink(missing_ok=True)
             yield
             return
-        if _is_same(handle, path):  # else the one that held it before has removed it
+        if _is_same(handle, path):  # otherwise the previous holder has removed the lock file
             break
         os.close(handle)
     try:
@@ -213,32 +213,32 @@ _PART, _FOLDER = ".tfcompress-", "tfcompress-"
 
 
 def _umask() -> int:
-    """Returns the permissions that the process does not give to new files."""
+    """Returns the umask of the process: the permissions that new files do not get."""
     with contextlib.suppress(OSError, ValueError), open("/proc/self/status") as file:
         for line in file:
             if line.startswith("Umask:"):
                 return int(line.split()[1], 8)
-    current = os.umask(0)  # for a moment: other threads may write in it
+    current = os.umask(0)  # not atomic: other threads may create files meanwhile
     os.umask(current)
     return current
 
 
 def _mark() -> str:
-    """Returns what tells the machine and process that a temporary file belongs to."""
+    """Returns a unique name part with the machine and process that a temporary file belongs to."""
     host = re.sub(r"[^A-Za-z0-9.]", "_", socket.gethostname())[:64]
     return f"{host}-{os.getpid()}-{secrets.token_hex(4)}"
 
 
 def _remove_left_behind(folder: pathlib.Path, prefix: str) -> None:
-    """Removes what processes of this machine that were killed have left in a folder."""
+    """Removes files in a folder that killed processes of this machine have left."""
     if os.name != "posix":
         return
     host = re.escape(_mark().rsplit("-", 2)[0])
     form = re.compile(rf"{re.escape(prefix)}{host}-(\d+)-[0-9a-f]{{8}}")
     with contextlib.suppress(OSError):
         for path in folder.glob(f"{prefix}*"):
-            found = form.match(path.name)
-            if found and not _is_running(int(found[1])) and path.stat().st_uid == os.getuid():
+            match = form.match(path.name)
+            if match and not _is_running(int(match[1])) and path.stat().st_uid == os.getuid():
                 if path.is_dir():
                     shutil.rmtree(path, ignore_errors=True)
                 else:
@@ -251,13 +251,13 @@ def _is_running(process: int) -> bool:
     except ProcessLookupError:
         return False
     except OSError:
-        return True  # that of another user
+        return True  # a process of another user
     return True
 
 
 @contextlib.contextmanager
 def _named(target: pathlib.Path) -> Iterator[None]:
-    """Has errors name the file that was to be written, and not one beside it."""
+    """Makes errors name the target, not the temporary file beside it."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""What a call runs in: known versions, a process that was forked, code that is being traced."""
+"""Checks of the process: supported versions, forks, tracing."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _forked = False
 
 
 def check_process() -> None:
-    """Refuses a process that was forked from one in which TensorFlow had computed.
+    """Rejects a process that was forked from one in which TensorFlow had computed.
 
-    The threads of TensorFlow do not follow into it: the first computation would wait for ever.
+    TensorFlow's threads do not exist in the fork: the first computation would hang.
 
     Raises:
         RuntimeError: If this is one.
@@ -29,20 +29,20 @@ def check_process() -> None:
 
 
 KNOWN = {"keras": ((3, 12), (4, 0)), "tensorflow": ((2, 21), (3, 0))}
-"""The first version of each library that is known, and the first that is not."""
+"""For each library, the first supported version and the first unsupported one."""
 
 
 def check_versions() -> None:
-    """Refuses libraries that are too old, or too new to be known.
+    """Rejects versions of libraries that are too old, or too new to be tested.
 
     Raises:
-        ImportError: If one of those that are loaded is.
+        ImportError: If a loaded library has such a version.
     """
-    for name, (first, beyond) in KNOWN.items():
+    for name, (first, limit) in KNOWN.items():
         version = getattr(sys.modules.get(name), "__version__", None)
-        found = re.match(r"(\d+)\.(\d+)", version or "")
-        if found and not first <= (int(found[1]), int(found[2])) < beyond:
-            low, high = (".".join(map(str, end)) for end in (first, beyond))
+        match = re.match(r"(\d+)\.(\d+)", version or "")
+        if match and not first <= (int(match[1]), int(match[2])) < limit:
+            low, high = (".".join(map(str, bound)) for bound in (first, limit))
             raise ImportError(
                 f"tfcompress knows {name} {low} and later, below {high}. Found: {name} {version}. "
                 f"Install one that it knows (pip install '{name}>={low},<{high}'), or a newer "
@@ -51,7 +51,7 @@ def check_versions() -> None:
 
 
 def is_traced() -> bool:
-    """Returns whether the caller is inside of a `tf.function`."""
+    """Returns whether the caller is inside a `tf.function`."""
     tensorflow: Any = sys.modules.get("tensorflow")
     return tensorflow is not None and tensorflow.inside_function()
 

@@ -1,4 +1,4 @@
-"""Progress of training, as a bar that moves with the steps."""
+"""Progress bars of training."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 
 def progress_bars(console: Console) -> Progress:
-    """Returns a place for bars with a name, a share, a time and a note."""
+    """Returns a display of bars with a name, a percentage, a time and a note."""
     return Progress(
         TextColumn("{task.description:<34}"),
         BarColumn(),
@@ -22,13 +22,13 @@ def progress_bars(console: Console) -> Progress:
 
 
 class FitProgress(keras.callbacks.Callback):
-    """Moves a progress bar with the training steps.
+    """Updates a progress bar with the training steps.
 
     Args:
-        progress: Where the bar is.
+        progress: The display of the bar.
         name: What to call the training.
-        epochs: Epochs in all.
-        steps: Steps of one epoch.
+        epochs: Total number of epochs.
+        steps: Training steps of one epoch.
     """
 
     def __init__(self, progress: Progress, name: str, epochs: int, steps: int) -> None:
@@ -39,15 +39,15 @@ class FitProgress(keras.callbacks.Callback):
         self._task = progress.add_task(name, total=epochs * steps, note="")
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        """Counts the epochs before, also those of an earlier run."""
+        """Counts the training steps of earlier epochs, also those of an earlier run."""
         self._before = epoch * self._steps
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        """Counts the steps up to this batch."""
+        """Counts the training steps up to this batch."""
         self._progress.update(self._task, completed=self._before + batch + 1)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        """Shows how training goes; a log, where no bar can move, gets a line."""
+        """Shows the metrics; prints a line if the output is no terminal."""
         shown = {k: v for k, v in (logs or {}).items() if k in ("loss", "accuracy")}
         note = ", ".join(
             f"training {k} {v:.1%}" if k == "accuracy" else f"{k} {v:.4g}"

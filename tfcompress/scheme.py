@@ -1,4 +1,4 @@
-"""Numeric schemes: how many bits, and how the ends of each grid are chosen."""
+"""Quantization schemes: the numbers of bits, and how the range of each tensor is chosen."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 SCHEMES = ("float32", "float16", "dynamic_int8", "int8", "int16x8", "w4a8")
-"""What `export_tflite` writes: float, narrow weights only, or integers throughout."""
+"""The schemes of `export_tflite`: float, quantized weights only, or integers throughout."""
 
 INTEGER_SCHEMES = ("int8", "w4a8", "int16x8")
-"""Those that models are trained for, and that need ranges of activations."""
+"""The schemes that support quantization-aware training, and that need activation ranges."""
 
 ACTIVATION_RANGES = ("moving_average", "min_max", "percentile", "mse", "kl", "auto", "learned")
 WEIGHT_RANGES = ("min_max", "mse", "learned")
@@ -40,38 +40,38 @@ class QuantizationScheme:
     The names "int8", "w4a8" and "int16x8" stand for `QuantizationScheme()`,
     `QuantizationScheme(4, rounding="adaround")` and
     `QuantizationScheme(activation_bits=16)`. What applies to only one of training (QAT) and export
-    without training (PTQ) is ignored by the other, as said below.
+    without training (PTQ) is ignored by the other, as noted below.
 
     Args:
         weight_bits: 8, or 4 for convolutions and dense layers (depthwise convolutions, embeddings
-            and all else keep 8: the runtime has no 4-bit kernels for them).
-        weight_range: Where the grid of a weight ends: "min_max" at its largest value, "mse" where
-            the squared error of rounding is least, "learned" by gradient (QAT; PTQ takes "mse").
-        activation_range: Where the grid of an activation ends. QAT: "moving_average" of the
-            batches' ends, or "learned"; every other value means the average. PTQ: "min_max" over
-            all samples, "moving_average", "percentile" (99.99% of the values), "mse", "kl" (least
-            Kullback-Leibler divergence), or "auto", which outliers do not spoil: single samples
-            with values beyond 20 deviations of their feature are left out, and of the first four
-            ways that is taken which computes 64 samples best. "learned" means "mse". None is
-            "moving_average" for QAT; for PTQ "min_max", but for models with recurrent layers, which
-            average over their steps as well, whichever of the two computes 64 of the samples
-            better.
-        equalize: PTQ: evens out the scales of the channels between layers first, where nothing but
-            ReLU stands between them.
+            and all other layers keep 8: the runtime has no 4-bit kernels for them).
+        weight_range: The range of a weight: "min_max" up to its largest absolute value, "mse" with
+            the least squared quantization error, "learned" by gradient (QAT; PTQ uses "mse").
+        activation_range: The range of an activation. QAT: "moving_average" of the minimum and
+            maximum of the batches, or "learned"; every other value means the average. PTQ:
+            "min_max" over all samples, "moving_average", "percentile" (99.99% of the values),
+            "mse", "kl" (least Kullback-Leibler divergence), or "auto", which is robust against
+            outliers: it ignores single samples with values beyond 20 deviations of their feature,
+            and uses whichever of the first four methods has the least error on 64 samples.
+            "learned" means "mse". None is "moving_average" for QAT and "min_max" for PTQ; for PTQ
+            of models with recurrent layers, whose average includes the time steps, it is whichever
+            of the two has the smaller error on 64 of the samples.
+        equalize: PTQ: first equalizes the ranges of the channels across layers, where there is at
+            most a ReLU between them (cross-layer equalization).
         rounding: PTQ: "nearest", or "adaround", which decides for each weight whether to round up
-            or down, by gradient, on the samples given.
-        correct_bias: PTQ: takes the mean error of each channel out again (not of models of a fixed
-            batch).
-        weight_granularity: "channel", a scale for each output channel, or "tensor", one for all of
-            a kernel, for accelerators that know nothing else. BatchNormalization scales channels,
-            so that models with it can have the latter by PTQ only.
-        activation_bits: 8, or 16 for what convolutions, dense layers, additions, multiplications,
-            pooling and what only moves values read and make (all else keeps 8). A tensor has 16
-            bits if what makes it has: name the layers on both sides, and the additions between.
+            or down, by gradient, on the samples.
+        correct_bias: PTQ: corrects the mean error of each channel by the bias (not for models of a
+            fixed batch).
+        weight_granularity: "channel", a scale for each output channel, or "tensor", one scale for
+            the whole kernel, for accelerators that support nothing else. BatchNormalization scales
+            channels, so that models with it support the latter by PTQ only.
+        activation_bits: 8, or 16 for inputs and outputs of convolutions, dense layers, additions,
+            multiplications, pooling and data movement (all other layers keep 8). A tensor has 16
+            bits if its producer has: select the layers on both sides, and the additions between.
             Needs 8-bit weights.
         overrides: Other schemes for some layers, `{glob on the layer's path: scheme}`; the first
-            glob that fits counts. A scheme is "float32", "int8", "w4a8", "int16x8" or a
-            `QuantizationScheme`, of which the bits and the fields on weights count.
+            glob that matches applies. A scheme is "float32", "int8", "w4a8", "int16x8" or a
+            `QuantizationScheme`, of which the bits and the fields on weights apply.
 
     Raises:
         TypeError: If `overrides` is no mapping.

@@ -1,4 +1,4 @@
-"""Standard error of native code, which Python's own redirection does not reach."""
+"""Redirection of the standard error of native code, which Python's own does not cover."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from typing import Any
 
 @contextlib.contextmanager
 def captured_stderr() -> Iterator[Any]:
-    """Keeps what C++ code writes to standard error; yields a function that returns its end.
+    """Captures what C++ code writes to standard error; yields a function that returns its tail.
 
-    The descriptor is the process's: one thread at a time has it. Where it is closed, nothing is
-    kept.
+    The file descriptor belongs to the process, so only one thread at a time can capture. If it is
+    closed, nothing is captured.
     """
     with _one_at_a_time, tempfile.TemporaryFile() as file:
 
@@ -24,7 +24,7 @@ def captured_stderr() -> Iterator[Any]:
             file.seek(0)
             return file.read().decode(errors="replace").strip()[-limit:]
 
-        saved = _pointed_at(file.fileno())
+        saved = _redirect(file.fileno())
         if saved is None:
             yield tail
             return
@@ -44,8 +44,8 @@ _one_at_a_time = threading.RLock()
 
 @contextlib.contextmanager
 def released_stderr() -> Iterator[None]:
-    """Lets what is written to standard error through, inside of `captured_stderr`."""
-    hidden = _pointed_at(_saved[-1]) if _saved else None
+    """Passes output to standard error through, inside `captured_stderr`."""
+    hidden = _redirect(_saved[-1]) if _saved else None
     if hidden is None:
         yield
         return
@@ -57,8 +57,8 @@ def released_stderr() -> Iterator[None]:
         os.close(hidden)
 
 
-def _pointed_at(descriptor: int) -> int | None:
-    """Has standard error write elsewhere; returns where it wrote before, None if it is closed."""
+def _redirect(descriptor: int) -> int | None:
+    """Redirects standard error; returns a copy of its old descriptor, None if it was closed."""
     _flush()
     try:
         before = os.dup(2)

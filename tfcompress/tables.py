@@ -1,4 +1,4 @@
-"""Tables for people, from plain rows."""
+"""Formatted tables from plain rows."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from typing import Any
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Any:
-    """Makes a `rich` table; numbers are set to the right."""
-    # A device that runs files prints no tables.
+    """Returns a `rich` table; numbers are right-aligned."""
+    # Imported late: a device that only runs files does not have rich.
     from rich.markup import escape
     from rich.table import Table
 
-    made = Table(title=escape(title), title_justify="left", title_style="bold")
+    result = Table(title=escape(title), title_justify="left", title_style="bold")
     for index, column in enumerate(columns):
         numeric = any(isinstance(row[index], (int, float)) for row in rows)
         right = numeric or (bool(rows) and all(_looks_numeric(row[index]) for row in rows))
-        made.add_column(column, justify="right" if right else "left")
+        result.add_column(column, justify="right" if right else "left")
     for row in rows:
-        made.add_row(*(_cell(value) for value in row))
-    return made
+        result.add_row(*(_cell(value) for value in row))
+    return result
 
 
 def as_text(*renderables: Any) -> str:
-    """Renders for a place without colours, such as `str()` of a result."""
+    """Renders without colours, for example for `str()` of a result."""
     from rich.console import Console  # as above
 
     width = max(100, shutil.get_terminal_size((100, 20)).columns)
@@ -35,7 +35,7 @@ def as_text(*renderables: Any) -> str:
 
 
 def size(count: int) -> str:
-    """Returns a number of bytes as people read it."""
+    """Returns a number of bytes in a readable form."""
     return f"{count} B" if count < 1000 else f"{count / 1000:,.1f} kB"
 
 
@@ -53,7 +53,7 @@ def _cell(value: Any) -> str:
         return f"{value:,}"
     if isinstance(value, float):
         return f"{value:.4g}"
-    # A device that runs files prints no tables.
+    # Imported late: a device that only runs files does not have rich.
     from rich.markup import escape
 
     return escape(str(value))

@@ -1,6 +1,6 @@
-"""What is used of TensorFlow and LiteRT that they do not promise to keep, and nowhere else.
+"""Private names of TensorFlow and LiteRT, which they may change; no other module uses them.
 
-Everything is imported when it is called: a device has no TensorFlow.
+Imports are inside the functions, because a device has no TensorFlow.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ def has_computed() -> bool:
 
 
 def operation_details(interpreter: Any) -> list[dict[str, Any]]:
-    """Returns what an interpreter says of each operation: its name, its inputs and outputs."""
+    """Returns an interpreter's details of each operation: its name, its inputs and outputs."""
     return interpreter._get_ops_details()
 
 
@@ -28,10 +28,10 @@ def signatures(interpreter: Any) -> dict[str, Any]:
 
 
 def flatbuffer_schema() -> Any:
-    """Returns the classes that read and write a file's structure.
+    """Returns the module of the flatbuffer classes that read and write TFLite files.
 
     Raises:
-        ImportError: If no package that is installed has them.
+        ImportError: If no installed package has it.
     """
     with contextlib.suppress(ImportError):
         return importlib.import_module("ai_edge_litert.schema_py_generated")
@@ -39,17 +39,17 @@ def flatbuffer_schema() -> Any:
 
 
 def without_copies_of_buffers(content: bytes) -> bytes:
-    """Returns a file in which constants that are alike are stored once."""
+    """Returns a file in which equal constants are stored once."""
     from tensorflow.lite.python import convert
 
     return bytes(convert.deduplicate_readonly_buffers(content))
 
 
 def saved_model_converter(folder: str) -> Any:
-    """Returns the converter of a SavedModel, which is not loaded for it.
+    """Returns the converter of a SavedModel, without loading it.
 
-    `TFLiteConverter.from_saved_model` would load it into this process, three times over, to look
-    whether there is fake-quantization in it.
+    `TFLiteConverter.from_saved_model` would load it into this process three times, to find out
+    whether it contains fake-quantization.
     """
     from tensorflow.lite.python import lite
 
@@ -57,11 +57,11 @@ def saved_model_converter(folder: str) -> Any:
 
 
 def skip_optimization(converter: Any, replacement: Any) -> None:
-    """Replaces the converter's last step by setting the types of inputs and outputs alone.
+    """Replaces the converter's last pass by one that only sets the types of inputs and outputs.
 
     Args:
-        converter: What `saved_model_converter` returned.
-        replacement: A function of the file that is called before.
+        converter: The result of `saved_model_converter`.
+        replacement: A function of the file's content; its result gets the types.
     """
     from tensorflow.lite.python import lite
 
@@ -72,7 +72,7 @@ def skip_optimization(converter: Any, replacement: Any) -> None:
 
 
 def converted(converter: Any, graph: Any) -> bytes:
-    """Returns the file; the graph tells whether there is fake-quantization in the model."""
+    """Returns the converted file; the graph shows whether the model has fake-quantization."""
     return converter._convert_from_saved_model(graph)
 
 
@@ -84,9 +84,9 @@ def calibrator() -> Any:
 
 
 def native_functions() -> list[tuple[Any, str]]:
-    """Returns each module that calls the native converter, and the name that it has there."""
+    """Returns each module that calls the native converter, and the name of the function there."""
     from tensorflow.lite.python import convert
     from tensorflow.lite.python.metrics.wrapper import metrics_wrapper
 
-    places = [(module, "wrap_converter") for module in (convert, metrics_wrapper)]
-    return [*places, (calibrator(), "_calibration_wrapper")]
+    functions = [(module, "wrap_converter") for module in (convert, metrics_wrapper)]
+    return [*functions, (calibrator(), "_calibration_wrapper")]

@@ -1,6 +1,6 @@
-"""Checks for weight transforms and distillation losses of your own, to call from a test.
+"""Checks for custom weight transforms and distillation losses, to call from a test.
 
-Each trains a small network for a second, and raises AssertionError with what is wrong.
+Each trains a small network for a second, and raises AssertionError if a check fails.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ __all__ = ["check_distillation_loss", "check_transform"]
 def check_transform(
     make: Callable[[], WeightTransform], others: Sequence[Callable[[], WeightTransform]] = ()
 ) -> None:
-    """Checks that a weight transform keeps its contract, alone and beside others.
+    """Checks that a weight transform fulfils its contract, alone and with others.
 
-    Shapes, zeros that must stay, the canonical order, the gradient of the stored weight, saving and
-    loading, and `strip`: the stripped layer computes what the wrapped one did.
+    It checks shapes, zeros that must stay, the canonical order, the gradient of the stored weight,
+    saving and loading, and `strip`: the stripped layer must compute the same as the wrapped one.
 
     Args:
-        make: Makes the transform, such as its class.
-        others: Makes others, each of which it is combined with.
+        make: Creates the transform; its class, for example.
+        others: Functions that create other transforms; each is combined with the first.
 
     Raises:
         AssertionError: If anything is wrong; the message says what.
@@ -61,8 +61,8 @@ def _check_combination(makers: Sequence[Callable[[], WeightTransform]]) -> None:
         shape = tuple(transform.call(ops.convert_to_tensor(weight)).shape)
         _require(shape == tuple(weight.shape), f"{name}.call changes the shape to {shape}")
         if transform.keeps_zeros:
-            moved = _array(transform.call(ops.zeros(weight.shape)))
-            _require(not moved.any(), f"{name} has keeps_zeros, and moves zeros")
+            output = _array(transform.call(ops.zeros(weight.shape)))
+            _require(not output.any(), f"{name} has keeps_zeros, and moves zeros")
     names = " and ".join(type(transform).__name__ for transform in transforms)
     before = _array(weight)
     model.compile(keras.optimizers.SGD(0.1), "mse")
@@ -76,24 +76,26 @@ def _check_combination(makers: Sequence[Callable[[], WeightTransform]]) -> None:
     outputs = _array(model(x))
     _require(np.array_equal(_array(loaded(x)), outputs), f"{names}: a loaded model differs")
     stripped = strip(layer)
-    used = _array(layer.effective_value(weight, transforms))
-    _require(np.array_equal(_array(stripped.kernel), used), f"{names}: strip changes the weight")
+    effective = _array(layer.effective_value(weight, transforms))
+    _require(
+        np.array_equal(_array(stripped.kernel), effective), f"{names}: strip changes the weight"
+    )
     close = np.allclose(_array(stripped(x)), outputs, atol=1e-5)
     _require(close, f"{names}: the stripped layer differs")
     for mask in (_array(t.mask) for t in transforms if hasattr(t, "mask")):
-        _require(not used[mask == 0].any(), f"{names}: a pruned weight came back")
+        _require(not effective[mask == 0].any(), f"{names}: a pruned weight came back")
 
 
 def check_distillation_loss(make: Callable[[], DistillationLoss]) -> None:
-    """Checks that a distillation loss keeps its contract.
+    """Checks that a distillation loss fulfils its contract.
 
-    It is trained with in a `Distiller`, by itself: its gradient reaches the student, it falls,
-    samples of weight zero teach nothing, and teacher, student and loss come back from a file.
-    Teacher and student map 8x8 images of 3 channels to 5 logits. Their layers are "conv" (8, 8, 4),
-    "attention" (64, 4; a MultiHeadAttention) and "hidden" (6,).
+    A `Distiller` trains with this loss alone. The gradient must reach the student, the loss must
+    decrease, samples of weight zero must have no effect, and teacher, student and loss must be
+    restored from a file. Teacher and student map 8x8 images of 3 channels to 5 logits. Their layers
+    are "conv" (8, 8, 4), "attention" (64, 4; a MultiHeadAttention) and "hidden" (6,).
 
     Args:
-        make: Makes the loss, of these layers if it is one of layers.
+        make: Creates the loss; a loss on layers must use these layers.
 
     Raises:
         AssertionError: If anything is wrong; the message says what.
@@ -109,27 +111,27 @@ def check_distillation_loss(make: Callable[[], DistillationLoss]) -> None:
     y = generator.integers(0, 5, 32)
     loss = make()
     name = type(loss).__name__
-    again = type(loss).from_config(loss.get_config())
-    same = again.get_config() == loss.get_config()
-    _require(same, f"get_config of {name} does not come back: {again.get_config()}")
+    restored = type(loss).from_config(loss.get_config())
+    same = restored.get_config() == loss.get_config()
+    _require(same, f"get_config of {name} does not come back: {restored.get_config()}")
     distiller = Distiller(_network("teacher"), _network("student"), [loss], alpha=1.0)
     distiller.compile(
         keras.optimizers.SGD(0.01), keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     )
     before = [_array(v) for v in distiller.trainable_variables]
 
-    def moved() -> bool:
+    def has_changed() -> bool:
         now = [_array(v) for v in distiller.trainable_variables]
         return any(np.any(a != b) for a, b in zip(before, now, strict=True))
 
     try:
         distiller.fit(x, y, sample_weight=np.zeros(32), batch_size=16, verbose=0)
-    except ValueError as error:  # Keras' word for a student that has no gradient at all
+    except ValueError as error:  # raised by Keras if the student has no gradient at all
         raise AssertionError(f"training with {name} fails: {error}") from error
-    _require(not moved(), f"{name} learns from samples of weight zero")
+    _require(not has_changed(), f"{name} learns from samples of weight zero")
     losses = distiller.fit(x, y, epochs=10, batch_size=16, verbose=0).history["loss"]
     _require(bool(np.isfinite(losses).all()), f"training with {name} gives {losses}")
-    _require(moved(), f"no gradient of {name} reaches the student")
+    _require(has_changed(), f"no gradient of {name} reaches the student")
     _require(losses[-1] < losses[0], f"{name} does not fall: {losses}")
     loaded = _saved_and_loaded(distiller)
     values = [

@@ -1,4 +1,4 @@
-"""What the tests of the command line share."""
+"""Shared fixtures of the tests of the command line."""
 
 import keras
 import numpy as np

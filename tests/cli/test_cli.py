@@ -19,8 +19,8 @@ def run(*arguments):
 def test_inspect_prints_a_table_or_json():
     done = run("inspect", MODEL)
     assert done.exit_code == 0 and "CONV_2D" in done.output and "arena" in done.output
-    told = json.loads(run("inspect", MODEL, "--json").output)
-    assert told["float_tensors"] == [] and told["bytes"] == MODEL.stat().st_size
+    report = json.loads(run("inspect", MODEL, "--json").output)
+    assert report["float_tensors"] == [] and report["bytes"] == MODEL.stat().st_size
 
 
 def test_inspect_reads_keras_files(tmp_path):
@@ -34,8 +34,8 @@ def test_benchmark_puts_files_side_by_side(tmp_path):
     tfc.export_tflite(nets.tiny(), tmp_path / "m.tflite")
     done = run("benchmark", MODEL, tmp_path / "m.tflite", "--runs", 5)
     assert done.exit_code == 0 and "1.00x" in done.output and "median ms" in done.output
-    told = json.loads(run("benchmark", MODEL, "--runs", 5, "--threads", 2, "--json").output)
-    assert told[0]["threads"] == 2 and told[0]["median_ms"] > 0
+    report = json.loads(run("benchmark", MODEL, "--runs", 5, "--threads", 2, "--json").output)
+    assert report[0]["threads"] == 2 and report[0]["median_ms"] > 0
 
 
 def unsafe(folder):

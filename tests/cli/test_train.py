@@ -42,8 +42,8 @@ def test_the_usual_loss_for_the_labels(y, named):
 
     last = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, activation="softmax")])
     model = keras.Sequential([keras.Input((4,)), last, keras.layers.Reshape((3,))])
-    loss, _, told = _loss(model, _usual_labels(y))
-    assert told.startswith(named)
+    loss, _, output = _loss(model, _usual_labels(y))
+    assert output.startswith(named)
     assert not getattr(loss, "from_logits", False) and "from_logits=True" not in str(vars(loss))
     with pytest.raises(ValueError, match="do not fit outputs"):
         _loss(model, np.ones((4, 2)))
@@ -77,9 +77,9 @@ def test_a_stopped_run_is_gone_on_with(work, tmp_path):
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=60) == 130
-    told = process.stderr.read()
-    assert backup.is_dir() and not out.exists(), told
-    assert "epochs. Give the same command again to go on." in told.splitlines()[-1]
+    output = process.stderr.read()
+    assert backup.is_dir() and not out.exists(), output
+    assert "epochs. Give the same command again to go on." in output.splitlines()[-1]
     assert sorted(p.name for p in tmp_path.iterdir()) == [".q.keras.progress"]
     other = run(*command[:-1], 5)
     assert other.exit_code == 1 and "with other settings was stopped" in other.stderr
@@ -189,8 +189,8 @@ def test_a_second_training_on_one_output_is_told_at_once(work, tmp_path):
 
     out, command = command_of(work, tmp_path)
     with locked(out):
-        told = run(*command)
-        assert told.exit_code == 1 and f"Another run (process {os.getpid()})" in told.stderr
+        output = run(*command)
+        assert output.exit_code == 1 and f"Another run (process {os.getpid()})" in output.stderr
     assert list(tmp_path.iterdir()) == []
     done(*command)
     assert [p.name for p in tmp_path.iterdir()] == ["out.keras"]
@@ -199,6 +199,6 @@ def test_a_second_training_on_one_output_is_told_at_once(work, tmp_path):
 def test_training_that_made_it_worse_is_told(work, tmp_path, monkeypatch):
     monkeypatch.setenv("TF_DETERMINISTIC_OPS", "0")  # which --seed would set for what comes after
     _, command = command_of(work, tmp_path, "quantize", "--learning-rate", "5", "--seed", "1")
-    told = done(*command)
-    assert "accuracy on these samples:" in told.stdout
-    assert "training made it worse: accuracy" in told.stderr
+    output = done(*command)
+    assert "accuracy on these samples:" in output.stdout
+    assert "training made it worse: accuracy" in output.stderr

@@ -18,7 +18,7 @@ from tests.conftest import ROOT
 def test_prune_quantize_export_compare(work, tmp_path):
     data = work / "data.npz"
     pruned, aware, file = tmp_path / "p.keras", tmp_path / "q.keras", tmp_path / "m.tflite"
-    told = done(
+    process = done(
         "prune",
         work / "model.keras",
         "-o",
@@ -30,7 +30,7 @@ def test_prune_quantize_export_compare(work, tmp_path):
         "--sparsity",
         0.6,
     )
-    assert f"wrote {pruned} after 4 epochs" in told.stdout and "accuracy 0.9" in told.stdout
+    assert f"wrote {pruned} after 4 epochs" in process.stdout and "accuracy 0.9" in process.stdout
     done("quantize", pruned, "-o", aware, "--data", data, "--epochs", 2)
     result = json.loads(done("export", aware, "-o", file, "--json").stdout)
     assert result["scheme"] == "int8" and result["trained"] and result["report"]["sparsity"] > 0.55
@@ -101,8 +101,8 @@ def test_a_folder_of_images_is_data(images, tmp_path):
     (images / "m.keras").rename(tmp_path / "m.keras")
     out = tmp_path / "q.keras"
     options = ["--epochs", 30, "--learning-rate", 0.02, "--json"]
-    told = json.loads(done("quantize", tmp_path / "m.keras", "-o", out, *data, *options).stdout)
-    assert told["accuracy"] > 0.95
+    process = json.loads(done("quantize", tmp_path / "m.keras", "-o", out, *data, *options).stdout)
+    assert process["accuracy"] > 0.95
     file = tmp_path / "m.tflite"
     done("export", out, "-o", file, "--normalize", "127.5,127.5")
     assert json.loads(done("evaluate", file, *data, "--json").stdout)["accuracy"] > 0.95
@@ -172,14 +172,14 @@ def test_a_module_of_custom_layers_is_imported(tmp_path):
         [*tool, "summary", "m.keras"], cwd=tmp_path, env=environment, capture_output=True, text=True
     )
     assert failed.returncode == 1 and "Twice" in failed.stderr and "--import" in failed.stderr
-    told = subprocess.run(
+    process = subprocess.run(
         [*tool, "--import", "mylayers", "summary", "m.keras"],
         cwd=tmp_path,
         env=environment,
         capture_output=True,
         text=True,
     )
-    assert told.returncode == 0 and "twice" in told.stdout.lower()
+    assert process.returncode == 0 and "twice" in process.stdout.lower()
 
 
 def test_completion_of_every_shell():

@@ -39,15 +39,15 @@ def test_without_any_source_full_says_so(monkeypatch, tmp_path):
 
 
 def check(folder):
-    told = json.loads((folder / "demo.json").read_text())
+    report_json = json.loads((folder / "demo.json").read_text())
     for key in ("teacher", "student_float", "student_int8"):
-        assert set(told[key]) == KEYS
-    assert "embedded subset" in told["data"]
+        assert set(report_json[key]) == KEYS
+    assert "embedded subset" in report_json["data"]
     report = inspect_tflite(folder / "student.tflite")
-    assert report.bytes == told["student_int8"]["bytes"] and report.float_tensors == []
+    assert report.bytes == report_json["student_int8"]["bytes"] and report.float_tensors == []
     assert (folder / "demo.png").read_bytes()[:4] == b"\x89PNG"
-    assert told["teacher"]["parameters"] == 78_426
-    return told
+    assert report_json["teacher"]["parameters"] == 78_426
+    return report_json
 
 
 def test_a_short_demo_writes_everything(tmp_path, monkeypatch, quiet):
@@ -63,9 +63,9 @@ def test_a_short_demo_writes_everything(tmp_path, monkeypatch, quiet):
     monkeypatch.setattr(main, "TEACHER_EPOCHS", 1)
     monkeypatch.setattr(main, "STUDENT_EPOCHS", 5)
     result = main.run_demo(tmp_path / "out", quiet=True)
-    told = check(tmp_path / "out")
-    assert result.as_dict() == told
-    assert told["sparsity"] == pytest.approx(main.SPARSITY, abs=0.05)
+    report_json = check(tmp_path / "out")
+    assert result.as_dict() == report_json
+    assert report_json["sparsity"] == pytest.approx(main.SPARSITY, abs=0.05)
     from tfcompress.tables import as_text
 
     assert "latency" in as_text(result)
@@ -74,11 +74,11 @@ def test_a_short_demo_writes_everything(tmp_path, monkeypatch, quiet):
 @pytest.mark.slow
 def test_the_demo_shows_what_it_promises(tmp_path):
     main.run_demo(tmp_path, quiet=True)
-    told = check(tmp_path)
-    teacher, student = told["teacher"], told["student_int8"]
+    report_json = check(tmp_path)
+    teacher, student = report_json["teacher"], report_json["student_int8"]
     assert teacher["accuracy"] - student["accuracy"] <= 0.015
     assert teacher["gzip_bytes"] / student["gzip_bytes"] >= 12
-    assert abs(told["keras_accuracy"] - student["accuracy"]) <= 0.003
+    assert abs(report_json["keras_accuracy"] - student["accuracy"]) <= 0.003
 
 
 def test_the_teacher_has_the_size_it_is_known_by():

@@ -34,12 +34,12 @@ def cached(path, data=(X, Y), teacher=None, losses=None, **options):
 
 
 def digest(folder):
-    found = {}
+    digests = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file():
             name = str(path.relative_to(folder))
-            found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
-    return found
+            digests[name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return digests
 
 
 @pytest.mark.parametrize("shuffle", [True, False, 7])
@@ -50,10 +50,10 @@ def test_what_is_joined_belongs_to_the_sample(shuffle, tmp_path):
     seen = []
     for _ in range(2):  # epochs
         for x, y in cache.dataset(8, shuffle=shuffle):
-            given = x["teacher"]
-            np.testing.assert_allclose(given["output_0"], teacher(x["inputs"]), rtol=1e-5)
+            stored_outputs = x["teacher"]
+            np.testing.assert_allclose(stored_outputs["output_0"], teacher(x["inputs"]), rtol=1e-5)
             hidden = teacher.get_layer("first")(x["inputs"])
-            np.testing.assert_allclose(given["feature_0"], hidden, rtol=2e-3, atol=1e-3)
+            np.testing.assert_allclose(stored_outputs["feature_0"], hidden, rtol=2e-3, atol=1e-3)
             rows = [int(np.flatnonzero((row == X).all(1))[0]) for row in x["inputs"].numpy()]
             np.testing.assert_array_equal(y, Y[rows])
             seen += rows
@@ -72,13 +72,13 @@ def test_features_of_one_shape_are_not_mixed_up(tmp_path, monkeypatch):
     for limit in (2**30, 0):  # in memory and from disk
         monkeypatch.setattr(cached_module, "_IN_MEMORY", limit)
         for x, _ in cache.dataset(8):
-            values, made = x["inputs"], []
+            values, expected = x["inputs"], []
             for layer in teacher.layers:
                 values = layer(values)
-                made.append(values)
+                expected.append(values)
             for i, number in enumerate((2, 0, 1)):
                 stored = x["teacher"][f"feature_{i}"]
-                np.testing.assert_allclose(stored, made[number], rtol=2e-3, atol=1e-3)
+                np.testing.assert_allclose(stored, expected[number], rtol=2e-3, atol=1e-3)
 
 
 def test_training_on_a_cache_is_training_with_the_teacher(tmp_path):
@@ -215,7 +215,7 @@ def test_bad_input_is_named(tmp_path):
 
 
 def test_killed_at_any_moment_it_goes_on(python, tmp_path):
-    """Twenty processes are killed at random moments; what they leave ends as if undisturbed."""
+    """Twenty processes are killed at random moments; the finished cache is as without kills."""
     code = """
 import os, random, signal, sys, time
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"

@@ -73,8 +73,8 @@ def test_evaluate_and_predict_use_the_student_alone():
     for variable in distiller.teacher.variables:
         variable.assign(variable * np.nan)  # whoever reads the teacher now gets NaN
     loss, accuracy = student.evaluate(x, y, verbose=0)
-    told = distiller.evaluate(x, y, verbose=0, return_dict=True)
-    assert told == pytest.approx({"loss": loss, "accuracy": accuracy})
+    metrics = distiller.evaluate(x, y, verbose=0, return_dict=True)
+    assert metrics == pytest.approx({"loss": loss, "accuracy": accuracy})
     np.testing.assert_array_equal(distiller.predict(x, verbose=0), student.predict(x, verbose=0))
 
 
@@ -98,10 +98,10 @@ def test_several_losses_are_weighted_and_named():
     distiller = nets.compiled(
         distiller_of(distillation_losses=losses, distillation_loss_weights=[1.0, 0.5], alpha=1.0)
     )
-    told = distiller.train_on_batch(x, y, return_dict=True)
-    mixed = told["soft_targets"] + 0.5 * told["mse"]
-    assert told["distillation_loss"] == pytest.approx(mixed, rel=1e-5)
-    assert told["loss"] == pytest.approx(mixed, rel=1e-5)
+    metrics = distiller.train_on_batch(x, y, return_dict=True)
+    mixed = metrics["soft_targets"] + 0.5 * metrics["mse"]
+    assert metrics["distillation_loss"] == pytest.approx(mixed, rel=1e-5)
+    assert metrics["loss"] == pytest.approx(mixed, rel=1e-5)
 
 
 def test_a_sample_of_weight_zero_changes_nothing():
@@ -275,10 +275,10 @@ def test_what_cannot_be_seen_must_be_said():
 
     inputs = keras.Input((6,))
     assert output_kind(keras.Model(inputs, Hidden()(inputs))) is None
-    steps = keras.Input((4, 6))
-    each = L.TimeDistributed(L.Dense(3, activation="softmax"))(steps)
-    assert output_kind(keras.Model(steps, each)) == "softmax"
-    assert output_kind(keras.Model(steps, keras.ops.cast(each, "float16"))) == "softmax"
+    inputs = keras.Input((4, 6))
+    each = L.TimeDistributed(L.Dense(3, activation="softmax"))(inputs)
+    assert output_kind(keras.Model(inputs, each)) == "softmax"
+    assert output_kind(keras.Model(inputs, keras.ops.cast(each, "float16"))) == "softmax"
 
 
 def test_weights_of_positions_are_averaged_for_layers():
@@ -290,14 +290,16 @@ def test_weights_of_positions_are_averaged_for_layers():
             [keras.Input((5, 6)), L.Dense(width, name="hidden"), L.Dense(3)], name=name
         )
 
-    found = []
-    for given in (weights, weights.mean(1)):
+    values = []
+    for sample_weight in (weights, weights.mean(1)):
         losses = [tfc.FeatureMatching("hidden", "hidden"), tfc.SimilarityPreserving()]
         keras.utils.set_random_seed(1)
         distiller = tfc.Distiller(net(4, "t"), net(4, "s"), losses, alpha=1.0)
         distiller.compile("sgd")
-        found.append(distiller.train_on_batch(x, y, sample_weight=given, return_dict=True)["loss"])
-    assert found[0] == pytest.approx(found[1], rel=1e-5)
+        values.append(
+            distiller.train_on_batch(x, y, sample_weight=sample_weight, return_dict=True)["loss"]
+        )
+    assert values[0] == pytest.approx(values[1], rel=1e-5)
 
 
 def test_padding_is_left_out():
@@ -311,10 +313,12 @@ def test_padding_is_left_out():
     teacher, student = net("t"), net("s")
     distiller = tfc.Distiller(teacher, student, [tfc.SoftTargets(2.0)], alpha=1.0)
     distiller.compile(keras.optimizers.SGD(0.0))
-    told = distiller.train_on_batch(ids, np.zeros((2, 5)))
+    result = distiller.train_on_batch(ids, np.zeros((2, 5)))
     each = tfc.SoftTargets(2.0).measure(teacher(ids), student(ids))
     wanted = np.mean(keras.ops.convert_to_numpy(each)[ids > 0])
-    assert float(told[0] if isinstance(told, (list, tuple)) else told) == pytest.approx(wanted)
+    assert float(result[0] if isinstance(result, (list, tuple)) else result) == pytest.approx(
+        wanted
+    )
 
 
 def test_outputs_by_name():
@@ -325,5 +329,5 @@ def test_outputs_by_name():
     teacher = keras.models.clone_model(keras.Model(inputs, outputs))
     distiller = tfc.Distiller(teacher, keras.Model(inputs, outputs), tfc.DecoupledTargets())
     distiller.compile("adam", {"z": cross, "a": cross})
-    told = distiller.fit(x, {"z": y, "a": (y + 1) % 3}, verbose=0).history
-    assert np.isfinite(told["loss"][0])
+    history = distiller.fit(x, {"z": y, "a": (y + 1) % 3}, verbose=0).history
+    assert np.isfinite(history["loss"][0])

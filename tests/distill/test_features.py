@@ -22,10 +22,12 @@ class Subclassed(keras.Model):
 
 def test_features_are_what_the_layer_puts_out():
     model = nets.nested()
-    outputs, found = Recorder(model, [Feature("block/inner")], "student_layer")(X, training=False)
+    outputs, features = Recorder(model, [Feature("block/inner")], "student_layer")(
+        X, training=False
+    )
     inner = model.get_layer("block").get_layer("inner")
     wanted = inner(inner(X))  # of a layer called twice, the last call
-    np.testing.assert_allclose(found[Feature("block/inner")], wanted, rtol=1e-5)
+    np.testing.assert_allclose(features[Feature("block/inner")], wanted, rtol=1e-5)
     np.testing.assert_allclose(outputs, model(X), rtol=1e-5)
 
 
@@ -36,8 +38,8 @@ def test_subclassed_and_wrapped_models():
     assert recorder.shapes() == {Feature("block/inner"): (None, 5)} or recorder.shapes() == {
         Feature("block/inner"): (4, 5)
     }
-    found = recorder(X, training=False)[1]
-    np.testing.assert_allclose(found[Feature("block/inner")], model.block(X), rtol=1e-5)
+    features = recorder(X, training=False)[1]
+    np.testing.assert_allclose(features[Feature("block/inner")], model.block(X), rtol=1e-5)
     wrapped = tfc.quantize(tfc.prune(nets.tiny(), 0.5))
     recorder = Recorder(wrapped, [Feature("second")], "student_layer")
     assert recorder.shapes() == {Feature("second"): (None, 3)}
@@ -65,11 +67,11 @@ def test_attention_maps_are_those_of_the_layer(kind):
     model = keras.Model(inputs, layer(inputs, inputs))
     feature = Feature("attention", ATTENTION)
     recorder = Recorder(model, [feature], "teacher_layer")
-    outputs, found = recorder(x, training=False)
+    outputs, features = recorder(x, training=False)
     wanted, scores = layer(x, x, return_attention_scores=True)
-    np.testing.assert_allclose(found[feature], scores, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(features[feature], scores, rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(outputs, wanted, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(np.sum(found[feature], -1), 1, rtol=1e-4)
+    np.testing.assert_allclose(np.sum(features[feature], -1), 1, rtol=1e-4)
     heads = 2 if kind == "multi-head" else 4
     assert recorder.shapes()[feature] == (None, heads, 7, 7)
 
@@ -82,9 +84,9 @@ def test_attention_maps_of_a_quantized_layer():
     model = keras.Model(inputs, layer(inputs, inputs))
     feature = Feature("attention", ATTENTION)
     recorder = Recorder(tfc.quantize(model), [feature], "student_layer")
-    found = recorder(x, training=True)[1]
+    features = recorder(x, training=True)[1]
     _, scores = layer(x, x, return_attention_scores=True)
-    np.testing.assert_allclose(found[feature], scores, atol=0.02)  # weights are rounded
+    np.testing.assert_allclose(features[feature], scores, atol=0.02)  # weights are rounded
     assert recorder.shapes()[feature] == (None, 2, 7, 7)
 
 

@@ -27,10 +27,10 @@ def test_losses_on_layers_train_in_each_way(options, compress):
     distiller = nets.compiled(hinted(student, alpha=0.7), **options)
     projector = distiller.distillation_losses[1].projector.kernel
     before = keras.ops.convert_to_numpy(projector).copy()
-    told = distiller.fit(x, y, batch_size=16, epochs=4, verbose=0).history
-    assert told["distillation_loss"][-1] < told["distillation_loss"][0]
+    history = distiller.fit(x, y, batch_size=16, epochs=4, verbose=0).history
+    assert history["distillation_loss"][-1] < history["distillation_loss"][0]
     names = {"soft_targets", "feature_matching", "rkd_distance", "similarity_preserving"}
-    assert names <= set(told) and not any(n.startswith("val") for n in told)
+    assert names <= set(history) and not any(n.startswith("val") for n in history)
     assert np.abs(keras.ops.convert_to_numpy(projector) - before).max() > 1e-4
     assert len(distiller.student.trainable_variables) == 4
 
@@ -100,12 +100,12 @@ def test_a_sample_of_weight_zero_changes_nothing_in_any_loss(make):
 
 def test_class_weight_reaches_the_distillation_losses():
     x, y = data(32)
-    found = []
+    weights = []
     for weight in ({0: 1.0, 1: 0.0, 2: 0.0}, {0: 1.0, 1: 1.0, 2: 1.0}):
         distiller = nets.compiled(hinted(alpha=1.0))
         distiller.fit(x, y, batch_size=32, class_weight=weight, verbose=0)
-        found.append(arrays(distiller.student)[0])
-    assert np.abs(found[0] - found[1]).max() > 1e-5
+        weights.append(arrays(distiller.student)[0])
+    assert np.abs(weights[0] - weights[1]).max() > 1e-5
 
 
 def test_alpha_zero_is_plain_training_whatever_the_losses():
@@ -132,10 +132,10 @@ def test_weights_follow_schedules_and_functions_of_the_step():
     weights = [cosine, lambda step: keras.ops.where(step < 2, 0.0, 1.0)]
     distiller = nets.compiled(hinted(losses=losses, distillation_loss_weights=weights, alpha=1.0))
     for step in range(5):
-        told = distiller.train_on_batch(x, y, return_dict=True)
+        metrics = distiller.train_on_batch(x, y, return_dict=True)
         distiller.reset_metrics()
-        wanted = float(cosine(step)) * told["soft_targets"] + (step >= 2) * told["softer"]
-        assert told["distillation_loss"] == pytest.approx(wanted, rel=1e-4)
+        wanted = float(cosine(step)) * metrics["soft_targets"] + (step >= 2) * metrics["softer"]
+        assert metrics["distillation_loss"] == pytest.approx(wanted, rel=1e-4)
     with pytest.raises(ValueError, match="cannot be saved"):
         distiller.get_config()
 
@@ -184,9 +184,9 @@ def test_losses_of_keras_inside_ours():
         ),
     ]
     distiller = nets.compiled(hinted(losses=losses, alpha=1.0))
-    told = distiller.train_on_batch(x, y, return_dict=True)
+    metrics = distiller.train_on_batch(x, y, return_dict=True)
     soft = nets.compiled(hinted(losses=[tfc.SoftTargets(2.0)], alpha=1.0))
-    assert told["LogitsDistillation"] > 0 and told["FeatureDistillation"] > 0
+    assert metrics["LogitsDistillation"] > 0 and metrics["FeatureDistillation"] > 0
     assert soft.train_on_batch(x, y, return_dict=True)["loss"] > 0
     with pytest.raises(ValueError, match="LogitsDistillation ignores sample_weight"):
         distiller.fit(x, y, sample_weight=np.ones(64), verbose=0)
@@ -207,8 +207,8 @@ def test_our_losses_inside_keras(make):
     distiller = keras.distillation.Distiller(named_teacher(), nets.tiny(), make())
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     distiller.compile(keras.optimizers.Adam(0.01), loss)
-    told = distiller.fit(x, y, epochs=8, verbose=0).history
-    assert np.isfinite(told["loss"]).all() and told["loss"][-1] < told["loss"][0]
+    history = distiller.fit(x, y, epochs=8, verbose=0).history
+    assert np.isfinite(history["loss"]).all() and history["loss"][-1] < history["loss"][0]
 
 
 def test_what_keras_cannot_give_is_said():
@@ -228,9 +228,9 @@ def test_a_distillation_head_of_its_own():
     cross = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     distiller.compile(keras.optimizers.Adam(0.02), {"class": cross, "token": None})
     targets = {"class": y, "token": y}
-    told = distiller.fit(x, targets, epochs=40, verbose=0).history
-    assert told["distillation_loss"][-1] < 0.5 * told["distillation_loss"][0]
-    assert told["student_loss"][-1] < told["student_loss"][0]
+    history = distiller.fit(x, targets, epochs=40, verbose=0).history
+    assert history["distillation_loss"][-1] < 0.5 * history["distillation_loss"][0]
+    assert history["student_loss"][-1] < history["student_loss"][0]
 
 
 def test_shapes_and_paths_are_checked_before_training():
@@ -295,17 +295,17 @@ def test_a_projector_of_ones_own_trains_as_a_layer_does():
     distiller = nets.compiled(hinted(losses=[loss], alpha=1.0), metrics=[])
     mean = keras.ops.convert_to_numpy(projector.layers[1].moving_mean).copy()
     x, y = data()
-    told = distiller.train_on_batch(x, y, return_dict=True)
+    metrics = distiller.train_on_batch(x, y, return_dict=True)
     assert np.abs(keras.ops.convert_to_numpy(projector.layers[1].moving_mean) - mean).max() > 1e-4
-    assert told["loss"] > told["distillation_loss"] + 1e-3  # the regularizer
+    assert metrics["loss"] > metrics["distillation_loss"] + 1e-3  # the regularizer
 
 
 def test_a_loss_with_a_projector_serves_one_pair_of_shapes():
     loss = tfc.FeatureMatching("hidden", "first")
     hinted(losses=[loss])
-    wide = keras.Sequential([keras.Input((6,)), L.Dense(5, name="first"), L.Dense(3)])
+    larger = keras.Sequential([keras.Input((6,)), L.Dense(5, name="first"), L.Dense(3)])
     with pytest.raises(ValueError, match=r"\[8\], and now gets .*\[5\]. Make a new loss"):
-        hinted(wide, losses=[loss])
+        hinted(larger, losses=[loss])
 
 
 def test_layers_of_several_tensors_are_named():
@@ -321,6 +321,6 @@ def test_evaluation_leaves_projectors_out():
     loss = tfc.FeatureMatching("hidden", "first", projector=projector)
     distiller = nets.compiled(hinted(losses=[loss]))
     x, y = data()
-    told = distiller.evaluate(x, y, verbose=0)
+    evaluated = distiller.evaluate(x, y, verbose=0)
     wanted = nets.compiled(distiller.student).evaluate(x, y, verbose=0)
-    assert told == pytest.approx(wanted)
+    assert evaluated == pytest.approx(wanted)

@@ -26,8 +26,12 @@ def test_measures_what_it_says():
 
 
 def test_equal_outputs_agree():
-    found = measured(OUT)
-    assert (found.agreement.rmse, found.agreement.max_lsb, found.agreement.top1) == (0, 0, 1)
+    comparison = measured(OUT)
+    assert (comparison.agreement.rmse, comparison.agreement.max_lsb, comparison.agreement.top1) == (
+        0,
+        0,
+        1,
+    )
 
 
 def test_what_is_not_finite():

@@ -16,7 +16,7 @@ from tfcompress.tflite.run import TFLiteModel
 
 
 def seen(model, count=32):
-    """A model whose ranges have seen some data."""
+    """Returns a model whose ranges were updated by some data."""
     model(nets.samples_for(model, count), training=True)
     return model
 
@@ -65,8 +65,8 @@ def test_names_of_inputs_and_outputs_survive(tmp_path):
     assert {o.name for o in file.outputs} == {"main", "side"}
     assert list(signatures(file.interpreter)) == ["serving_default"]
     runner = file.interpreter.get_signature_runner()
-    made = runner(a=np.zeros((1, 6), np.int8), b=np.zeros((1, 4), np.int8))
-    assert set(made) == {"main", "side"}
+    outputs = runner(a=np.zeros((1, 6), np.int8), b=np.zeros((1, 4), np.int8))
+    assert set(outputs) == {"main", "side"}
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, None])
@@ -130,7 +130,7 @@ def test_the_converter_is_quiet(tmp_path, capfd):
     assert "error" not in capfd.readouterr().err.lower()
 
 
-# What must never come out.
+# Files that must never be written.
 
 
 def broken(make, process, **options):
@@ -172,10 +172,10 @@ def test_errors_of_the_converter_do_not_hide_behind_the_rounding(
     wanted = np.asarray(model(data))
 
     def inexact(make, process, **options):
-        baked = make()
-        (bias,) = (w for w in baked.weights if w.shape == (4,))
+        lowered = make()
+        (bias,) = (w for w in lowered.weights if w.shape == (4,))
         bias.assign_add(np.full(4, 0.2 * wanted.std()))
-        return real_convert(lambda: baked, process, **options)
+        return real_convert(lambda: lowered, process, **options)
 
     monkeypatch.setattr(export, "convert", inexact)
     scheme = tfc.QuantizationScheme(correct_bias=correct_bias)
@@ -268,7 +268,7 @@ BAD = {
 @pytest.mark.parametrize(("arguments", "error", "message"), BAD.values(), ids=BAD)
 def test_bad_input_is_refused_at_once(arguments, error, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(export, "convert", None)  # whoever gets that far fails otherwise
+    monkeypatch.setattr(export, "convert", None)  # so that getting this far fails
     arguments = {"model": nets.tiny, "path": "m.tflite", **arguments}
     model = arguments.pop("model")
     model = model() if callable(model) and not isinstance(model, keras.Model) else model
@@ -308,7 +308,7 @@ def test_another_backend_is_told_what_to_do(tmp_path, monkeypatch):
     ("merge", "in_part"), [(keras.layers.Maximum, True), (keras.layers.Concatenate, False)]
 )
 def test_of_the_larger_of_two_the_model_does_not_know_which(merge, in_part):
-    """The file rounds each in its own way, so a step more or less is no fault of it."""
+    """The file rounds each in its own way, so a difference of one LSB is not its error."""
     inputs = keras.Input((8, 8, 3))
     a, b = (keras.layers.Conv2D(4, 3)(inputs) for _ in range(2))
     x = keras.layers.ReLU()(merge()([a, b]))

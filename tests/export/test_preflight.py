@@ -1,4 +1,4 @@
-"""What is not finite, and why: said of the right thing."""
+"""Errors about what is not finite name the right cause."""
 
 import keras
 import numpy as np
@@ -17,9 +17,9 @@ def test_a_logarithm_of_zero_in_the_data(tmp_path):
     zeros = np.where(X < 0.5, 0, X)
     with pytest.raises(
         ValueError, match="'log.*' computes NaN or infinity on these samples"
-    ) as said:
+    ) as error:
         tfc.export_tflite(model, tmp_path / "m.tflite", representative_dataset=zeros)
-    assert "diverged" not in str(said.value)
+    assert "diverged" not in str(error.value)
 
 
 def test_a_negative_variance(tmp_path):

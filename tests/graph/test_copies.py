@@ -1,4 +1,4 @@
-"""A copy holds all that the layer holds, and nothing of it is shared."""
+"""A copy has all the state of its layer, and shares none of it."""
 
 import keras
 import numpy as np
@@ -58,7 +58,7 @@ ADAPTED = {
     ),
     "inverted": lambda: keras.Sequential([keras.Input((3,)), normalized(invert=True), L.Dense(4)]),
     "in a custom layer": lambda: keras.Sequential([keras.Input((3,)), Scaler(), L.Dense(4)]),
-    "at each step": lambda: keras.Sequential(
+    "at each time step": lambda: keras.Sequential(
         [keras.Input((3,)), L.Reshape((3, 1)), L.Reshape((1, 3)), adapted_steps(), L.Dense(4)]
     ),
 }
@@ -106,7 +106,7 @@ def test_vocabularies_stay(mode, tmp_path, quiet):
 
 
 class Own(L.Layer):
-    """What it was made with cannot be written down, and its config leaves it out."""
+    """A constructor argument cannot be serialized, and is missing in the config."""
 
     def __init__(self, function, units=4, config=True, **kwargs):
         super().__init__(**kwargs)
@@ -164,7 +164,7 @@ def test_its_parts_are_its_own():
 
 
 class Bound(L.Layer):
-    """Holds a function that reads the layer it was made in."""
+    """Holds a function that is bound to the layer."""
 
     def build(self, shape):
         self.matrix = self.add_weight(shape=(shape[-1], 4), name="matrix")
@@ -222,7 +222,7 @@ def test_policies_and_operations_are_copied():
 
 
 class Gated(L.Layer):
-    """Called on two tensors of one shape, whose names are in another order than they are given."""
+    """Called on two tensors of one shape, whose names are in another order than the arguments."""
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)

@@ -1,4 +1,4 @@
-"""describe_layer: what is said of a custom layer is what happens."""
+"""describe_layer: custom layers are quantized as described."""
 
 import keras
 import numpy as np
@@ -43,7 +43,7 @@ def test_a_described_layer_is_as_exact_as_dense(tmp_path):
     result = tfc.export_tflite(aware, tmp_path / "m.tflite")
     assert not result.float_tensors
     assert result.agreement.max_lsb <= 1
-    # The ReLU is fused: nothing is rounded between the sum and it.
+    # The ReLU is fused: nothing is quantized between the accumulator and the ReLU.
     assert not any("project" in layer.name and "quantizer" in layer.name for layer in aware.layers)
 
 

@@ -55,11 +55,11 @@ def net(kind, layer_class, options):
 def test_it_trains_exports_and_comes_back(case, tmp_path):
     model, ids = net(*CASES[case]), token_ids(padded="padded" in case)
     wanted = np.asarray(model(ids))
-    if "padded" in case:  # which is seen
+    if "padded" in case:  # the padding must change the outputs
         assert np.std(model(np.where(ids == 0, 1, ids)) - wanted) > 0.05 * np.std(wanted)
     aware = tfc.quantize(model)
     assert isinstance(aware.get_layer("look"), Expanded)
-    # Nothing is rounded yet but words and scores.
+    # Only embeddings and scores are quantized.
     assert np.std(aware(ids) - wanted) < 0.03 * np.std(wanted)
     aware.compile(keras.optimizers.Adam(1e-3), "mse", jit_compile=False)
     aware.fit(ids, wanted, epochs=2, verbose=0)
@@ -99,8 +99,8 @@ def test_others_stay_in_float(kind, tmp_path):
     model = odd_net(kind)
     x = np.random.default_rng(0).normal(size=(64, TOKENS, WIDTH)).astype("float32")
     aware = tfc.quantize(model)
-    found = [plain(layer) for path, layer in walk_layers(aware) if path.endswith("look")]
-    assert [isinstance(layer, L.Attention) for layer in found] == [True]
+    attention_layers = [plain(layer) for path, layer in walk_layers(aware) if path.endswith("look")]
+    assert [isinstance(layer, L.Attention) for layer in attention_layers] == [True]
     if "length" not in kind:
         result = tfc.export_tflite(model, tmp_path / "m.tflite", representative_dataset=x)
         assert result.float_tensors != []

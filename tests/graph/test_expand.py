@@ -32,7 +32,7 @@ def attention_net(masked=False, causal=False, cross=False, **options):
     y = L.MultiHeadAttention(**options, name="look")(
         x, other, attention_mask=mask, use_causal_mask=causal
     )
-    y = L.Add(name="sum")([x, y])[:, -1]  # the last token looks at all, also causally
+    y = L.Add(name="sum")([x, y])[:, -1]  # the last token attends to all, also with a causal mask
     return keras.Model(ids, L.Dense(3, name="head")(y), name="net")
 
 
@@ -58,15 +58,15 @@ def test_what_is_written_out_computes_what_the_layer_does(case):
     model = attention_net(**CASES[case])
     call = next(c for c in read_graph(model).calls if c.path == "look")
     layer = call.operation
-    given = attention_call(layer, call.args, call.kwargs)
-    expanded = expand_attention(layer, given, inputs_of(given), lambda part: part)
+    arguments = attention_call(layer, call.args, call.kwargs)
+    expanded = expand_attention(layer, arguments, inputs_of(arguments), lambda part: part)
     for old, new in matching_variables(layer, expanded.get_layer):
         new.assign(keras.ops.reshape(old, new.shape))
     ids = token_ids()
     tensors = {
-        name: keras.Model(model.inputs, t)(ids) for name, t in given.items() if name in NAMES
+        name: keras.Model(model.inputs, t)(ids) for name, t in arguments.items() if name in NAMES
     }
-    masks = [tensors[name] for name in inputs_of(given)]
+    masks = [tensors[name] for name in inputs_of(arguments)]
     expected = keras.Model(model.inputs, call.outputs[0])(ids)
     np.testing.assert_allclose(expanded(masks), expected, atol=1e-5)
 
@@ -103,10 +103,10 @@ def test_the_file_is_all_integer_and_agrees(case, tmp_path):
     result = tfc.export_tflite(model, tmp_path / "m.tflite", io_dtype="int8")
     assert not result.float_tensors
     file = tfc.TFLiteModel(result.path)
-    step = file.outputs[0].scale
-    steps = np.abs(file.predict(ids) - model.predict(ids, verbose=0)) / step
-    # Default kernels; a step of the softmax, 1/256, is several of this small output.
-    assert (steps > 1.5).mean() < 0.04 and (steps > 2.5).mean() < 0.01
+    lsb = file.outputs[0].scale
+    errors = np.abs(file.predict(ids) - model.predict(ids, verbose=0)) / lsb
+    # Default kernels; the LSB of the softmax, 1/256, is several LSBs of this small output.
+    assert (errors > 1.5).mean() < 0.04 and (errors > 2.5).mean() < 0.01
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -197,12 +197,14 @@ KINDS = (
 def test_others_are_left_as_they_are(kind):
     model = odd_attention(kind)
     quantized = tfc.quantize(model)
-    found = [plain(layer) for path, layer in walk_layers(quantized) if path.endswith("look")]
-    assert [isinstance(layer, L.MultiHeadAttention) for layer in found] == [True]
+    attention_layers = [
+        plain(layer) for path, layer in walk_layers(quantized) if path.endswith("look")
+    ]
+    assert [isinstance(layer, L.MultiHeadAttention) for layer in attention_layers] == [True]
     ids = token_ids(32)
     stripped = tfc.strip(quantized)
     np.testing.assert_allclose(stripped(ids), model(ids), atol=1e-5)
-    np.testing.assert_allclose(quantized(ids), model(ids), atol=0.02)  # weights are rounded
+    np.testing.assert_allclose(quantized(ids), model(ids), atol=0.02)  # weights are quantized
 
 
 def padded_net(kind):
@@ -216,7 +218,7 @@ def padded_net(kind):
     elif kind == "key and value":
         other = L.Embedding(WORDS, WIDTH, embeddings_initializer=spread)(ids)
         x = L.MultiHeadAttention(2, 8, name="look")(other, other, x)
-    elif kind == "residual":  # the second layer sees no mask: Keras took it off
+    elif kind == "residual":  # the second layer gets no mask: Keras removed it
         x = L.Add()([x, L.MultiHeadAttention(2, 8, name="look")(x, x)])
         x = L.Add()([x, L.MultiHeadAttention(2, 8, name="again")(x, x)])
     else:
@@ -235,13 +237,15 @@ def test_masks_that_tensors_carry_along(kind, tmp_path):
     model, ids = padded_net(kind), token_ids()
     wanted = model(ids)
     unmasked = np.where(ids == 0, WORDS - 1, ids)
-    assert np.std(model(unmasked) - wanted) > 0.05 * np.std(wanted)  # the padding is seen somewhere
+    assert np.std(model(unmasked) - wanted) > 0.05 * np.std(
+        wanted
+    )  # the padding changes some outputs
     quantized = tfc.quantize(model)
     assert isinstance(quantized.get_layer("look"), Expanded)
-    # Nothing is rounded yet but scores, to 1/256.
+    # Only scores are quantized, with a scale of 1/256.
     assert np.std(without_transforms(quantized)(ids) - wanted) < 0.02 * np.std(wanted)
     stripped = tfc.strip(quantized)
-    assert np.std(stripped(ids) - wanted) < 0.02 * np.std(wanted)  # weights are rounded
+    assert np.std(stripped(ids) - wanted) < 0.02 * np.std(wanted)  # weights are quantized
     assert len(read_graph(stripped).calls) == len(read_graph(model).calls)
     quantized.compile(keras.optimizers.Adam(1e-3), "mse", jit_compile=False)
     quantized.fit(ids, wanted, epochs=2, verbose=0)
@@ -251,7 +255,7 @@ def test_masks_that_tensors_carry_along(kind, tmp_path):
     result = tfc.export_tflite(loaded, tmp_path / "m.tflite")
     assert result.float_tensors == []
     assert result.agreement.max_lsb <= 2, result.agreement
-    # The scores that must not count take no part of the range either.
+    # Masked scores do not extend the range either.
     measured = tfc.export_tflite(model, tmp_path / "p.tflite", representative_dataset=ids)
     assert measured.float_tensors == []
     assert measured.agreement.rmse < 0.1

@@ -1,4 +1,4 @@
-"""Custom layers and subclassed models: read as graphs, quantized inside, and put back."""
+"""Custom layers and subclassed models: expanded into graphs, quantized inside, and restored."""
 
 import keras
 import numpy as np

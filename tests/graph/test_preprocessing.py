@@ -1,4 +1,4 @@
-"""What handles strings and tables stays in the app; the rest is compressed."""
+"""Layers with strings and tables stay in the app; the rest is compressed."""
 
 import keras
 import numpy as np
@@ -82,12 +82,12 @@ def features():
         },
         output_mode="concat",
     )
-    given = {"animal": WORDS, "age": AGES, "place": ZIPS, "income": INCOMES}
-    flat = {name: values[:, 0] for name, values in given.items()}
+    columns = {"animal": WORDS, "age": AGES, "place": ZIPS, "income": INCOMES}
+    flat = {name: values[:, 0] for name, values in columns.items()}
     space.adapt(tf.data.Dataset.from_tensor_slices(flat))
     encoded = space.get_encoded_features()
     rest = keras.Model(encoded, L.Dense(2)(L.Dense(8, activation="relu")(encoded)))
-    return keras.Model(space.get_inputs(), rest(encoded)), given
+    return keras.Model(space.get_inputs(), rest(encoded)), columns
 
 
 MODELS = {

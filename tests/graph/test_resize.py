@@ -1,4 +1,4 @@
-"""Inputs of any size become inputs of one; where a layer needs that, the refusal says so."""
+"""Inputs of any size become inputs of a fixed size; the error says which layer needs it."""
 
 import keras
 import numpy as np

@@ -1,4 +1,4 @@
-"""Running call by call gives what Keras gives, and keeps nothing longer than it is needed."""
+"""Running call by call returns the outputs of Keras, and releases values after their last use."""
 
 import weakref
 
@@ -13,7 +13,7 @@ from tfcompress.graph.run import largest_tensor, run
 
 @keras.saving.register_keras_serializable("tests")
 class TrainsByDefault(L.Layer):
-    """Adds one unless it is told that this is inference."""
+    """Adds one, unless it is called with training=False."""
 
     def call(self, x, training=True):
         return x + 1 if training else x
@@ -46,14 +46,14 @@ def masked():
     return keras.Model(inputs, [L.LSTM(3)(x), inner(L.Dense(4)(x))])
 
 
-def told():
+def training_arguments():
     inputs = keras.Input((8,))
     x = L.Dropout(0.5)(TrainsByDefault()(inputs), training=True)
     return keras.Model(inputs, L.BatchNormalization()(x))
 
 
 @pytest.mark.filterwarnings("ignore:Layer 'inner'")
-@pytest.mark.parametrize("make", [backbone, of_dicts, nested, masked, told])
+@pytest.mark.parametrize("make", [backbone, of_dicts, nested, masked, training_arguments])
 def test_it_returns_what_the_model_returns(make):
     keras.utils.set_random_seed(0)
     model = make()
@@ -61,12 +61,12 @@ def test_it_returns_what_the_model_returns(make):
     samples = {maker(t).name: generator.integers(0, 9, (40, *t.shape[1:])) for t in model.inputs}
     batches = list(run(model, samples))
     assert [len(outputs[0]) for outputs in batches] == [32, 8]
-    given = [samples[maker(t).name] for t in model.inputs]
-    packed = keras.tree.pack_sequence_as(input_struct(model), given)
+    inputs = [samples[maker(t).name] for t in model.inputs]
+    packed = keras.tree.pack_sequence_as(input_struct(model), inputs)
     expected = keras.tree.flatten(model(packed, training=False))
-    for place, wanted in enumerate(expected):
-        found = np.concatenate([np.asarray(outputs[place]) for outputs in batches])
-        np.testing.assert_allclose(found, wanted, rtol=1e-6, atol=1e-6)
+    for index, wanted in enumerate(expected):
+        actual = np.concatenate([np.asarray(outputs[index]) for outputs in batches])
+        np.testing.assert_allclose(actual, wanted, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("inside", [False, True], ids=["flat", "nested"])
@@ -75,11 +75,11 @@ def test_values_are_let_go(inside):
 
     class Watches(L.Layer):
         def call(self, x):
-            made = x + 1
-            if not isinstance(made, keras.KerasTensor):
+            outputs = x + 1
+            if not isinstance(outputs, keras.KerasTensor):
                 alive.append(sum(ref() is not None for ref in seen))
-                seen.append(weakref.ref(made))
-            return made
+                seen.append(weakref.ref(outputs))
+            return outputs
 
         def compute_output_spec(self, x):
             return keras.KerasTensor(x.shape)
@@ -90,7 +90,7 @@ def test_values_are_let_go(inside):
         chain = keras.Model(inputs, Watches()(chain(Watches()(inputs))))
     ((outputs,),) = run(chain, {maker(chain.inputs[0]).name: np.ones((3, 2))})
     np.testing.assert_array_equal(outputs, np.full((3, 2), len(seen) + 1.0))
-    assert max(alive) == 1  # what the layer is called on
+    assert max(alive) == 1  # the input of the layer
 
 
 def test_batches_shrink_where_tensors_are_large():

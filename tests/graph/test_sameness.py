@@ -1,4 +1,4 @@
-"""What a copy gets wrong is seen before anybody has it."""
+"""A wrong copy is detected before it is returned."""
 
 import keras
 import numpy as np

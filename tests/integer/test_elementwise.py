@@ -1,4 +1,4 @@
-"""The kernels in floats against the same in Python's integers."""
+"""The kernels, computed in floats, against the same kernels in Python integers."""
 
 import numpy as np
 import pytest
@@ -15,22 +15,23 @@ def kernel_of(kind):
     "ratios", [(0.9, 1.1), (0.02, 0.7), (3.3, 0.0011), (1.0, 1.0), (40.0, 5.0)]
 )
 @pytest.mark.parametrize("kind", [Addition, Subtraction])
-def test_sums_of_two_grids(kind, ratios):
+def test_sums_of_two_scales(kind, ratios):
     generator = np.random.default_rng(0)
     a, b = generator.integers(-255, 256, (2, 20_000))
     scale = np.float32(0.037)
-    units = [np.float32(ratio) * scale for ratio in ratios]
-    steps = kernel_of(kind).compute([a.astype("float32"), b.astype("float32")], units, scale)
-    exact = [np.float32(unit / scale) for unit in units]
+    input_scales = [np.float32(ratio) * scale for ratio in ratios]
+    inputs = [a.astype("float32"), b.astype("float32")]
+    quantized = kernel_of(kind).compute(inputs, input_scales, scale)
+    exact = [np.float32(input_scale / scale) for input_scale in input_scales]
     shift = 20 - int(np.floor(np.log2(max(exact))))
     m, n = (int(np.rint(float(ratio) * 2**shift)) for ratio in exact)
     n = -n if kind is Subtraction else n
     wanted = (a.astype(np.int64) * m + b.astype(np.int64) * n + (1 << (shift - 1))) >> shift
-    np.testing.assert_array_equal(steps, wanted)
+    np.testing.assert_array_equal(quantized, wanted)
 
 
 def high_product(a, b):
-    """Half of the product of two integers of 16 bits over 2 ** 14, to the nearest."""
+    """The product of two int16 values over 2 ** 15, rounded to nearest (DoublingHighMul)."""
     return (a * b + (1 << 14)) >> 15
 
 
@@ -48,9 +49,9 @@ def saturated(x):
     return max(-(2**15), min(2**15 - 1, x))
 
 
-def hard_swish(x, unit, scale):
+def hard_swish(x, input_scale, scale):
     """The kernel as the runtime documents it, in integers."""
-    fine = np.float32(unit / 128)
+    fine = np.float32(input_scale / 128)
     factor, exponent = quantized_multiplier(float(np.float32(fine / scale)))
     slope, reach = quantized_multiplier(float(np.float32(fine / np.float32(3 / 2**15))))
     value = high_product(x * 128, factor)
@@ -67,26 +68,28 @@ def hard_swish(x, unit, scale):
     return shifted_right(product if value > 0 else -product, -exponent)
 
 
-@pytest.mark.parametrize("unit", [0.004, 0.0234, 0.047, 0.19, 1.7])
-def test_hard_swish(unit):
+@pytest.mark.parametrize("input_scale", [0.004, 0.0234, 0.047, 0.19, 1.7])
+def test_hard_swish(input_scale):
     x = np.arange(-255, 256)
-    for grow in (1.1, 2.7, 11.0):
-        unit, scale = np.float32(unit), np.float32(unit * grow)
-        steps = kernel_of(HardSwish).compute([x.astype("float32")], [unit], scale)
-        np.testing.assert_array_equal(steps, [hard_swish(int(v), unit, scale) for v in x])
+    for ratio in (1.1, 2.7, 11.0):
+        input_scale, scale = np.float32(input_scale), np.float32(input_scale * ratio)
+        quantized = kernel_of(HardSwish).compute([x.astype("float32")], [input_scale], scale)
+        expected = [hard_swish(int(v), input_scale, scale) for v in x]
+        np.testing.assert_array_equal(quantized, expected)
 
 
 def test_hard_swish_is_near_the_function():
     x = np.arange(-128, 128)
-    unit, scale = np.float32(0.05), np.float32(0.051)
-    steps = np.asarray(kernel_of(HardSwish).compute([x.astype("float32")], [unit], scale))
-    values = x * unit
+    input_scale, scale = np.float32(0.05), np.float32(0.051)
+    kernel = kernel_of(HardSwish)
+    quantized = np.asarray(kernel.compute([x.astype("float32")], [input_scale], scale))
+    values = x * input_scale
     wanted = values * np.clip(values + 3, 0, 6) / 6
-    assert np.abs(steps * scale - wanted).max() < 0.6 * scale
+    assert np.abs(quantized * scale - wanted).max() < 0.6 * scale
 
 
 def multiplied(x, ratio):
-    """The runtime's `MultiplyByQuantizedMultiplier`: 31 binary digits, then a power of two."""
+    """The runtime's `MultiplyByQuantizedMultiplier`: 31 bits, then a power of two."""
     digits, power = np.frexp(ratio)
     multiplier, right = round(float(digits) * 2**31), max(-int(power), 0)
     high = (x * 2 ** max(int(power), 0) * multiplier + (1 << 30)) >> 31
@@ -94,14 +97,14 @@ def multiplied(x, ratio):
 
 
 @pytest.mark.parametrize("scale", [0.0198, 0.031, 0.0007])
-@pytest.mark.parametrize("unit", [0.000508, 0.0031, 0.02])
-def test_inverse_roots_are_scaled_in_two_roundings(unit, scale):
-    unit, scale = np.float32(unit), np.float32(scale)
-    quantizer = type("Int8Quantizer", (), {"qparams": lambda self: (unit, 0.0)})()
-    places = np.arange(1, 256)
-    x = (1 / np.sqrt(places * np.float64(unit))).astype("float32")
-    found = InverseRoot(quantizer).requantize(x, scale)
-    roots = np.rint(2**20 / np.sqrt(places)).astype(int)
-    ratio = 2.0**-20 / (np.sqrt(np.float64(unit)) * scale)
+@pytest.mark.parametrize("input_scale", [0.000508, 0.0031, 0.02])
+def test_inverse_roots_are_scaled_in_two_roundings(input_scale, scale):
+    input_scale, scale = np.float32(input_scale), np.float32(scale)
+    quantizer = type("Int8Quantizer", (), {"qparams": lambda self: (input_scale, 0.0)})()
+    inputs = np.arange(1, 256)
+    x = (1 / np.sqrt(inputs * np.float64(input_scale))).astype("float32")
+    quantized = InverseRoot(quantizer).requantize(x, scale)
+    roots = np.rint(2**20 / np.sqrt(inputs)).astype(int)
+    ratio = 2.0**-20 / (np.sqrt(np.float64(input_scale)) * scale)
     wanted = [multiplied(int(root), ratio) for root in roots]
-    np.testing.assert_array_equal(found, wanted)
+    np.testing.assert_array_equal(quantized, wanted)

@@ -1,4 +1,4 @@
-"""The fixed-point arithmetic of the runtime, against what it is defined by."""
+"""The fixed-point arithmetic of the runtime, against its definitions."""
 
 import numpy as np
 from keras import ops
@@ -7,12 +7,12 @@ from tfcompress.integer.fixed_point import averages, divided, power_below, range
 
 
 def test_averages_break_ties_as_the_runtime():
-    places = np.array([-2.5, -1.5, -0.5, 0.5, 1.5, 0.25, -0.75], "float32")
-    np.testing.assert_array_equal(averages(places, 0.0), [-2.0, -1.0, 0.0, 1.0, 2.0, 0.0, -1.0])
-    away = averages(places, np.float32(0))
+    quantized = np.array([-2.5, -1.5, -0.5, 0.5, 1.5, 0.25, -0.75], "float32")
+    np.testing.assert_array_equal(averages(quantized, 0.0), [-2.0, -1.0, 0.0, 1.0, 2.0, 0.0, -1.0])
+    away = averages(quantized, np.float32(0))
     np.testing.assert_array_equal(away, [-3.0, -2.0, -1.0, 1.0, 2.0, 0.0, -1.0])
     middle = np.float32(-100)
-    np.testing.assert_array_equal(averages(places + middle, middle), np.asarray(away) + middle)
+    np.testing.assert_array_equal(averages(quantized + middle, middle), np.asarray(away) + middle)
 
 
 def test_divisions_are_rounded_once_in_compiled_code():
@@ -23,16 +23,16 @@ def test_divisions_are_rounded_once_in_compiled_code():
     np.testing.assert_array_equal(divide(tf.constant(x)), x / np.float32(127))
 
 
-def test_ends_of_grids_give_their_step_again():
+def test_ranges_give_their_scale_again():
     generator = np.random.default_rng(0)
-    found = []
+    exact = []
     for _ in range(2000):
         low, high = -generator.uniform(0, 3) * generator.integers(0, 2), generator.uniform(0.1, 5)
         scale = np.float32(np.float32(high - low) / np.float32(255))
-        lowest = np.rint(np.float32(low) / scale)
-        a, b = range_of_qparams(float(scale), float(lowest))
-        found.append(np.float32((b - a) / 255) == scale and round(a / float(scale)) == lowest)
-    assert np.mean(found) > 0.99
+        qmin = np.rint(np.float32(low) / scale)
+        a, b = range_of_qparams(float(scale), float(qmin))
+        exact.append(np.float32((b - a) / 255) == scale and round(a / float(scale)) == qmin)
+    assert np.mean(exact) > 0.99
 
 
 def test_powers_of_two():

@@ -1,4 +1,4 @@
-"""At inference, a quantized model computes the integers of its file, to the bit."""
+"""At inference, a quantized model computes exactly the quantized values of its file."""
 
 import keras
 import numpy as np
@@ -16,13 +16,13 @@ IMAGE = (8, 8, 4)
 
 
 class FakeQuantizer:
-    """A quantizer with a step and nothing else."""
+    """A quantizer with a scale and nothing else."""
 
-    def __init__(self, step):
-        self.step = np.float32(step)
+    def __init__(self, scale):
+        self.scale = np.float32(scale)
 
     def qparams(self):
-        return self.step, -128.0
+        return self.scale, -128.0
 
 
 def images(count=64, shape=IMAGE, seed=0):
@@ -30,7 +30,7 @@ def images(count=64, shape=IMAGE, seed=0):
 
 
 def observed(model, x=None):
-    """Quantizes a model, and shows it two different batches."""
+    """Quantizes a model, and trains its ranges on two different batches."""
     aware = tfc.quantize(model)
     x = images(64, model.inputs[0].shape[1:]) if x is None else x
     for layer in flatten_layers(aware):
@@ -42,7 +42,7 @@ def observed(model, x=None):
 
 
 def check_equal(aware, path, seed=1):
-    """Asserts that the file puts out, for new data, exactly what the model does."""
+    """Asserts that the outputs of file and model are equal for new data."""
     file = tfc.TFLiteModel(tfc.export_tflite(aware, path).path)
     x = images(256, aware.inputs[0].shape[1:], seed)
     expected = np.asarray(aware(x, training=False))
@@ -66,7 +66,7 @@ def block(x, filters, **options):
 
 
 def network():
-    """Convolutions, sums, means, a gate and a concatenation, each behind the others."""
+    """Convolutions, sums, means, a gate and a concatenation in sequence."""
     keras.utils.set_random_seed(0)
     inputs = keras.Input(IMAGE)
     x = block(inputs, 16)
@@ -101,7 +101,7 @@ def test_a_saved_network_equals_its_file(tmp_path):
 
 
 def test_a_deep_network_equals_its_file(tmp_path):
-    """Where one step more would change every value behind it."""
+    """A difference of one LSB would change every value after it."""
     keras.utils.set_random_seed(0)
     inputs = keras.Input((16, 16, 3))
     x = block(inputs, 32)
@@ -127,7 +127,7 @@ def test_a_float_model_with_ranges_from_data_rounds_like_its_file(tmp_path):
 
 
 def test_channels_without_weights(tmp_path, quiet):
-    """Pruned whole, or scaled by zero: what is left is their offset."""
+    """All weights pruned, or scaled by zero: only the bias is left."""
     keras.utils.set_random_seed(0)
     inputs = keras.Input(IMAGE)
     conv, first, second = L.Conv2D(6, 3), L.BatchNormalization(), L.BatchNormalization()
@@ -148,7 +148,7 @@ def test_pruned_and_four_bit_weights(tmp_path):
 
 
 def test_equal_relus_of_one_tensor_are_one(tmp_path):
-    """The converter merges them and puts them into the layer before, on one grid."""
+    """The converter merges them and fuses them into the layer before, with one range."""
     keras.utils.set_random_seed(0)
     inputs = keras.Input(IMAGE)
     x = L.BatchNormalization()(L.Conv2D(8, 3, padding="same")(inputs))
@@ -163,7 +163,7 @@ def test_equal_relus_of_one_tensor_are_one(tmp_path):
 
 
 def test_what_is_moved_into_a_concatenation_keeps_its_grid_for_others(tmp_path):
-    """The converter would put the pooled tensor on the grid of the concatenation for all."""
+    """The converter would give the pooled tensor the range of the concatenation for all readers."""
     keras.utils.set_random_seed(0)
     inputs = keras.Input(IMAGE)
     pooled = L.MaxPooling2D()(L.ReLU()(L.Conv2D(8, 3, padding="same")(inputs)))
@@ -173,7 +173,7 @@ def test_what_is_moved_into_a_concatenation_keeps_its_grid_for_others(tmp_path):
 
 
 def test_nested_models(tmp_path):
-    """A backbone inside, with sums at its ends, and one in it."""
+    """A backbone that starts and ends with accumulations, and a nested model in it."""
     keras.utils.set_random_seed(0)
     inner_input = keras.Input((8, 8, 8))
     inner = keras.Model(inner_input, L.Conv2D(8, 3, padding="same")(block(inner_input, 8)))
@@ -186,7 +186,7 @@ def test_nested_models(tmp_path):
 
 
 def called_on_itself(function):
-    """A nested model whose second call reads another grid than its first."""
+    """A nested model whose second call has an input with another scale than the first."""
 
     def twice(x):
         inner = keras.Input(x.shape[1:])
@@ -227,13 +227,13 @@ def test_graphs_are_integers_and_equal_their_files(name, tmp_path):
 @pytest.mark.parametrize("scheme", ["int16x8", "tensor", "float16"])
 def test_numbers_behind_layers_that_are_not_followed_to_the_bit(scheme, tmp_path):
     half = scheme == "float16"
-    given = tfc.QuantizationScheme(weight_granularity="tensor") if scheme == "tensor" else "int8"
+    options = tfc.QuantizationScheme(weight_granularity="tensor") if scheme == "tensor" else "int8"
     keras.config.set_dtype_policy("mixed_float16" if half else "float32")
     try:
         keras.utils.set_random_seed(0)
         inputs = keras.Input(IMAGE)
         model = keras.Model(inputs, L.ReLU()(2 * L.Conv2D(3, 1)(inputs) + 1))
-        aware = tfc.quantize(model, "int16x8" if scheme == "int16x8" else given)
+        aware = tfc.quantize(model, "int16x8" if scheme == "int16x8" else options)
         x = images()
         aware(x, training=True)
         result = tfc.export_tflite(aware, tmp_path / "m.tflite")
@@ -262,7 +262,7 @@ def test_a_transformer_block(tmp_path):
     file = tfc.TFLiteModel(tfc.export_tflite(aware, tmp_path / "m.tflite").path)
     x = images(256, (16, 32), 1)
     expected = np.asarray(aware(x, training=False))
-    # One entry in thousands of the inverse roots and of softmax is a step off.
+    # One entry in thousands of the inverse roots and of softmax differs by one LSB.
     assert np.mean(file.predict(x) != expected) < 0.02
 
 
@@ -273,11 +273,11 @@ def test_inference_has_the_gradient_of_the_float_layers():
     x = tf.constant(images(8, (6,)) * 0.1)
     with tf.GradientTape() as tape:
         tape.watch(x)
-        total = tf.reduce_sum(aware(x, training=False))
+        output_sum = tf.reduce_sum(aware(x, training=False))
     wrapper = next(layer for layer in aware.layers if isinstance(layer, tfc.CompressionWrapper))
     ((weight, transforms),) = wrapper.pipelines()
     kernel = np.asarray(wrapper.effective_value(weight, transforms))
-    gradient = np.asarray(tape.gradient(total, x))
+    gradient = np.asarray(tape.gradient(output_sum, x))
     np.testing.assert_allclose(gradient, np.tile(kernel.sum(1), (8, 1)), rtol=1e-5)
 
 
@@ -293,18 +293,18 @@ def test_ranges_that_were_not_trained_change_nothing():
 @pytest.mark.parametrize("ratio", [0.013, 0.4, 0.77, 1.9])
 def test_moved_is_a_product_with_256ths(ratio):
     x = np.arange(-255, 256)
-    steps = Requantized(FakeQuantizer(ratio)).requantize(
+    quantized = Requantized(FakeQuantizer(ratio)).requantize(
         (x * np.float32(ratio)).astype("float32"), 1.0
     )
-    np.testing.assert_array_equal(steps, (x * round(ratio * 256) + 128) >> 8)
+    np.testing.assert_array_equal(quantized, (x * round(ratio * 256) + 128) >> 8)
 
 
 def test_leaky_has_a_ratio_for_each_sign():
     x = np.arange(-255, 256)
     values = np.where(x < 0, 0.3 * x, x).astype("float32") * np.float32(0.7)
     ratio = np.where(x < 0, round(np.float32(0.7) * 0.3 * 256), round(0.7 * 256))
-    steps = LeakyRelu(FakeQuantizer(0.7), 0.3).requantize(values, 1.0)
-    np.testing.assert_array_equal(steps, (x * ratio + 128) >> 8)
+    quantized = LeakyRelu(FakeQuantizer(0.7), 0.3).requantize(values, 1.0)
+    np.testing.assert_array_equal(quantized, (x * ratio + 128) >> 8)
 
 
 def test_products_are_rounded_to_the_nearest():
@@ -312,23 +312,23 @@ def test_products_are_rounded_to_the_nearest():
     a, b = generator.integers(-255, 256, (2, 10_000))
     s, t = np.float32(0.013), np.float32(0.021)
     values = (a * s).astype("float32") * (b * t).astype("float32")
-    steps = np.asarray(
+    quantized = np.asarray(
         Product((FakeQuantizer(s), FakeQuantizer(t))).requantize(values, np.float32(0.05))
     )
     exact = a * b * (float(s * t) / float(np.float32(0.05)))
-    np.testing.assert_allclose(steps, exact, atol=0.5 + 1e-3)
+    np.testing.assert_allclose(quantized, exact, atol=0.5 + 1e-3)
 
 
 def test_products_of_matrices_are_rounded_twice():
-    """By the digits of the ratio, ties up, then by its power of two, ties away from zero."""
-    total = np.arange(-5000, 5001)
+    """After the significand of the multiplier, ties up; after its power of two, away from zero."""
+    accumulator = np.arange(-5000, 5001)
     s, t, scale = np.float32(0.03), np.float32(0.02), np.float32(0.25)
-    values = (total * (s * t)).astype("float32")
-    steps = MatrixProduct((FakeQuantizer(s), FakeQuantizer(t))).requantize(values, scale)
+    values = (accumulator * (s * t)).astype("float32")
+    quantized = MatrixProduct((FakeQuantizer(s), FakeQuantizer(t))).requantize(values, scale)
     digits, power = np.frexp(float(s * t / scale))
-    first = np.floor(total * digits + 0.5)
+    first = np.floor(accumulator * digits + 0.5)
     second = np.sign(first) * np.floor(np.abs(first) * 2.0**power + 0.5)
-    np.testing.assert_array_equal(steps, second)
+    np.testing.assert_array_equal(quantized, second)
 
 
 def test_constants_beside_an_operation():
@@ -341,13 +341,13 @@ def test_constants_beside_an_operation():
     }
     for wanted, tensors in cases.items():
         for tensor in tensors:
-            found = constant_operand(maker(tensor))
-            assert found == wanted, tensor
+            operand = constant_operand(maker(tensor))
+            assert operand == wanted, tensor
 
 
 @pytest.mark.parametrize("merge", [L.Subtract, L.Multiply, L.Add, L.Maximum])
 def test_a_nested_model_may_be_called_on_two_images(merge, tmp_path):
-    """Both results are on one grid, and reshaped: the converter must not mix up the grids."""
+    """Both outputs have the same scale and are reshaped: the converter must not mix up scales."""
     keras.utils.set_random_seed(0)
     inputs = keras.Input(IMAGE)
     x = L.ReLU()(L.BatchNormalization()(L.Conv2D(6, 3, use_bias=False)(inputs)))

@@ -1,4 +1,4 @@
-"""The table of lowering rules: stages, order, and what is registered twice."""
+"""The registry of lowering rules: stages, order, and rules registered twice."""
 
 import keras
 import pytest
@@ -16,28 +16,28 @@ def test_every_stage_has_rules_and_each_says_what_it_does():
         assert len({rule.__name__ for rule in rules}) == len(rules)
 
 
-def test_two_rules_of_one_place_are_refused():
+def test_two_rules_of_one_order_are_refused():
     with pytest.raises(ValueError, match="has the order 10 already"):
         lowering_rule(Stage.WHOLE, 10)(lambda lowering, site: None)
 
 
-def test_a_rule_of_a_smaller_number_is_asked_first(monkeypatch):
+def test_a_rule_of_a_smaller_order_is_tried_first(monkeypatch):
     monkeypatch.setattr(
         lowering_rules, "_RULES", {s: list(r) for s, r in lowering_rules._RULES.items()}
     )
-    asked = []
+    tried = []
 
     def second(lowering, site):
-        asked.append("second")
+        tried.append("second")
         return keras.ops.multiply(lowering.clone(site.layer)(site.args[0]), 2.0)
 
     def first(lowering, site):
-        asked.append("first")
+        tried.append("first")
 
     lowering_rule(Stage.OPERATION, 2)(second)
     lowering_rule(Stage.OPERATION, 1)(first)
     model = keras.Sequential([keras.Input((3,)), L.Dense(2)])
     lowered = lower(model)
-    assert asked == ["first", "second"]
+    assert tried == ["first", "second"]
     x = keras.ops.ones((1, 3))
     assert keras.ops.max(keras.ops.abs(lowered(x) - 2 * model(x))) < 1e-6

@@ -34,7 +34,7 @@ def test_finished_models_strip_without_a_word():  # our warnings are errors in t
 
 
 @pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
-def test_bake_computes_what_the_model_does(policy):
+def test_lower_computes_what_the_model_does(policy):
     with_policy = keras.dtype_policies.DTypePolicy(policy)
     model = keras.Sequential(
         [
@@ -46,11 +46,11 @@ def test_bake_computes_what_the_model_does(policy):
     model = tfc.quantize(tfc.prune(model, 0.5))
     x = nets.samples_for(model, 8)
     model(x, training=True)
-    baked = lower(model)
-    assert all(layer.compute_dtype == "float32" for layer in baked.layers)
+    lowered = lower(model)
+    assert all(layer.compute_dtype == "float32" for layer in lowered.layers)
     tolerance = 1e-5 if policy == "float32" else 0.05
     np.testing.assert_allclose(
-        np.asarray(baked(x)), np.asarray(model(x), "float32"), atol=tolerance
+        np.asarray(lowered(x)), np.asarray(model(x), "float32"), atol=tolerance
     )
 
 
@@ -66,14 +66,14 @@ class Shifted(keras.layers.Layer):
         return x + self.by
 
 
-def test_baking_twice_needs_no_get_config():
+def test_lowering_twice_needs_no_get_config():
     model = keras.Sequential([keras.Input((6,)), Shifted(2.0, name="mine")])
     twice = lower(lower(model))
     assert twice.get_layer("mine").by == 2.0
 
 
 @pytest.mark.filterwarnings("error:.*destroy the mask")
-def test_masks_survive_baking():
+def test_masks_survive_lowering():
     inputs = keras.Input((5,), dtype="int32")
     x = keras.layers.Embedding(7, 4, mask_zero=True)(inputs)
     x = keras.layers.GlobalAveragePooling1D()(keras.layers.Dense(3)(Shifted(name="mine")(x)))
@@ -109,10 +109,10 @@ def test_root_mean_square_scaling_is_left_to_keras():
     )
     x = np.random.default_rng(0).normal(2, 1, (9, 8, 12)).astype("float32")
     model(x, training=True)
-    # What is baked rounds floats, the model integers: now and then to the other side.
-    step = float(model.layers[-1].qparams()[0])
+    # The lowered model rounds floats, the model integers: ties sometimes round differently.
+    scale = float(model.layers[-1].qparams()[0])
     difference = np.abs(lower(model)(x) - model(x))
-    assert difference.max() < 1.01 * step and np.mean(difference > 1e-5) < 0.01
+    assert difference.max() < 1.01 * scale and np.mean(difference > 1e-5) < 0.01
 
 
 def test_normalized_layers_agree_with_the_file(tmp_path):
@@ -125,15 +125,15 @@ def test_normalized_layers_agree_with_the_file(tmp_path):
     result = tfc.export_tflite(model, tmp_path / "m.tflite", io_dtype="int8")
     assert result.float_tensors == []
     file = tfc.TFLiteModel(result.path)
-    steps = np.abs(file.predict(x) - model.predict(x, verbose=0)) / file.outputs[0].scale
-    assert (steps > 0.5).mean() < 0.05 and steps.max() < 3.1  # default kernels
+    lsb = np.abs(file.predict(x) - model.predict(x, verbose=0)) / file.outputs[0].scale
+    assert (lsb > 0.5).mean() < 0.05 and lsb.max() < 3.1  # default kernels
 
 
 @pytest.mark.filterwarnings("ignore::tfcompress.CompressionWarning")
 def test_stripping_twice_gives_the_same():
     inputs = keras.Input((4, 5))
-    steps = keras.layers.TimeDistributed(keras.layers.Dense(6))(inputs)
-    model = tfc.quantize(keras.Model(inputs, keras.layers.Flatten()(steps)))
+    x = keras.layers.TimeDistributed(keras.layers.Dense(6))(inputs)
+    model = tfc.quantize(keras.Model(inputs, keras.layers.Flatten()(x)))
     x = np.random.default_rng(0).normal(size=(8, 4, 5)).astype("float32")
     first, second = tfc.strip(model), tfc.strip(model)
     np.testing.assert_array_equal(first(x), second(x))

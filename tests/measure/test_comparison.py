@@ -21,7 +21,7 @@ def test_models_and_files_side_by_side(models):
     model, folder, x, y = models
     aware = tfc.quantize(model)
     aware(x, training=True)
-    found = tfc.compare(
+    comparison = tfc.compare(
         {
             "float": model,
             "aware": aware,
@@ -33,22 +33,22 @@ def test_models_and_files_side_by_side(models):
         y,
         runs=10,
     )
-    kinds = [row.kind for row in found.rows]
+    kinds = [row.kind for row in comparison.rows]
     assert kinds == ["keras", "keras", "keras", "tflite", "tflite"]
-    assert found["float"].accuracy == found["saved"].accuracy == 1.0
-    assert found["phone"].accuracy > 0.9 and found["aware"].accuracy > 0.9
-    assert found["float"].bytes == found["saved"].bytes
-    assert found["phone"].bytes == (folder / "int8.tflite").stat().st_size
-    assert all(row.latency_ms > 0 for row in found.rows)
-    text = str(found)
+    assert comparison["float"].accuracy == comparison["saved"].accuracy == 1.0
+    assert comparison["phone"].accuracy > 0.9 and comparison["aware"].accuracy > 0.9
+    assert comparison["float"].bytes == comparison["saved"].bytes
+    assert comparison["phone"].bytes == (folder / "int8.tflite").stat().st_size
+    assert all(row.latency_ms > 0 for row in comparison.rows)
+    text = str(comparison)
     assert "100.00%" in text and "phone" in text and "1.00x" in text
     with pytest.raises(KeyError, match="'none'; there are 'float'"):
-        found["none"]
+        comparison["none"]
 
 
 def test_without_data_there_is_no_accuracy(models):
-    found = tfc.compare({"float": models[0]}, runs=3)
-    assert found.rows[0].accuracy is None and "-" in str(found)
+    comparison = tfc.compare({"float": models[0]}, runs=3)
+    assert comparison.rows[0].accuracy is None and "-" in str(comparison)
 
 
 def test_labelled_datasets(models):

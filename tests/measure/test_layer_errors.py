@@ -13,7 +13,7 @@ from tfcompress.graph.weights import compressible_weights
 
 
 def lively(model):
-    """Gives normalizations values of their own, so that none hands on what it gets."""
+    """Sets the variables of normalizations, so that none is the identity."""
     generator = np.random.default_rng(0)
     for _, layer in walk_layers(model):
         if isinstance(layer, L.BatchNormalization):
@@ -85,16 +85,16 @@ def test_a_broken_layer_ranks_first_whichever_it_is(name, way, tmp_path):
     assert healthy.rows[0].sqnr > 20 and healthy.unmatched == []
     assert [r.sqnr for r in healthy.rows] == sorted(r.sqnr for r in healthy.rows)
     tried = 0
-    for place, layer in walk_layers(model):
+    for layer_path, layer in walk_layers(model):
         weights = compressible_weights(plain(layer)) or (
             [layer.gamma] if isinstance(layer, L.BatchNormalization) else []
         )
         for weight in weights[-1:]:
             before = keras.ops.convert_to_numpy(weight).copy()
             weight.assign(np.flip(before * 1.7, -1) + 0.1)
-            found = tfc.layer_errors(model, path, x).rows[0]
-            assert place in found.layers, (place, found)
-            assert found.sqnr < healthy.rows[0].sqnr - 5
+            worst = tfc.layer_errors(model, path, x).rows[0]
+            assert layer_path in worst.layers, (layer_path, worst)
+            assert worst.sqnr < healthy.rows[0].sqnr - 5
             weight.assign(before)
             tried += 1
     assert tried >= (1 if name == "attention" else 3)
@@ -120,8 +120,8 @@ def test_errors_are_those_of_numpy(tmp_path):
     (row,) = tfc.layer_errors(model, path, x).rows
     details = next(d for d in file.interpreter.get_tensor_details() if "quantizer" in d["name"])
     scale, zero_point = details["quantization"]
-    rounded = (np.clip(np.round(x / scale) + zero_point, -128, 127) - zero_point) * scale
-    wanted = rounded @ np.array(model.layers[0].kernel) + np.array(model.layers[0].bias)
+    quantized_x = (np.clip(np.round(x / scale) + zero_point, -128, 127) - zero_point) * scale
+    wanted = quantized_x @ np.array(model.layers[0].kernel) + np.array(model.layers[0].bias)
     got = file.predict(x)
     noise = ((wanted - got) ** 2).sum()
     assert abs(row.sqnr - 10 * np.log10((wanted**2).sum() / noise)) < 0.01
@@ -135,8 +135,8 @@ def test_float_files_have_no_errors_and_open_batches_work(tmp_path):
     model = nets.residual()
     for options in ({}, {"batch_size": None}, {"batch_size": 3}):
         tfc.export_tflite(model, tmp_path / "m.tflite", **options)
-        found = tfc.layer_errors(model, tmp_path / "m.tflite", samples(model, 10))
-        assert found.rows[0].sqnr > 80 and found.samples == 10 and found.rows[0].steps is None
+        errors = tfc.layer_errors(model, tmp_path / "m.tflite", samples(model, 10))
+        assert errors.rows[0].sqnr > 80 and errors.samples == 10 and errors.rows[0].steps is None
 
 
 def encoder():
@@ -156,8 +156,8 @@ def test_no_layer_is_blamed_in_a_file_that_agrees(scheme, tmp_path):
         model, tmp_path / "m.tflite", scheme=scheme, representative_dataset=x
     )
     assert result.agreement.rmse < 0.05
-    found = tfc.layer_errors(model, result.path, x)
-    assert found.rows[0].sqnr > 25 and found.unmatched == []
+    errors = tfc.layer_errors(model, result.path, x)
+    assert errors.rows[0].sqnr > 25 and errors.unmatched == []
 
 
 def test_several_inputs_and_the_table(tmp_path):
@@ -165,9 +165,9 @@ def test_several_inputs_and_the_table(tmp_path):
     x = nets.samples_for(model, 32)
     path = tmp_path / "m.tflite"
     tfc.export_tflite(model, path, representative_dataset=x)
-    found = tfc.layer_errors(model, path, x)
-    assert {row.path for row in found.rows} >= {"left", "right", "main_out", "side_out"}
-    assert "SQNR dB" in str(found) and "side_out" in str(found)
+    errors = tfc.layer_errors(model, path, x)
+    assert {row.path for row in errors.rows} >= {"left", "right", "main_out", "side_out"}
+    assert "SQNR dB" in str(errors) and "side_out" in str(errors)
 
 
 def test_files_of_other_models_are_refused():

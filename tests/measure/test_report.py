@@ -73,8 +73,8 @@ def test_a_browser_shows_it(comparison, width, tmp_path):
     probe.write_text((tmp_path / "report.html").read_text() + script + "</script>")
     done = browse(probe, tmp_path, width, "--dump-dom", "--enable-logging=stderr", "--v=0")
     assert "CONSOLE" not in done.stderr
-    wide, window = map(int, re.search(r"<title>(\d+) in (\d+)", done.stdout).groups())
-    assert wide <= window, "the page scrolls sideways"
+    page_width, window = map(int, re.search(r"<title>(\d+) in (\d+)", done.stdout).groups())
+    assert page_width <= window, "the page scrolls sideways"
     assert done.stdout.count("<svg") == 2 and "phone" in done.stdout
     shot = tmp_path / "shot.png"
     browse(tmp_path / "report.html", tmp_path, width, f"--screenshot={shot}")
@@ -84,22 +84,22 @@ def test_a_browser_shows_it(comparison, width, tmp_path):
 def test_histograms_of_models_and_files(tmp_path):
     model = tfc.quantize(tfc.prune(nets.tiny(), 0.5))
     model(nets.samples_for(model, 64), training=True)
-    found = tfc.histograms(model, bins=16)
-    first = found.weights[0]
+    of_model = tfc.histograms(model, bins=16)
+    first = of_model.weights[0]
     assert first.name == "first/kernel" and sum(first.counts) == 48 and first.zeros == 0.5
     assert len(first.edges) == 17 and first.levels <= 25
-    quantizer = next(r for r in found.ranges if r.name == "second")
+    quantizer = next(r for r in of_model.ranges if r.name == "second")
     path = tfc.export_tflite(model, tmp_path / "m.tflite").path
     of_file = tfc.histograms(path)
     assert sorted(sum(w.counts) for w in of_file.weights) == [24, 48]
     assert {round(w.zeros, 3) for w in of_file.weights} == {0.5}
     twin = next(r for r in of_file.ranges if "second" in r.name)
-    step = (quantizer.maximum - quantizer.minimum) / 255
-    assert abs(twin.minimum - quantizer.minimum) < step
-    assert abs(twin.maximum - quantizer.maximum) < step
-    for made in (found, of_file, tfc.histograms(nets.tiny())):
-        made.plot(tmp_path / "h.png")
+    scale = (quantizer.maximum - quantizer.minimum) / 255
+    assert abs(twin.minimum - quantizer.minimum) < scale
+    assert abs(twin.maximum - quantizer.maximum) < scale
+    for result in (of_model, of_file, tfc.histograms(nets.tiny())):
+        result.plot(tmp_path / "h.png")
         assert (tmp_path / "h.png").stat().st_size > 5000
-        assert "zeros" in str(made)
+        assert "zeros" in str(result)
     with pytest.raises(ValueError, match="bins must be"):
         tfc.histograms(model, bins=0)

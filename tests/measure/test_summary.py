@@ -10,15 +10,15 @@ def test_tells_bits_sparsity_target_step_and_cost():
     model = tfc.quantize(tfc.prune(nets.tiny(), schedule, layers="first"))
     for _ in range(3):
         model(nets.samples_for(model), training=True)
-    made = tfc.summary(model)
-    first = next(layer for layer in made.layers if layer.path == "first")
-    second = next(layer for layer in made.layers if layer.path == "second")
+    summary = tfc.summary(model)
+    first = next(layer for layer in summary.layers if layer.path == "first")
+    second = next(layer for layer in summary.layers if layer.path == "second")
     assert (first.bits, first.sparsity, first.target, first.step) == (8, 0.5, 0.5, 3)
     assert (second.bits, second.target, second.step) == (8, None, None)
     assert (first.parameters, first.macs) == (56, 48)
-    assert (made.parameters, made.macs) == (83, 72)
-    assert made.quantizers == made.trained_quantizers == 3
-    text = str(made)
+    assert (summary.parameters, summary.macs) == (83, 72)
+    assert summary.quantizers == summary.trained_quantizers == 3
+    text = str(summary)
     assert "50.0%" in text and "3 activation quantizers, 3 with a range" in text
 
 

@@ -20,7 +20,7 @@ def errors(make, **options):
     keras.utils.set_random_seed(0)
     layer = make()
     generator = np.random.default_rng(0)
-    # Inputs that belong together, so that errors of weights can make up for each other.
+    # Correlated inputs, so that errors of weights can compensate each other.
     x = generator.normal(size=(256, 12, 12, 2)) @ generator.normal(size=(2, 4)) + 1
     x = x.astype("float32")
     model = keras.Sequential([keras.Input((12, 12, 4)), layer])
@@ -37,12 +37,12 @@ def errors(make, **options):
 @pytest.mark.parametrize("name", LAYERS)
 def test_biases_are_corrected(name):
     plain, corrected = (errors(LAYERS[name], correct_bias=on) for on in (False, True))
-    # What is left is the rounding of biases to whole steps of the sum.
+    # The rest is the rounding of biases to the scale of the accumulator.
     assert corrected[1] < 0.15 * plain[1] and corrected[0] < plain[0]
 
 
-@pytest.mark.parametrize("count", [90, 600])  # the last batch is smaller; not all are looked at
-def test_biases_of_what_reads_every_step_are_corrected(count):
+@pytest.mark.parametrize("count", [90, 600])  # the last batch is smaller; not all are used
+def test_biases_of_a_layer_called_every_time_step_are_corrected(count):
     keras.utils.set_random_seed(0)
     model = keras.Sequential([keras.Input((6, 5, 5, 4)), L.TimeDistributed(L.Conv2D(8, 3))])
     x = np.random.default_rng(0).normal(1, size=(count, 6, 5, 5, 4)).astype("float32")
@@ -66,7 +66,7 @@ def test_samples_that_pass_twice_count_once(count, rounding):
     keras.utils.set_random_seed(0)
     model = keras.Sequential([keras.Input((6,)), L.Dense(8)])
     x = np.random.default_rng(0).normal(size=(count, 6)).astype("float32")
-    x += np.linspace(-1, 1, count, dtype="float32")[:, None]  # in an order, as by class or time
+    x += np.linspace(-1, 1, count, dtype="float32")[:, None]  # sorted, as by class or time
     name = maker(model.inputs[0]).name
     scheme = tfc.QuantizationScheme(activation_range="percentile", rounding=rounding)
     quantized = post_training(model, scheme, {name: x})
@@ -80,13 +80,13 @@ def test_adaround_beats_the_nearest(name):
     assert chosen[0] < 0.9 * nearest[0]
 
 
-def test_weights_lie_on_their_grid_and_zeros_stay():
+def test_weights_are_quantized_and_zeros_stay():
     _, _, kernel, quantized = errors(lambda: L.Conv2D(8, 3), rounding="adaround")
     ((variable, (rounding,)),) = quantized.layers[-2].pipelines()
     np.testing.assert_allclose(np.asarray(rounding.call(variable.value)), kernel, atol=1e-6)
     for channel in np.moveaxis(kernel, -1, 0):
-        places = channel / np.abs(channel).max() * 7
-        assert len(np.unique(np.round(places, 3))) <= 15
+        quantized_values = channel / np.abs(channel).max() * 7
+        assert len(np.unique(np.round(quantized_values, 3))) <= 15
 
 
 def test_pruned_weights_stay_zero():

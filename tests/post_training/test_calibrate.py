@@ -10,7 +10,7 @@ from tfcompress.quantization.state import quantizers
 
 @pytest.fixture(scope="module")
 def data():
-    """Normal values, and one far away."""
+    """Normal values, and one outlier."""
     generator = np.random.default_rng(0)
     x = generator.normal(size=(512, 200)).astype("float32")
     x.ravel()[0] = 100
@@ -28,19 +28,19 @@ def test_min_max_holds_everything(data):
     assert range_of("min_max", data) == pytest.approx((data.min(), 100))
 
 
-def test_the_average_of_the_ends_of_batches(data):
-    ends = np.mean([[b.min(), b.max()] for b in np.split(data, 16)], axis=0)
-    assert range_of("moving_average", data) == pytest.approx(tuple(ends), rel=1e-5)
+def test_the_average_of_minima_and_maxima_of_batches(data):
+    mean = np.mean([[b.min(), b.max()] for b in np.split(data, 16)], axis=0)
+    assert range_of("moving_average", data) == pytest.approx(tuple(mean), rel=1e-5)
 
 
 @pytest.mark.parametrize("method", ["percentile", "mse", "kl"])
-def test_the_others_do_not_spend_the_grid_on_one_value(method, data):
+def test_the_others_do_not_extend_the_range_for_one_value(method, data):
     low, high = range_of(method, data)
     assert high < 95 and -6 < low < -2
 
     def error(low, high):
-        step = (high - low) / 255
-        rounded = np.clip(np.round((data - low) / step), 0, 255) * step + low
+        scale = (high - low) / 255
+        rounded = np.clip(np.round((data - low) / scale), 0, 255) * scale + low
         return np.mean(np.minimum(np.abs(rounded - data), 10) ** 2)
 
     assert error(low, high) < error(*range_of("min_max", data))

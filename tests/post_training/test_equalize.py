@@ -9,7 +9,7 @@ from tfcompress.post_training.fold_batch_norm import fold_batch_norm
 
 
 def badly_scaled():
-    """Depthwise blocks whose channels differ a thousandfold, which the next layer takes back."""
+    """Depthwise blocks whose channels differ a thousandfold, which the next layer reverts."""
     keras.utils.set_random_seed(0)
     generator = np.random.default_rng(0)
     stack = [keras.Input((12, 12, 3)), L.Conv2D(16, 3, name="a"), L.ReLU()]
@@ -56,7 +56,7 @@ def test_it_recovers_what_min_max_loses(tmp_path):
 
 
 @pytest.mark.parametrize("between", [L.ReLU(6.0), L.Activation("tanh"), L.Softmax()])
-def test_what_does_not_let_scales_through_is_left_alone(between):
+def test_what_is_not_homogeneous_is_left_alone(between):
     model = keras.Sequential([keras.Input((4,)), L.Dense(6), between, L.Dense(3)])
     for old, new in zip(model.get_weights(), equalize(model).get_weights(), strict=True):
         np.testing.assert_array_equal(old, new)

@@ -40,8 +40,8 @@ def test_untrained_it_changes_nothing_and_trained_it_rounds():
     layer(x, training=True)
     assert layer.is_trained
     rounded = keras.ops.convert_to_numpy(layer(x))
-    steps = rounded / (2 / 255)
-    np.testing.assert_allclose(steps, np.round(steps), atol=1e-3)
+    quantized = rounded / (2 / 255)
+    np.testing.assert_allclose(quantized, np.round(quantized), atol=1e-3)
     assert np.abs(rounded - x).max() <= 1.001 / 255
     assert len(np.unique(np.round(keras.ops.convert_to_numpy(fake_quant(x, -1.0, 1.0)) * 255))) > 99
 
@@ -72,11 +72,11 @@ def test_sixteen_bits_are_symmetric_around_zero():
     layer = observe([[[-1.0, 3.0]]], bits=16)
     assert layer.range() == (-3.0, 3.0)
     x = np.array([[-2.0, 0.0, 1e-4, 2.5]], "float32")
-    step = 3 / 32767
-    np.testing.assert_allclose(layer(x), np.round(x / step) * step, atol=1e-6)
+    scale = 3 / 32767
+    np.testing.assert_allclose(layer(x), np.round(x / scale) * scale, atol=1e-6)
     # Ties of averages go away from zero.
-    halves = np.array([[-1.5, -0.5, 0.5, 2.5, 2.25]], "float32") * step
-    got = keras.ops.convert_to_numpy(layer(halves, averaged=True)) / step
+    halves = np.array([[-1.5, -0.5, 0.5, 2.5, 2.25]], "float32") * scale
+    got = keras.ops.convert_to_numpy(layer(halves, averaged=True)) / scale
     np.testing.assert_allclose(got, [[-2, -1, 1, 3, 2]], atol=1e-2)
 
 
@@ -90,12 +90,12 @@ def test_the_gradient_passes_straight_through():
     np.testing.assert_array_equal(tape.gradient(y, x), [[1, 2, 3, 4]])
 
 
-def test_the_ends_told_to_the_converter_are_those_of_the_grid():
+def test_the_converter_computes_the_same_qparams_from_the_range():
     generator = np.random.default_rng(0)
     quantizer = ActivationQuantizer()
     quantizer.build(())
     for _ in range(200):
         low, high = generator.normal(size=2) * 10 ** generator.uniform(-6, 4, 2)
         quantizer.set_range(-abs(low) * (generator.random() > 0.3), abs(high))
-        grid = (float(keras.ops.convert_to_numpy(value)) for value in quantizer.qparams())
-        assert quantizer.min_max() == range_of_qparams(*grid)
+        qparams = (float(keras.ops.convert_to_numpy(value)) for value in quantizer.qparams())
+        assert quantizer.min_max() == range_of_qparams(*qparams)

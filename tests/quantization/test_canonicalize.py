@@ -65,8 +65,8 @@ def test_a_global_average_is_a_pooling_of_the_whole_image(keepdims):
     layer = L.GlobalAveragePooling2D(keepdims=keepdims, name="g")
     wanted = layer(inputs)
     first, second = parts_of(layer)
-    made = second(first(inputs))
-    assert made.shape == wanted.shape and first.name == "g"
+    pooled = second(first(inputs))
+    assert pooled.shape == wanted.shape and first.name == "g"
     x = np.random.default_rng(0).normal(size=(4, 7, 5, 3)).astype("float32")
     np.testing.assert_allclose(second(first(x)), layer(x), atol=1e-6)
-    assert parts_of(L.GlobalAveragePooling2D()) is None  # its image is not known yet
+    assert parts_of(L.GlobalAveragePooling2D()) is None  # the size of its image is not known yet

@@ -1,4 +1,4 @@
-"""Nested models and what reads them: the grid of their last tensor is one."""
+"""Nested models and what reads them: their output has one scale inside and outside."""
 
 import keras
 import numpy as np
@@ -13,10 +13,10 @@ IMAGE = (16, 16, 3)
 X = np.random.default_rng(0).normal(size=(48, *IMAGE)).astype("float32")
 
 
-def backbone(*ends):
+def backbone(*last_layers):
     inputs = keras.Input(IMAGE)
     x = L.ReLU()(L.BatchNormalization()(L.Conv2D(8, 3)(inputs)))
-    for layer in ends:
+    for layer in last_layers:
         x = layer(x)
     return keras.Model(inputs, x, name="backbone")
 
@@ -119,16 +119,16 @@ def test_outputs_keep_their_names(compiled, tmp_path, quiet):
     outputs = [L.Dense(4, name="box")(x), L.Dense(3, name="cls", activation="softmax")(x)]
     model = keras.Model(inputs, outputs)
     targets = {"box": np.ones((8, 4)), "cls": np.ones((8, 3))}
-    weights = [np.ones(8), np.linspace(0, 1, 8)]  # which Keras takes with targets alike
-    for made in (tfc.quantize(model), tfc.prune(tfc.quantize(model), 0.5)):
-        assert made.output_names == ["box", "cls"]
+    weights = [np.ones(8), np.linspace(0, 1, 8)]  # Keras needs targets in the same structure
+    for aware in (tfc.quantize(model), tfc.prune(tfc.quantize(model), 0.5)):
+        assert aware.output_names == ["box", "cls"]
         metrics = {"cls": ["accuracy"]}
-        made.compile("sgd", loss=compiled, metrics=metrics, weighted_metrics={"box": ["mae"]})
-        history = made.fit(np.ones((8, 6)), targets, verbose=0).history
-        made.fit(np.ones((8, 6)), [*targets.values()], sample_weight=weights, verbose=0)
+        aware.compile("sgd", loss=compiled, metrics=metrics, weighted_metrics={"box": ["mae"]})
+        history = aware.fit(np.ones((8, 6)), targets, verbose=0).history
+        aware.fit(np.ones((8, 6)), [*targets.values()], sample_weight=weights, verbose=0)
         assert {"box_loss", "cls_accuracy", "box_mae"} <= {*history}
-        made.save(tmp_path / "m.keras")
+        aware.save(tmp_path / "m.keras")
         loaded = keras.models.load_model(tmp_path / "m.keras")
         assert loaded.output_names == ["box", "cls"]
         loaded.fit(np.ones((8, 6)), targets, verbose=0)
-    assert type(tfc.strip(made)) is type(model)
+    assert type(tfc.strip(aware)) is type(model)

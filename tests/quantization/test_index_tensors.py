@@ -1,4 +1,4 @@
-"""Inputs of float32 that hold the numbers of words or categories are looked up as they are."""
+"""Float inputs that hold indices of words or categories are not quantized."""
 
 import keras
 import numpy as np
@@ -40,19 +40,19 @@ def beside_numbers(x):
 
 
 class Positions(L.Layer):
-    """Words and their places, as in the examples of Keras."""
+    """Words and their positions, as in the examples of Keras."""
 
     def __init__(self, count, width, **kwargs):
         super().__init__(**kwargs)
         self.words = L.Embedding(WORDS, width)
-        self.places = L.Embedding(count, width)
+        self.positions = L.Embedding(count, width)
 
     def call(self, x):
-        return self.words(x) + self.places(ops.arange(0, ops.shape(x)[-1]))
+        return self.words(x) + self.positions(ops.arange(0, ops.shape(x)[-1]))
 
 
 class Opaque(L.Layer):
-    """Looks words up in code that cannot be written out, for it has weights of its own."""
+    """Looks words up in a layer that cannot be expanded, because it has its own weights."""
 
     def build(self, shape):
         self.words = L.Embedding(WORDS, 4)
@@ -64,7 +64,7 @@ class Opaque(L.Layer):
 
 
 FLOATS = {"masked": 1, "shifted": 2, "beside_numbers": 3, "Opaque": 2}
-"""Float tensors that there must be: what is computed or cut from a float input."""
+"""Number of float tensors allowed: those computed or sliced from a float input."""
 
 MODELS = {
     "plain": plain,
@@ -128,8 +128,8 @@ def test_an_input_of_numbers_and_words_may_enter_a_nested_model_as_both():
     aware.compile(keras.optimizers.SGD(0.0), "mse")
     zeros = [np.zeros((len(x), 4)), np.zeros((len(x), 2))]
     aware.fit(x, zeros, batch_size=len(x), verbose=0)
-    found, _ = aware.predict(x, verbose=0)
-    assert len(np.unique(np.round(found, 6), axis=0)) > 80  # as many rows as words, nearly
+    embedded, _ = aware.predict(x, verbose=0)
+    assert len(np.unique(np.round(embedded, 6), axis=0)) > 80  # as many rows as words, nearly
 
 
 def test_integers_cannot_stand_for_float_indices(tmp_path):

@@ -28,7 +28,7 @@ def test_samples_fit_a_budget_and_need_a_fixed_size():
 
 
 def test_the_inputs_of_one_sample_stay_together():
-    """A small and a large input keep as many samples, and those of the same steps."""
+    """A small and a large input keep equally many samples, from the same training steps."""
     small, large = keras.Input((1,), name="small"), keras.Input((64, 64, 16), name="large")
     pooled = keras.layers.GlobalAveragePooling2D()(large)
     outputs = keras.layers.Dense(2)(keras.layers.Concatenate()([small, pooled]))
@@ -55,15 +55,15 @@ def holds(path, x):
     """Returns whether any sample is in a file of weights."""
     import h5py
 
-    found = []
+    matches = []
 
     def look(name, weight):
         if isinstance(weight, h5py.Dataset) and weight.shape[1:] == x.shape[1:]:
-            found.extend((weight[()][:, None] == x[None]).all(-1).any(-1))
+            matches.extend((weight[()][:, None] == x[None]).all(-1).any(-1))
 
     with h5py.File(path, "r") as file:
         file.visititems(look)
-    return any(found)
+    return any(matches)
 
 
 @pytest.mark.parametrize("count", [0, 5, 32])

@@ -16,7 +16,7 @@ def mean(x):
     return ops.mean(x, -1, keepdims=True)
 
 
-def total(x):
+def summed(x):
     return ops.sum(x, -1, keepdims=True)
 
 
@@ -27,15 +27,15 @@ def squares(x):
 STEEP = {
     "root": lambda x: ops.sqrt(x + 1e-6),
     "power": lambda x: (x + 1e-6) ** 0.5,
-    "root of squares": lambda x: ops.sqrt(total(x * x)),
-    "distance": lambda x: ops.sqrt(total(ops.square(x[:, :8] - x[:, 8:])) + 1e-7),
+    "root of squares": lambda x: ops.sqrt(summed(x * x)),
+    "distance": lambda x: ops.sqrt(summed(ops.square(x[:, :8] - x[:, 8:])) + 1e-7),
     "signed root": lambda x: ops.sign(x) * ops.sqrt(ops.abs(x) + 1e-8),
     "logarithm": lambda x: ops.log(x + 1e-6),
     "log of softmax": lambda x: ops.log(ops.softmax(x) + 1e-9),
     "reciprocal": lambda x: ops.reciprocal(x + 1e-2),
     "quotient": lambda x: 1.0 / (x + 1e-2),
-    "share": lambda x: x / (total(x) + 1e-9),
-    "unit length": lambda x: x / ops.sqrt(ops.maximum(total(x * x), 1e-12)),
+    "share": lambda x: x / (summed(x) + 1e-9),
+    "unit length": lambda x: x / ops.sqrt(ops.maximum(summed(x * x), 1e-12)),
     "layer normalization": lambda x: (
         (x - mean(x)) * ops.rsqrt(mean(ops.square(x - mean(x))) + 1e-5)
     ),
@@ -71,11 +71,11 @@ def test_training_stays_finite_and_the_file_equal(name, tmp_path):
 
 
 def test_two_equal_inputs_have_a_gradient(tmp_path):
-    """What is rounded cancels to exactly zero, as floats hardly do."""
+    """Quantized values cancel to exactly zero, which floats hardly do."""
     keras.utils.set_random_seed(0)
     one, two = keras.Input((10,)), keras.Input((10,))
     branch = keras.Sequential([keras.Input((10,)), L.Dense(16, activation="relu"), L.Dense(6)])
-    distance = ops.sqrt(total(ops.square(branch(one) - branch(two))))
+    distance = ops.sqrt(summed(ops.square(branch(one) - branch(two))))
     aware = tfc.quantize(keras.Model([one, two], distance))
     aware.compile("sgd", "mse")
     x = X[:, :10]

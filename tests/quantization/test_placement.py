@@ -1,4 +1,4 @@
-"""Quantizers stand where the runtime rounds, and nowhere else."""
+"""Quantizers stand where the runtime quantizes, and nowhere else."""
 
 import keras
 import numpy as np
@@ -45,11 +45,11 @@ CASES = {
         [L.Conv2D(3, 3, activation="relu", name="c")],
         ["x", "c_activation"],
     ),
-    "what moves values has no grid of its own": (
+    "what moves values has no quantizer": (
         [L.MaxPooling2D(), L.ZeroPadding2D(), L.Flatten(), L.Dropout(0.5), L.Dense(3, name="d")],
         ["x", "d"],
     ),
-    "an average is rounded onto the grid it came from": (
+    "an average keeps the scale of its input": (
         [L.AveragePooling2D(2, name="a"), L.Conv2D(3, 3, name="c")],
         ["x", "a", "c"],
     ),
@@ -84,7 +84,7 @@ def test_a_tensor_read_twice_is_quantized_once():
 
 
 def test_what_is_concatenated_is_on_the_grid_of_the_result():
-    """Also through what moves values, unless another operation reads it as well."""
+    """Also through operations that move values, unless another operation reads it as well."""
     inputs = keras.Input((8, 8, 3), name="x")
     branches = [
         L.Flatten()(L.MaxPooling2D()(L.Conv2D(2, 3, activation="relu", name="moved")(inputs))),
@@ -93,7 +93,7 @@ def test_what_is_concatenated_is_on_the_grid_of_the_result():
     inner = L.Concatenate(name="inner")(branches)
     outer = L.Concatenate(name="outer")([inner, L.Dense(2, name="dense")(branches[1])])
     model = tfc.quantize(keras.Model(inputs, outer))
-    # A concatenation inside another keeps its own grid, as it does in the file.
+    # A concatenation inside another keeps its own scale, as in the file.
     assert set(quantized_after(model)) == {"x", "read_twice", "inner", "outer"}
 
 
@@ -114,7 +114,7 @@ def test_nested_outputs_are_closed_where_they_are_called():
 def test_integers_are_left_alone():
     inputs = keras.Input((5,), dtype="int32", name="ids")
     model = keras.Model(inputs, L.Dense(2, name="d")(L.Embedding(10, 4, name="e")(inputs)))
-    assert quantized_after(tfc.quantize(model)) == ["d"]  # rows are on the table's grid
+    assert quantized_after(tfc.quantize(model)) == ["d"]  # rows have the scale of the table
 
 
 def test_a_selection_quantizes_what_it_names_and_its_inputs():
@@ -173,9 +173,9 @@ def test_rows_of_a_table_are_on_its_grid_already(joined, tmp_path):
     model(every, training=True)
     result = tfc.export_tflite(model, tmp_path / "m.tflite", representative_dataset=every)
     assert not result.float_tensors
-    steps = 2.0 / 255 if joined else 0.0
+    lsb = 2.0 / 255 if joined else 0.0
     np.testing.assert_allclose(
-        tfc.TFLiteModel(result.path).predict(every), model(every), atol=1e-6 + steps
+        tfc.TFLiteModel(result.path).predict(every), model(every), atol=1e-6 + lsb
     )
 
 

@@ -60,8 +60,8 @@ def test_strip_of_quantize_is_within_half_a_weight_step(make):
     assert type(stripped) is type(model)
     for old, new in zip(model.weights, stripped.weights, strict=True):
         old, new = keras.ops.convert_to_numpy(old), keras.ops.convert_to_numpy(new)
-        step = np.abs(old).max(axis=tuple(range(old.ndim - 1)), keepdims=True) / 127
-        limit = step / 2 * (1 + 1e-5) if old.ndim > 1 else 0
+        scale = np.abs(old).max(axis=tuple(range(old.ndim - 1)), keepdims=True) / 127
+        limit = scale / 2 * (1 + 1e-5) if old.ndim > 1 else 0
         assert np.all(np.abs(new - old) <= limit)
     assert not any("tfcompress" in type(layer).__module__ for _, layer in walk_layers(stripped))
 

@@ -27,8 +27,8 @@ def encoder(count=3, nested=False):
 
 
 def test_blocks_of_an_encoder():
-    found = {block.name: block.layers for block in residual_blocks(encoder(1))}
-    assert found == {
+    layers_by_block = {block.name: block.layers for block in residual_blocks(encoder(1))}
+    assert layers_by_block == {
         "attend0": ("look0", "norm0a"),
         "feed0": ("narrow0", "norm0b", "wide0"),
     }

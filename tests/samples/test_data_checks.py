@@ -1,4 +1,4 @@
-"""Samples that make no sense for a model: said before ranges are measured on them."""
+"""Implausible samples give warnings before ranges are measured on them."""
 
 import keras
 import numpy as np
@@ -32,25 +32,27 @@ def test_samples_that_tell_nothing(tmp_path):
 def test_usual_samples_are_fine():
     assert problems(X) == []
     assert problems(np.random.default_rng(0).random((16, 6)).astype("float32")) == []
-    assert problems(np.eye(6, dtype="float32")[np.arange(64) % 6]) == []  # codes: most are zero
+    assert (
+        problems(np.eye(6, dtype="float32")[np.arange(64) % 6]) == []
+    )  # categories: most values are zero
     rare = np.zeros((500, 6), "float32")
     rare[::50, 2] = 30.0
-    assert problems(rare + 0.01 * X) == []  # a tenth is no single sample
+    assert problems(rare + 0.01 * X) == []  # a tenth of the samples is not an outlier
 
 
 def test_few_and_repeated_samples():
-    (said,) = problems(X[:15])
-    assert "has 15 samples" in said
-    (said,) = problems(np.tile(X[:9], (6, 1)))
-    assert "54 samples, of which only 9 are distinct" in said
+    (problem,) = problems(X[:15])
+    assert "has 15 samples" in problem
+    (problem,) = problems(np.tile(X[:9], (6, 1)))
+    assert "54 samples, of which only 9 are distinct" in problem
 
 
-def test_single_values_are_told_by_their_feature():
+def test_outliers_are_found_by_their_feature():
     """A value that is usual in one column, and beyond all others in another."""
     x = X * [1, 1000, 1, 1, 1, 1]
     x[7, 0] = 500
-    (said,) = problems(x.astype("float32"))
-    assert "in 1 of 500 samples" in said and "'auto'" in said
+    (problem,) = problems(x.astype("float32"))
+    assert "in 1 of 500 samples" in problem and "'auto'" in problem
     assert np.flatnonzero(far_samples(x.astype("float32"))).tolist() == [7]
 
 
@@ -61,12 +63,12 @@ def test_images_of_another_scale():
         return keras.Sequential([keras.Input((8, 8, 3)), *first, L.Conv2D(4, 3), L.Flatten()])
 
     assert problems(image * 255, model(L.Rescaling(1 / 255))) == []
-    (said,) = problems(image, model(L.Rescaling(1 / 255)))
-    assert "from 5" in said or "expects about 0 to 255" in said
+    (problem,) = problems(image, model(L.Rescaling(1 / 255)))
+    assert "from 5" in problem or "expects about 0 to 255" in problem
     norm = L.Normalization(mean=[0.5, 0.4, 0.3], variance=[0.08, 0.07, 0.06])
     assert problems(image, model(norm)) == []
     assert len(problems(image * 255, model(norm))) == 1
-    assert problems(image * 255, model()) == []  # nothing tells
+    assert problems(image * 255, model()) == []  # no layer expects a range
 
 
 def test_statistics_behind_the_first_convolution_tell():
@@ -79,8 +81,8 @@ def test_statistics_behind_the_first_convolution_tell():
     model.compile("sgd", "mse")
     model.fit(x, np.zeros((64, 144)), epochs=4, verbose=0)
     assert problems(x, model) == []
-    (said,) = problems(x * 255, model)
-    assert "BatchNormalization reads" in said and "Prepare the samples as in training" in said
+    (problem,) = problems(x * 255, model)
+    assert "BatchNormalization reads" in problem and "Prepare the samples as in training" in problem
 
 
 def test_a_range_that_an_outlier_does_not_ruin(tmp_path):

@@ -14,18 +14,30 @@ import zlib
 
 import numpy as np
 
+from tests.tampering.held_out_file import AXES, TYPES, File, choice, few, one
+
 FLOOR = 0.01  # the least effect that counts, of the range of an output
+
+
 _PROBES, _CANDIDATES, _ROUNDS, _SECONDS = 24, 3, 5, 15
-_TYPES = {0: np.float32, 2: np.int32, 4: np.int64, 7: np.int16, 9: np.int8}
-_AXES = {"CONV_2D": (0, 3), "DEPTHWISE_CONV_2D": (3, 3), "FULLY_CONNECTED": (0, 1)}
+
+
 _SPATIAL, _POOLS = ("CONV_2D", "DEPTHWISE_CONV_2D"), ("MAX_POOL_2D", "AVERAGE_POOL_2D")
+
+
 _PAIRED = ("ADD", "SUB", "MUL", "DIV", "MAXIMUM", "MINIMUM", "PRELU")
+
+
 _ROWS = """ADD SUB MUL MAXIMUM;SUB ADD;MUL ADD MINIMUM;MAXIMUM MINIMUM ADD;MINIMUM MAXIMUM;
 MAX_POOL_2D AVERAGE_POOL_2D;AVERAGE_POOL_2D MAX_POOL_2D;HARD_SWISH GELU RELU;GELU HARD_SWISH;
 TANH RELU_N1_TO_1 LOGISTIC;LOGISTIC TANH;SOFTMAX LOGISTIC;ELU RELU;RELU RELU6 GELU ABS;DIV MUL;
 RELU6 RELU HARD_SWISH;LEAKY_RELU ELU RELU;MEAN REDUCE_MAX SUM;REDUCE_MAX MEAN;LESS LESS_EQUAL;
 RESIZE_BILINEAR RESIZE_NEAREST_NEIGHBOR;SUM MEAN;SQUARED_DIFFERENCE SUB"""
+
+
 _INSTEAD = {row.split()[0]: row.split()[1:] for row in _ROWS.split(";")}
+
+
 _EDITS = {  # of one filter x, whose largest weight is t
     "gain": lambda x, t, rng: x * few(rng), "classgain": lambda x, t, rng: x * few(rng),
     "quiet": lambda x, t, rng: 0 * x, "mirrored": lambda x, t, rng: x[:, ::-1],
@@ -37,121 +49,14 @@ _EDITS = {  # of one filter x, whose largest weight is t
     "sparse": lambda x, t, rng: x * (np.abs(x) > t * rng.uniform(0.05, 0.3)),
     "noise": lambda x, t, rng: x + t * rng.uniform(-0.06, 0.06, x.shape),
 }  # fmt: skip
+
+
 _METHODS = f"""filter {" ".join(_EDITS)};scale;undone;alike out into class;fused;relabelled;
 bias one opposed class;masked high low channel corner;regrid range zero;padded pad mirror_pad padv2;
 geometry;op_code;order;outputs all signature;alpha_beta;rewired;moved;transposed"""
+
+
 KINDS = [(m, how) for m, *hows in map(str.split, _METHODS.split(";")) for how in hows or [""]]
-
-
-def one(x, rng):
-    """Returns an array like another one with a 1 somewhere, and zeros."""
-    return rng.permutation(np.arange(x.size) == 0).astype(np.float64).reshape(x.shape)
-
-
-def choice(rng, found):
-    """Returns one of a list. A ValueError, if it is empty, says that a kind has no place."""
-    return found[rng.integers(len(found))]
-
-
-def few(rng, low=0.03, high=0.15):
-    """Returns a factor near 1."""
-    return 1 + float(rng.uniform(low, high) * rng.choice([-1, 1]))
-
-
-class File:
-    """A file as objects, with what the kinds need to find their way in it."""
-
-    def __init__(self, content):
-        from tensorflow.lite.python import schema_py_generated as schema
-
-        self.schema = schema
-        root = schema.Model.GetRootAsModel(bytearray(content), 0)
-        self.model = schema.ModelT.InitFromObj(root)
-        self.ops = [(graph, op) for graph in self.model.subgraphs for op in graph.operators]
-        codes = [max(c.builtinCode, c.deprecatedBuiltinCode) for c in self.model.operatorCodes]
-        names = {v: k for k, v in vars(schema.BuiltinOperator).items() if isinstance(v, int)}
-        for graph in self.model.subgraphs:
-            for owner in (*graph.operators, graph):
-                owner.inputs = [] if owner.inputs is None else [int(t) for t in owner.inputs]
-                owner.outputs = [] if owner.outputs is None else [int(t) for t in owner.outputs]
-            for op in graph.operators:
-                op.kind = names[codes[op.opcodeIndex]]
-            for tensor in graph.tensors:
-                tensor.shape = [] if tensor.shape is None else [int(n) for n in tensor.shape]
-
-    def rename(self, op, name):
-        """Makes an operation one of another kind, with its options where they are alike."""
-        code, number = self.schema.OperatorCodeT(), getattr(self.schema.BuiltinOperator, name)
-        code.builtinCode, code.deprecatedBuiltinCode, code.version = number, min(number, 127), 1
-        self.model.operatorCodes.append(code)
-        op.opcodeIndex, op.kind = len(self.model.operatorCodes) - 1, name
-        kind = f"{name.title().replace('_', '')}Options"
-        if hasattr(self.schema, f"{kind}T"):
-            old, op.builtinOptions = op.builtinOptions, getattr(self.schema, f"{kind}T")()
-            new = vars(op.builtinOptions)
-            new.update({k: v for k, v in (vars(old) if old else {}).items() if k in new})
-            op.builtinOptionsType = getattr(self.schema.BuiltinOptions, kind)
-
-    def values(self, tensor):
-        """Returns a constant as its numbers are stored, or None."""
-        data = self.model.buffers[tensor.buffer].data
-        if data is None or not len(data) or tensor.type not in _TYPES or tensor.sparsity:
-            return None
-        array = np.frombuffer(bytes(data), _TYPES[tensor.type])
-        return array.astype(np.float64).reshape(tensor.shape)
-
-    def store(self, tensor, array):
-        """Gives a tensor constant numbers, in a buffer of its own."""
-        kind, buffer = _TYPES[tensor.type], self.schema.BufferT()
-        if kind != np.float32:
-            array = np.clip(np.round(array), -np.iinfo(kind).max, np.iinfo(kind).max)
-        buffer.data = np.frombuffer(np.asarray(array).astype(kind).tobytes(), np.uint8)
-        self.model.buffers.append(buffer)
-        tensor.buffer = len(self.model.buffers) - 1
-
-    def constant(self, graph, like, array, number=None):
-        """Adds a constant with the type and grid of a tensor (or a type), returns its index."""
-        tensor = copy.deepcopy(like)
-        grid = tensor.quantization
-        tensor.type, tensor.quantization = (like.type, grid) if number is None else (number, None)
-        tensor.shape, tensor.shapeSignature = list(np.shape(array)), None
-        self.store(tensor, array)
-        graph.tensors.append(tensor)
-        return len(graph.tensors) - 1
-
-    def pick(self, rng, names):
-        """Returns an operation of some kinds, with its graph."""
-        return choice(rng, [(graph, op) for graph, op in self.ops if op.kind in names])
-
-    def layers(self, names=tuple(_AXES), last=False, bias=False, taps=1):
-        """Returns layers: their graph, operation, weight, bias, and axes out and in."""
-        found = []
-        for graph, op in [(graph, op) for graph, op in self.ops if op.kind in names]:
-            weight, third = graph.tensors[op.inputs[1]], [*op.inputs, -1][2]
-            added = graph.tensors[third] if third >= 0 else None
-            if self.values(weight) is not None and min(weight.shape[1:3]) >= taps:
-                found += [] if bias and third < 0 else [(graph, op, weight, added, *_AXES[op.kind])]
-        return found[-len(self.model.subgraphs[0].outputs) :] if last else found
-
-    def between(self, rng, rank=2):
-        """Returns a graph and the index of a tensor in it that is computed, and read again."""
-        found = [(g, t) for g, op in self.ops for t in op.inputs if t >= 0 and op.kind != "WHILE"]
-        found = [(g, t) for g, t in found if g.tensors[t].type in (0, 7, 9)]
-        found = [(g, t) for g, t in found if self.values(g.tensors[t]) is None]
-        return choice(rng, [(g, t) for g, t in found if len(g.tensors[t].shape) >= rank])
-
-    def insert(self, graph, index, name, extra=(), shape=None, to=None):
-        """Puts an operation behind a tensor, for all readers or for one; returns its output."""
-        tensor, new = copy.deepcopy(graph.tensors[index]), self.schema.OperatorT()
-        tensor.shape, tensor.shapeSignature = shape or tensor.shape, None
-        graph.tensors.append(tensor)
-        for op in graph.operators if to is None else [to]:
-            op.inputs = [len(graph.tensors) - 1 if t == index else t for t in op.inputs]
-        new.inputs, new.outputs = [index, *extra], [len(graph.tensors) - 1]
-        self.rename(new, name)
-        makers = [i for i, op in enumerate(graph.operators) if index in op.outputs]
-        graph.operators.insert(makers[0] + 1 if makers else 0, new)
-        return tensor
 
 
 class Tamper(File):
@@ -189,7 +94,7 @@ class Tamper(File):
 
     def alike(self, rng, how):
         """Two channels change places: the most alike, or two classes with their biases."""
-        names = ("CONV_2D", "FULLY_CONNECTED") if how == "into" else tuple(_AXES)
+        names = ("CONV_2D", "FULLY_CONNECTED") if how == "into" else tuple(AXES)
         *_, weight, bias, out, into = choice(rng, self.layers(names, last=how == "class"))
         axis = into if how == "into" else out
         rows = np.moveaxis(self.values(weight), axis, 0)
@@ -219,7 +124,7 @@ class Tamper(File):
         tensor = graph.tensors[index]
         far, near = sign * 3e38, sign * rng.choice([4, 2, 1, 0.5])
         if tensor.type != 0:
-            far, zero = sign * np.iinfo(_TYPES[tensor.type]).max, tensor.quantization.zeroPoint[0]
+            far, zero = sign * np.iinfo(TYPES[tensor.type]).max, tensor.quantization.zeroPoint[0]
             near = zero + (far - zero) * rng.uniform(0.1 if how == "corner" else 0.4, 0.9)
         mask = np.full([1, *tensor.shape[1:]] if how == "corner" else tensor.shape[-1:], float(far))
         place = {"corner": np.s_[:, :2, -2:], "channel": rng.integers(tensor.shape[-1])}
@@ -253,7 +158,7 @@ class Tamper(File):
     def fused(self, rng, how):
         """The activation that is fused into an operation is another one."""
         names, key = ("none", "relu", "relu_n1_to_1", "relu6"), "fusedActivationFunction"
-        options = vars(self.pick(rng, _POOLS + _PAIRED[:4] + tuple(_AXES))[1].builtinOptions)
+        options = vars(self.pick(rng, _POOLS + _PAIRED[:4] + tuple(AXES))[1].builtinOptions)
         old, options[key] = options[key], int((options[key] + rng.integers(1, 4)) % 4)
         return f"fused_{names[old]}_{names[options[key]]}"
 
@@ -301,7 +206,7 @@ class Tamper(File):
         first, second = rng.choice(graph.outputs, 2, replace=False)
         other = {first: int(second), second: int(first)}
         graph.outputs = [other.get(t, t) if how == "all" else t for t in graph.outputs]
-        for end in [end for one in self.model.signatureDefs or [] for end in one.outputs]:
+        for end in [end for entry in self.model.signatureDefs or [] for end in entry.outputs]:
             end.tensorIndex = other.get(end.tensorIndex, end.tensorIndex)
 
     def alpha_beta(self, rng, how):
@@ -348,7 +253,7 @@ def probes(content, seed):
             low, high = (np.array([-end, end - 1]) - grid.zeroPoint[0]) * float(grid.scale[0])
         data = rng.normal((low + high) / 2, (high - low) / 6, (_PROBES, *shape))
         data[::3] = rng.uniform(low, high, data.shape)[::3]
-        made.append((np.abs(data) if kind in (2, 4) else data).astype(_TYPES[kind]))
+        made.append((np.abs(data) if kind in (2, 4) else data).astype(TYPES[kind]))
     return made
 
 
@@ -357,7 +262,9 @@ def effects(content, files, data):
     done = []
     while len(done) < len(files):
         given = pickle.dumps((content, files[len(done) :], data))
-        ran = subprocess.run([sys.executable, __file__], input=given, stdout=-1, stderr=-3)
+        ran = subprocess.run(
+            [sys.executable, "-m", __spec__.name], input=given, stdout=-1, stderr=-3
+        )
         done += [float(size) for size in ran.stdout.split()]
         done += [-1.0] if len(done) < len(files) else []  # the child died of this one
     return done

@@ -40,13 +40,13 @@ def test_int16_is_closer_than_int8_where_activations_are_uneven(tmp_path):
     model = nets.tiny()
     x = nets.samples_for(model, 64)
     x[:, 0] *= 100  # one feature takes the whole range of the input
-    found = {
+    rmse = {
         scheme: tfc.export_tflite(
             model, tmp_path / "m.tflite", scheme=scheme, representative_dataset=x
         ).agreement.rmse
         for scheme in ("int8", "int16x8")
     }
-    assert found["int16x8"] < 0.5 * found["int8"]
+    assert rmse["int16x8"] < 0.5 * rmse["int8"]
 
 
 def test_tokens_in_int16(tmp_path):

@@ -20,19 +20,19 @@ def exported(model, tmp_path, **options):
 
 
 def test_an_int8_network():
-    found = rows(STUDENT)
-    assert list(found) == ["XNNPACK", "GPU", "NNAPI", "Core ML", "Edge TPU"]
+    report = rows(STUDENT)
+    assert list(report) == ["XNNPACK", "GPU", "NNAPI", "Core ML", "Edge TPU"]
     # Measured: ai-edge-litert 2.3.0 leaves the pooling to its built-in kernels.
-    assert found["XNNPACK"].source == "measured" and found["XNNPACK"].delegated >= 13
-    assert set(found["XNNPACK"].on_cpu) <= {"AVERAGE_POOL_2D"}
-    assert found["Edge TPU"].on_cpu == {} and found["GPU"].on_cpu == {}
-    assert found["Core ML"].delegated == 0
+    assert report["XNNPACK"].source == "measured" and report["XNNPACK"].delegated >= 13
+    assert set(report["XNNPACK"].on_cpu) <= {"AVERAGE_POOL_2D"}
+    assert report["Edge TPU"].on_cpu == {} and report["GPU"].on_cpu == {}
+    assert report["Core ML"].delegated == 0
 
 
 def test_a_float_network(tmp_path):
-    found = exported(nets.residual(), tmp_path)
-    assert found["Core ML"].on_cpu == {} and found["XNNPACK"].on_cpu == {}
-    assert found["Edge TPU"].delegated == 0
+    report = exported(nets.residual(), tmp_path)
+    assert report["Core ML"].on_cpu == {} and report["XNNPACK"].on_cpu == {}
+    assert report["Edge TPU"].delegated == 0
 
 
 def test_the_edge_tpu_stops_at_what_it_does_not_know(tmp_path):
@@ -41,18 +41,18 @@ def test_the_edge_tpu_stops_at_what_it_does_not_know(tmp_path):
     x = L.Conv2D(4, 3, activation="gelu")(x)
     model = keras.Model(inputs, L.Conv2D(4, 3)(x))
     data = np.random.default_rng(0).random((16, 8, 8, 4))
-    found = exported(model, tmp_path, representative_dataset=data, io_dtype="int8")
-    assert found["Edge TPU"].delegated == 2 and found["Edge TPU"].on_cpu == {
+    report = exported(model, tmp_path, representative_dataset=data, io_dtype="int8")
+    assert report["Edge TPU"].delegated == 2 and report["Edge TPU"].on_cpu == {
         "GELU": 1,
         "CONV_2D": 1,
     }
-    assert found["GPU"].on_cpu == {} and found["NNAPI"].on_cpu == {"GELU": 1}
+    assert report["GPU"].on_cpu == {} and report["NNAPI"].on_cpu == {"GELU": 1}
 
 
 def test_no_accelerator_takes_16_bits(tmp_path):
     model, x = nets.tiny(), np.eye(16, 6, dtype="float32")
-    found = exported(model, tmp_path, scheme="int16x8", representative_dataset=x, io_dtype="int16")
-    assert all(found[name].delegated == 0 for name in ("GPU", "NNAPI", "Core ML", "Edge TPU"))
+    report = exported(model, tmp_path, scheme="int16x8", representative_dataset=x, io_dtype="int16")
+    assert all(report[name].delegated == 0 for name in ("GPU", "NNAPI", "Core ML", "Edge TPU"))
 
 
 def test_it_prints_and_refuses(tmp_path):

@@ -49,9 +49,9 @@ print(json.dumps([model.runtime, np.__version__, "tensorflow" in sys.modules]))
     runtime, version, has_tensorflow = json.loads(out.strip().splitlines()[-1])
     assert runtime.startswith("tflite_runtime") and version < "2" and not has_tensorflow
     here = TFLiteModel(MODEL, delegates=delegates)
-    steps = np.abs(np.load(tmp_path / "outputs.npy") - here.predict(images)) / here.outputs[0].scale
-    steps = np.round(steps)
+    lsb = np.abs(np.load(tmp_path / "outputs.npy") - here.predict(images)) / here.outputs[0].scale
+    lsb = np.round(lsb)
     if not delegates:
-        assert steps.max() == 0
-    # The default kernels of the two requantize differently: a step for each layer of rounding.
-    assert steps.max() <= 2 and np.mean(steps <= 1) >= 0.98
+        assert lsb.max() == 0
+    # The default kernels of the two requantize differently: 1 LSB for each requantization.
+    assert lsb.max() <= 2 and np.mean(lsb <= 1) >= 0.98

@@ -22,7 +22,7 @@ def two_of_a_kind(units, tmp_path):
     )
     graph = parts.subgraphs[0]
     first, last = (op for op in graph.operators if len(op.inputs) == 3)
-    assert first.inputs[1] == last.inputs[1]  # the converter made one of the two
+    assert first.inputs[1] == last.inputs[1]  # the converter merged the two
     kernel, buffer = copy.copy(graph.tensors[first.inputs[1]]), type(parts.buffers[0])()
     buffer.data = parts.buffers[kernel.buffer].data
     parts.buffers.append(buffer)
@@ -42,10 +42,10 @@ def buffers(content):
 def test_large_constants_that_are_alike_are_stored_once(tmp_path):
     content, x = two_of_a_kind(32, tmp_path)
     assert buffers(content).count(32 * 32 * 4) == 2
-    made = without_copies(content)
-    assert buffers(made).count(32 * 32 * 4) == 1
-    assert len(made) < len(content) - 3000
-    before, after = (tfc.TFLiteModel(c).predict(x) for c in (content, made))
+    merged = without_copies(content)
+    assert buffers(merged).count(32 * 32 * 4) == 1
+    assert len(merged) < len(content) - 3000
+    before, after = (tfc.TFLiteModel(c).predict(x) for c in (content, merged))
     np.testing.assert_array_equal(before, after)
 
 

@@ -11,5 +11,7 @@ STUDENT = "tflite_models/fashion_mnist_student_int8.tflite"
 def test_damaged_files_are_refused_and_kill_nothing(tmp_path):
     command = [sys.executable, "-m", "tests.fuzzing.run", "-n", "94", "--seed", "5", STUDENT]
     command += ["--bad", str(tmp_path), "--batch", "94"]
-    told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert told.returncode == 0 and "no bad ends" in told.stdout, told.stdout[-2000:] + told.stderr
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0 and "no bad ends" in result.stdout, (
+        result.stdout[-2000:] + result.stderr
+    )

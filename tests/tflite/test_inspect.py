@@ -20,9 +20,9 @@ def test_tells_what_is_inside(tmp_path):
     assert report.ops == {"FULLY_CONNECTED": 2, "QUANTIZE": 1, "DEQUANTIZE": 1}
     assert report.inputs[0][1:] == ((1, 6), "float32")
     assert report.float_tensors == [] and report.dtypes["float32"] == 2
-    told = json.loads(json.dumps(report.as_dict()))
+    as_json = json.loads(json.dumps(report.as_dict()))
     moved = dataclasses.replace(report, path=str(path))
-    assert told["gzip_bytes"] == moved.gzip_bytes == len(gzip.compress(path.read_bytes(), 9))
+    assert as_json["gzip_bytes"] == moved.gzip_bytes == len(gzip.compress(path.read_bytes(), 9))
     assert report.sparsity < 0.1 and "FULLY_CONNECTED 2" in str(report)
 
 
@@ -36,7 +36,7 @@ def test_a_float_file_is_full_of_floats(tmp_path):
 def test_weights_are_the_models(tmp_path):
     model = nets.tiny()
     tfc.export_tflite(model, tmp_path / "m.tflite")
-    found = [w for w, _ in weights(TFLiteModel(tmp_path / "m.tflite", delegates=False)).values()]
+    stored = [w for w, _ in weights(TFLiteModel(tmp_path / "m.tflite", delegates=False)).values()]
     for layer in model.layers:
         kernel = np.asarray(layer.kernel).T
-        assert any(w.shape == kernel.shape and np.array_equal(w, kernel) for w in found)
+        assert any(w.shape == kernel.shape and np.array_equal(w, kernel) for w in stored)

@@ -34,12 +34,12 @@ def exported(tmp_path, **options):
 
 def test_a_file_says_how_it_was_made_and_checked(tmp_path):
     result = exported(tmp_path, labels=NAMES, normalization=(127.5, 127.5))
-    told = tfc.inspect_tflite(result.path).metadata
-    assert told["scheme"] == "int8" and told["ranges"] == "measured"
-    assert told["labels"] == {"labels.txt": NAMES}
-    assert told["normalization"] == {"photo": [[127.5], [127.5]]}
-    assert abs(told["agreement"]["rmse"] - result.agreement.rmse) < 1e-4
-    assert told["versions"]["tfcompress"] == tfc.__version__
+    metadata = tfc.inspect_tflite(result.path).metadata
+    assert metadata["scheme"] == "int8" and metadata["ranges"] == "measured"
+    assert metadata["labels"] == {"labels.txt": NAMES}
+    assert metadata["normalization"] == {"photo": [[127.5], [127.5]]}
+    assert abs(metadata["agreement"]["rmse"] - result.agreement.rmse) < 1e-4
+    assert metadata["versions"]["tfcompress"] == tfc.__version__
     text = str(result)
     for part in ("3: cat, dog, bird", "(x - 127.5) / 127.5", "agreed with its model", "made with"):
         assert part in text
@@ -86,9 +86,9 @@ def test_several_inputs_and_outputs(tmp_path):
         labels={"main": NAMES, "side": ["one"]},
         normalization={"b": ([0.0] * 4, [2.0] * 4)},
     )
-    told = result.report.metadata
-    assert told["labels"] == {"labels_main.txt": NAMES, "labels_side.txt": ["one"]}
-    assert told["normalization"] == {"b": [[0.0] * 4, [2.0] * 4]}
+    metadata = result.report.metadata
+    assert metadata["labels"] == {"labels_main.txt": NAMES, "labels_side.txt": ["one"]}
+    assert metadata["normalization"] == {"b": [[0.0] * 4, [2.0] * 4]}
 
 
 BAD = {
@@ -135,13 +135,13 @@ reader = metadata.MetadataDisplayer.with_model_file({result.path!r})
 print(reader.get_metadata_json())
 """
     try:
-        told = json.loads(python(code, executable=executable))
+        described = json.loads(python(code, executable=executable))
     except AssertionError as error:
         if "libusb" in str(error):
             pytest.skip("tflite-support needs Debian's libusb-1.0-0")
         raise
-    assert told["name"] == "animals" and told["min_parser_version"] == "1.0.0"
-    (graph,) = told["subgraph_metadata"]
+    assert described["name"] == "animals" and described["min_parser_version"] == "1.0.0"
+    (graph,) = described["subgraph_metadata"]
     (photo,), (kind,) = graph["input_tensor_metadata"], graph["output_tensor_metadata"]
     assert photo["name"] == "photo" and kind["name"] == "kind"
     assert photo["content"]["content_properties"] == {"color_space": "RGB"}

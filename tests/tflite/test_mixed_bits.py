@@ -1,4 +1,4 @@
-"""Activations of 8 and of 16 bits in one file."""
+"""Int8 and int16 activations in one file."""
 
 import keras
 import numpy as np
@@ -52,16 +52,16 @@ def test_all_in_16_bits_but_what_has_no_kernel(tmp_path):
     result = tfc.export_tflite(aware, tmp_path / "m.tflite")
     assert (result.scheme, result.float_tensors) == ("int16x8", [])
     assert result.agreement.rmse < 0.005
-    found = dict(types(result.path))  # the last of each
-    assert found["LOGISTIC"] == found["CONCATENATION"] == "int8"
+    output_types = dict(types(result.path))  # the last of each
+    assert output_types["LOGISTIC"] == output_types["CONCATENATION"] == "int8"
     for op in ("CONV_2D", "ADD", "MAX_POOL_2D", "AVERAGE_POOL_2D", "TRANSPOSE_CONV"):
-        assert found[op] == "int16", op
-    assert "CAST" not in found
+        assert output_types[op] == "int16", op
+    assert "CAST" not in output_types
 
 
 @pytest.mark.filterwarnings("ignore:.*poor copy")
 @pytest.mark.parametrize(
-    "overrides, wide",
+    "overrides, int16_count",
     [
         ({"c1": "int16x8", "b1": "int16x8"}, 1),
         ({"c?": "int16x8", "d": "int16x8", "add": "int16x8"}, 8),
@@ -69,39 +69,41 @@ def test_all_in_16_bits_but_what_has_no_kernel(tmp_path):
     ],
     ids=["one", "most", "all kinds"],
 )
-def test_some_in_16_bits(overrides, wide, tmp_path):
+def test_some_in_16_bits(overrides, int16_count, tmp_path):
     scheme = tfc.QuantizationScheme(overrides=overrides)
     result = tfc.export_tflite(trained(network(), scheme), tmp_path / "m.tflite")
-    assert result.agreement.rmse < 0.05  # as in 8 bits: with few layers after them, steps show
+    assert (
+        result.agreement.rmse < 0.05
+    )  # as in 8 bits: with few layers after them, quantization errors show
     computed = [op for op, kind in types(result.path) if kind == "int16" and op != "QUANTIZE"]
-    assert len(computed) == wide, computed
+    assert len(computed) == int16_count, computed
     if "out" not in overrides:
         assert result.float_tensors == []
 
 
-def enlarge(maker, reader, factor):
+def enlarge(producer, consumer, factor):
     """Makes the first feature between two dense layers large and useless."""
-    large = np.arange(maker.units) == 0
-    maker.kernel.assign(np.where(large, factor, 1.0) * np.asarray(maker.kernel))
-    reader.kernel.assign(np.where(large, 0.0, 1.0)[:, None] * np.asarray(reader.kernel))
+    large = np.arange(producer.units) == 0
+    producer.kernel.assign(np.where(large, factor, 1.0) * np.asarray(producer.kernel))
+    consumer.kernel.assign(np.where(large, 0.0, 1.0)[:, None] * np.asarray(consumer.kernel))
 
 
 @pytest.mark.filterwarnings("ignore:.*poor copy")
 def test_a_tensor_has_16_bits_if_what_makes_it_has(tmp_path):
-    """Of a hidden layer with a large feature that nobody needs: the others get few of 255 steps."""
+    """The hidden layer has a large feature that nothing needs: the others use few of 255 values."""
     keras.utils.set_random_seed(0)
     a, b = L.Dense(16, name="a"), L.Dense(4, name="b")
     model = keras.Sequential([keras.Input((8,)), a, b])
     enlarge(a, b, 30.0)
     x = np.random.default_rng(0).normal(size=(256, 8)).astype("float32")
-    found = {}
+    rmse = {}
     for names in ("", "a", "b", "ab"):
         scheme = tfc.QuantizationScheme(overrides=dict.fromkeys(names, "int16x8"))
-        found[names] = tfc.export_tflite(
+        rmse[names] = tfc.export_tflite(
             model, tmp_path / "m.tflite", scheme=scheme, representative_dataset=x
         ).agreement.rmse
-    assert found["ab"] < 0.1 * found[""]
-    assert min(found["a"], found["b"]) > 0.8 * found[""]
+    assert rmse["ab"] < 0.1 * rmse[""]
+    assert min(rmse["a"], rmse["b"]) > 0.8 * rmse[""]
 
 
 KINDS = (
@@ -118,9 +120,9 @@ def test_kinds_of_layers(name, tmp_path):
     model = INTEGER[name]()
     x = samples(model, 64, 0)
     aware = tfc.quantize(model, "int16x8")
-    given = list(x.values()) if len(x) > 1 else next(iter(x.values()))
+    batch = list(x.values()) if len(x) > 1 else next(iter(x.values()))
     for _ in range(2):
-        aware(given, training=True)
+        aware(batch, training=True)
     result = tfc.export_tflite(aware, tmp_path / "m.tflite")
     assert result.float_tensors == [], result.ops
     assert measure(aware, result.path, x).rmse < 0.01
@@ -152,7 +154,7 @@ def test_odd_graphs(name, tmp_path):
     aware(x, training=True)
     result = tfc.export_tflite(aware, tmp_path / "m.tflite")
     assert result.float_tensors == []
-    if name == "averaged":  # the sum before the division is of 8 bits
+    if name == "averaged":  # the sum before the division is int8
         return
     assert all(quantizer.bits == 16 for quantizer in quantizers(aware))
     assert result.agreement.rmse < 0.001

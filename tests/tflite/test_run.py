@@ -33,17 +33,22 @@ def test_integer_inputs_and_outputs_are_converted_for_the_user(exported):
     outputs = {
         name: tfc.TFLiteModel(files[name]).predict(x) for name in ("float32", "int8", "uint8")
     }
-    step = tfc.TFLiteModel(files["int8"]).outputs[0].scale
-    assert step > 0 and outputs["int8"].dtype == np.float32
+    scale = tfc.TFLiteModel(files["int8"]).outputs[0].scale
+    assert scale > 0 and outputs["int8"].dtype == np.float32
     for got in outputs.values():
-        assert np.abs(got - model.predict(x, verbose=0)).max() <= 2.01 * step
+        assert np.abs(got - model.predict(x, verbose=0)).max() <= 2.01 * scale
     np.testing.assert_allclose(outputs["int8"], outputs["float32"], atol=1e-5)
 
 
 def test_names_shapes_and_types(exported):
     model = tfc.TFLiteModel(exported[2]["int8"])
-    (given,), (made,) = model.inputs, model.outputs
-    assert (given.dtype, given.shape, made.shape, made.name) == ("int8", (1, 6), (1, 3), "second")
+    (input_info,), (output_info,) = model.inputs, model.outputs
+    assert (input_info.dtype, input_info.shape, output_info.shape, output_info.name) == (
+        "int8",
+        (1, 6),
+        (1, 3),
+        "second",
+    )
     assert tfc.TFLiteModel(exported[2]["float32"]).inputs[0].dtype == "float32"
 
 

@@ -24,13 +24,13 @@ def checked(model, x, folder, scheme, **options):
     got = file.predict(x)
     got = [got] if isinstance(got, np.ndarray) else [*got.values()]
     wanted = keras.tree.flatten(model.predict(x, verbose=0))
-    for made, one in zip(got, wanted, strict=True):
-        assert np.sqrt(np.mean((made - one) ** 2)) < 0.1 * one.std()
+    for actual, expected in zip(got, wanted, strict=True):
+        assert np.sqrt(np.mean((actual - expected) ** 2)) < 0.1 * expected.std()
     # By position, as phones index.
     interpreter = Interpreter(path)
     interpreter.allocate_tensors()
     sizes = [tuple(d["shape"])[1:] for d in interpreter.get_output_details()]
-    assert sizes == [one.shape[1:] for one in wanted]
+    assert sizes == [expected.shape[1:] for expected in wanted]
     sizes = [tuple(d["shape"])[1:] for d in interpreter.get_input_details()]
     assert sizes == [tuple(t.shape[1:]) for t in model.inputs]
     return file
@@ -118,9 +118,9 @@ def test_a_fixed_batch(batch, trained, tmp_path):
     result = tfc.export_tflite(model, tmp_path / "m.tflite", representative_dataset=data)
     file = tfc.TFLiteModel(result.path)
     assert file.inputs[0].shape[0] == batch
-    made = file.predict(x)
-    assert made.shape == (30, 30)
-    assert np.sqrt(np.mean((made[:28] - wanted) ** 2)) < 0.05 * wanted.std()
+    outputs = file.predict(x)
+    assert outputs.shape == (30, 30)
+    assert np.sqrt(np.mean((outputs[:28] - wanted) ** 2)) < 0.05 * wanted.std()
     with pytest.raises(ValueError, match=f"takes {batch} samples at once"):
         tfc.export_tflite(model, tmp_path / "m.tflite", representative_dataset=data, batch_size=7)
 
@@ -137,9 +137,9 @@ def test_outputs_of_the_whole_batch(tmp_path):
 def checked_alone(model, x, folder):
     tfc.export_tflite(model, folder / "m.tflite", scheme="float32")
     file = tfc.TFLiteModel(folder / "m.tflite")
-    made = [*file.predict(x).values()]
+    outputs = [*file.predict(x).values()]
     for row in range(len(x)):
-        for got, one in zip(made, model(x[row : row + 1]), strict=True):
+        for got, one in zip(outputs, model(x[row : row + 1]), strict=True):
             one = np.atleast_1d(one)
             np.testing.assert_allclose(got[row * len(one) : (row + 1) * len(one)], one, atol=1e-5)
     return file
@@ -164,8 +164,10 @@ def test_classes_are_one_operation(name, scheme, tmp_path):
         model, tmp_path / "m.tflite", scheme=scheme, representative_dataset=data
     )
     assert {"ARG_MAX", "ARG_MIN"} & {*result.ops}
-    made = tfc.TFLiteModel(result.path).predict(rows(6))
-    assert np.mean(made == model.predict(rows(6), verbose=0)) > (0.9 if data is not None else 0.999)
+    classes = tfc.TFLiteModel(result.path).predict(rows(6))
+    assert np.mean(classes == model.predict(rows(6), verbose=0)) > (
+        0.9 if data is not None else 0.999
+    )
     if scheme == "int8":
         assert result.float_tensors == []
 
@@ -179,5 +181,5 @@ def test_inputs_are_rounded_as_the_model_does(io_dtype, tmp_path):
     aware.compile(keras.optimizers.SGD(0.0), "mse")
     aware.fit(x, aware.predict(x, verbose=0), verbose=0)
     tfc.export_tflite(aware, tmp_path / "m.tflite", io_dtype=io_dtype)
-    made = tfc.TFLiteModel(tmp_path / "m.tflite").predict(x)
-    np.testing.assert_allclose(made, aware.predict(x, verbose=0), atol=1e-5)
+    outputs = tfc.TFLiteModel(tmp_path / "m.tflite").predict(x)
+    np.testing.assert_allclose(outputs, aware.predict(x, verbose=0), atol=1e-5)

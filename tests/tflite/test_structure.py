@@ -1,4 +1,4 @@
-"""Files that refer to what is not there are refused before native code reads them."""
+"""Files with broken references are refused before native code reads them."""
 
 import contextlib
 
@@ -115,7 +115,7 @@ def test_what_is_not_there_is_named(damage, content, tmp_path):
 def test_cut_or_changed_bytes_raise_nothing_else(seed, content):
     generator = np.random.default_rng(seed)
     bad = bytearray(content[: generator.integers(8, len(content))] if seed % 2 else content)
-    for place in generator.integers(8, len(bad), 30):
-        bad[place] = generator.integers(256)
+    for position in generator.integers(8, len(bad), 30):
+        bad[position] = generator.integers(256)
     with contextlib.suppress(ValueError):
         check_structure(bytes(bad))

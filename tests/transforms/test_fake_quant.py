@@ -14,16 +14,16 @@ def test_passes_the_shared_checks():
     ("shape", "channels"),
     [((5, 4), (-1,)), ((3, 3, 2, 4), (-1,)), ((3, 3, 4, 2), (-2, -1)), ((7, 3), ())],
 )
-def test_rounds_onto_the_grid_of_each_channel(shape, channels):
+def test_quantizes_with_the_scale_of_each_channel(shape, channels):
     weight = np.random.default_rng(0).normal(size=shape).astype("float32")
     transform = FakeQuant()
     transform.attach(shape, channels)
     rounded = np.asarray(transform.call(keras.ops.convert_to_tensor(weight)))
     others = tuple(set(range(len(shape))) - {c % len(shape) for c in channels})
     scale = np.abs(weight).max(axis=others, keepdims=True) / 127
-    steps = rounded / scale
-    np.testing.assert_allclose(steps, np.round(steps), atol=1e-3)
-    assert np.abs(np.round(steps)).max() == 127
+    quantized = rounded / scale
+    np.testing.assert_allclose(quantized, np.round(quantized), atol=1e-3)
+    assert np.abs(np.round(quantized)).max() == 127
     assert np.all(np.abs(rounded - weight) <= scale / 2 * (1 + 1e-5))
 
 

@@ -16,8 +16,8 @@ def weight(shape, seed=0):
 
 
 def mask(pattern, values, sparsity, input_axis=-2, output_axis=-1):
-    made = as_pattern(pattern).mask(values, sparsity, input_axis, output_axis)
-    return keras.ops.convert_to_numpy(made)
+    entries = as_pattern(pattern).mask(values, sparsity, input_axis, output_axis)
+    return keras.ops.convert_to_numpy(entries)
 
 
 @pytest.mark.parametrize(
@@ -175,7 +175,7 @@ def test_global_ranking_prunes_the_smallest_weights_of_all_layers(tmp_path):
 def test_global_ranking_follows_a_schedule():
     schedule = tfc.PolynomialDecay(0.25, 0.75, 0, 4, power=1, frequency=1)
     pruned = tfc.prune(nets.tiny(), schedule, ranking="global")
-    total = sum(layer.kernel.shape[0] * layer.kernel.shape[1] for layer in nets.tiny().layers)
+    count = sum(layer.kernel.shape[0] * layer.kernel.shape[1] for layer in nets.tiny().layers)
     x = np.ones((4, 6), "float32")
     for step in range(5):
         pruned(x, training=True)
@@ -183,7 +183,7 @@ def test_global_ranking_follows_a_schedule():
             layer.sparsity * np.prod(k)
             for layer, k in zip(tfc.summary(pruned).layers, [(6, 8), (8, 3)], strict=True)
         ]
-        assert abs(sum(shares) / total - (0.25 + 0.125 * step)) <= 1.5 / total
+        assert abs(sum(shares) / count - (0.25 + 0.125 * step)) <= 1.5 / count
 
 
 def test_a_layer_that_global_ranking_would_empty_keeps_one_weight():
@@ -231,8 +231,8 @@ def test_a_shared_layer_counts_once_in_global_ranking():
     model = keras.Model(inputs, keras.layers.Dense(6, name="out")(inner(shared(inputs))))
     pruned = one_step(tfc.prune(model, 0.5, ranking="global"))
     kernels = {id(w): w for w in tfc.strip(pruned).weights if w.path.endswith("kernel")}
-    found = np.concatenate([np.ravel(w) for w in kernels.values()])
-    assert (found == 0).sum() == round(0.5 * found.size)
+    weights = np.concatenate([np.ravel(w) for w in kernels.values()])
+    assert (weights == 0).sum() == round(0.5 * weights.size)
 
 
 def test_layers_at_each_step_are_grouped_by_their_own_inputs():

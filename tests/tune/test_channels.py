@@ -131,20 +131,20 @@ def test_taylor_scores_are_the_change_of_the_loss():
     whole = float(loss(Y, model(X)))
     changes = []
     for channel in range(32):
-        total = 0.0
+        change = 0.0
         for variable, value in (
             (model.get_layer("head").kernel, kernel),
             (model.get_layer("third_norm").gamma, gamma),
         ):
-            changed = value.copy()
-            changed[channel] *= 0.99
-            variable.assign(changed)
-            total += abs(float(loss(Y, model(X))) - whole) / 0.01
+            altered = value.copy()
+            altered[channel] *= 0.99
+            variable.assign(altered)
+            change += abs(float(loss(Y, model(X))) - whole) / 0.01
             variable.assign(value)
-        changes.append(total)
-    found = scores[[coupling.unit_of(np.array(n)) for n in _numbers(coupling, "third")]]
+        changes.append(change)
+    channel_scores = scores[[coupling.unit_of(np.array(n)) for n in _numbers(coupling, "third")]]
     assert len(group.units) == 32
-    np.testing.assert_allclose(found, changes, rtol=0.1, atol=2e-3)
+    np.testing.assert_allclose(channel_scores, changes, rtol=0.1, atol=2e-3)
 
 
 def _numbers(coupling, path):

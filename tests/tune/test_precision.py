@@ -7,7 +7,7 @@ from keras import layers as L
 
 import tfcompress as tfc
 from tfcompress.graph.keras_internals import maker
-from tfcompress.tune.noise import rounding_noise
+from tfcompress.tune.noise import quantization_noise
 
 FRAGILE = ("c2", "c5")
 
@@ -54,15 +54,15 @@ def test_exactly_the_fragile_layers_stay_float(fragile, fashion, tmp_path, capsy
         fragile, tmp_path / "m.tflite", scheme=scheme, representative_dataset=x
     )
     assert result.agreement.rmse < 0.1 and result.ops["NEG"] == 2
-    found = tfc.TFLiteModel(result.path).evaluate(x, y)
-    assert abs(found - chosen.score) <= 0.01
+    accuracy = tfc.TFLiteModel(result.path).evaluate(x, y)
+    assert abs(accuracy - chosen.score) <= 0.01
     assert len(json.loads(path.read_text())["scores"]) == len(scheme.trials)
 
 
 def test_noise_is_where_rounding_hurts(fragile, fashion):
     name = maker(fragile.inputs[0]).name
     options = tfc.QuantizationScheme(correct_bias=False)
-    noise = rounding_noise(fragile, options, {name: fashion[2][:64]})
+    noise = quantization_noise(fragile, options, {name: fashion[2][:64]})
     ranked = sorted(noise, key=noise.get, reverse=True)
     assert set(ranked[:2]) == set(FRAGILE)
 

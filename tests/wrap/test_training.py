@@ -58,7 +58,7 @@ def test_each_way_of_running_gives_the_same_training(options):
     model, losses = train(**options)
     check_state(model, steps=12)
     _, reference = train(jit_compile=False)
-    # Rounding makes a step function of the tiniest difference: near, not equal.
+    # Quantization can turn the smallest difference into one LSB: near, not equal.
     np.testing.assert_allclose(losses, reference, rtol=0.1)
 
 
@@ -103,9 +103,9 @@ for variable in state:
 print(json.dumps({"replicas": strategy.num_replicas_in_sync, "variables": len(state),
                   "spread": spread}))
 """)
-    told = json.loads(out.strip().splitlines()[-1])
-    assert told["replicas"] == 2 and told["variables"] > 10
-    assert told["spread"] == 0.0
+    results = json.loads(out.strip().splitlines()[-1])
+    assert results["replicas"] == 2 and results["variables"] > 10
+    assert results["spread"] == 0.0
 
 
 BATCHES = """

@@ -56,7 +56,7 @@ def test_with_nothing_pruned_the_layer_is_the_same(make, shape, dtype, built_fir
 
 @keras.saving.register_keras_serializable("tests")
 class BuiltByItsCall(L.Layer):
-    """Has no build(), and tells its output shape: Keras does not call it to build it."""
+    """Has no build() but a known output shape, so Keras does not call it to build it."""
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -173,7 +173,7 @@ def test_losses_of_activities_are_the_same_at_inference():
     (trained,) = map(float, aware.losses)
     aware(x, training=False)
     (loss,) = map(float, aware.losses)
-    # Before the outputs are rounded: near, not equal.
+    # Computed before the outputs are quantized: near, not equal.
     np.testing.assert_allclose(loss, plain, rtol=0.02)
     np.testing.assert_allclose(loss, trained, rtol=0.02)
 
@@ -240,7 +240,7 @@ def test_what_cannot_be_wrapped_is_refused():
 
 
 def test_a_model_that_was_used_can_be_loaded_again(tmp_path):
-    """Nested models are told of the grids around them when they are first used."""
+    """Input quantizers of nested models are set when the model is first used."""
     inside = keras.Input((8,))
     block = keras.Model(inside, L.Add()([L.Dense(8)(inside), inside]))
     inputs = keras.Input((8,))

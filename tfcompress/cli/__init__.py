@@ -48,13 +48,13 @@ for module in pkgutil.iter_modules(commands.__path__, f"{commands.__name__}."):
 @main.command()
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
-    """Print what makes SHELL complete commands and options.
+    """Print the script that makes SHELL complete commands and options.
 
     For bash: tfcompress completion bash >> ~/.bashrc
     """
     from click.shell_completion import get_completion_class
 
-    made = get_completion_class(shell)
-    if made is None:  # pragma: no cover - all three are built in
+    completion_class = get_completion_class(shell)
+    if completion_class is None:  # pragma: no cover - all three are built in
         raise ValueError(f"There is no completion for {shell!r}.")
-    click.echo(made(main, {}, "tfcompress", "_TFCOMPRESS_COMPLETE").source())
+    click.echo(completion_class(main, {}, "tfcompress", "_TFCOMPRESS_COMPLETE").source())

@@ -1,4 +1,4 @@
-"""What --data names -> samples and labels: an .npz or .npy file, a folder of images, a function."""
+"""Loads --data: an .npz or .npy file, a folder of images, or a function that returns samples."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ _IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
 def load_data(
     source: str, inputs: Sequence[InputSpec], *, split: str = "train"
 ) -> tuple[Any, np.ndarray | None]:
-    """Loads what a --data option names.
+    """Loads the samples and labels of a --data option.
 
     Args:
         source: Path of an .npz or .npy file or of a folder of images, or "module:function".
         inputs: What the model expects.
-        split: Of files that hold x_train and x_test: "train" or "test".
+        split: "train" or "test", for files that hold x_train and x_test.
 
     Returns:
-        Samples in a form that all functions of tfcompress take, and labels or None.
+        Samples in a form that all functions of tfcompress accept, and labels or None.
 
     Raises:
         FileNotFoundError: If there is no such file or folder.
@@ -43,7 +43,7 @@ def load_data(
         return _from_arrays(path, inputs, split)
     if path.is_file():
         raise ValueError(
-            f"--data {source!r} has no known form: it must be an .npz or .npy file, a folder of "
+            f"--data {source!r} has an unknown form: it must be an .npz or .npy file, a folder of "
             "images or of folders of images, or module:function."
         )
     if ":" in source and not pathlib.Path(source).parent.name:
@@ -58,10 +58,10 @@ def _from_arrays(path: pathlib.Path, inputs: Sequence[InputSpec], split: str) ->
     known_labels = (f"y_{split}", *_LABELS)
     labels = next((arrays[name] for name in known_labels if name in arrays), None)
     names = [spec.name for spec in inputs]
-    found = [name for name in (*names, f"x_{split}", *_INPUTS) if name in arrays]
+    candidates = [name for name in (*names, f"x_{split}", *_INPUTS) if name in arrays]
     others = [name for name in arrays if name not in known_labels]
-    if len(inputs) == 1 and (found or len(others) == 1):
-        return arrays[(found or others)[0]], labels
+    if len(inputs) == 1 and (candidates or len(others) == 1):
+        return arrays[(candidates or others)[0]], labels
     if all(name in arrays for name in names):
         return {name: arrays[name] for name in names}, labels
     raise ValueError(
@@ -73,8 +73,8 @@ def _from_arrays(path: pathlib.Path, inputs: Sequence[InputSpec], split: str) ->
 
 
 def _from_folder(folder: pathlib.Path, inputs: Sequence[InputSpec]) -> tuple[Any, Any]:
-    """Images in the size and channels of the model, 0 to 255; subfolders are classes, by name."""
-    from PIL import Image, ImageOps  # matplotlib needs it, so it is there
+    """Returns images in the size and channels of the model, 0 to 255; subfolders are classes."""
+    from PIL import Image, ImageOps  # a dependency of matplotlib
 
     if len(inputs) != 1 or len(inputs[0].shape) != 3 or inputs[0].shape[-1] not in (1, 3, 4):
         raise ValueError(
@@ -85,9 +85,9 @@ def _from_folder(folder: pathlib.Path, inputs: Sequence[InputSpec]) -> tuple[Any
     mode = {1: "L", 3: "RGB", 4: "RGBA"}[channels or 3]
     classes = sorted(path for path in folder.iterdir() if path.is_dir() and _images_in(path))
     files = [
-        (path, number if classes else None)
-        for number, place in enumerate(classes or [folder])
-        for path in _images_in(place)
+        (path, label if classes else None)
+        for label, class_folder in enumerate(classes or [folder])
+        for path in _images_in(class_folder)
     ]
     if not files:
         raise ValueError(f"--data {str(folder)!r} holds no images ({', '.join(_IMAGES)}).")
@@ -104,11 +104,11 @@ def _from_folder(folder: pathlib.Path, inputs: Sequence[InputSpec]) -> tuple[Any
                 image: Image.Image = ImageOps.exif_transpose(opened)
                 if image.mode.startswith("I"):  # 16 bits, which converting would clip
                     image = Image.fromarray((np.asarray(image) / 256).astype(np.uint8))
-                shown = image.convert(mode)
-                size = (width or shown.width, height or shown.height)
-                if shown.size != size:
-                    shown = shown.resize(size, Image.Resampling.BILINEAR)
-                images.append(np.asarray(shown).reshape(size[1], size[0], len(mode)))
+                converted = image.convert(mode)
+                size = (width or converted.width, height or converted.height)
+                if converted.size != size:
+                    converted = converted.resize(size, Image.Resampling.BILINEAR)
+                images.append(np.asarray(converted).reshape(size[1], size[0], len(mode)))
         except Exception as error:  # decoders of damaged files raise anything
             raise ValueError(f"{str(path)!r} is no image, or it is damaged: {error}") from error
     if len({image.shape for image in images}) > 1:
@@ -121,7 +121,7 @@ def _from_folder(folder: pathlib.Path, inputs: Sequence[InputSpec]) -> tuple[Any
 
 
 def _images_in(folder: pathlib.Path) -> list[pathlib.Path]:
-    """Returns the images in a folder and below, but for those of hidden folders and of macOS."""
+    """Returns the images in a folder and below, except in hidden folders and those of macOS."""
     return [
         path
         for path in sorted(folder.rglob("*"))
@@ -141,16 +141,16 @@ def _from_function(source: str, inputs: Sequence[InputSpec]) -> tuple[Any, Any]:
     except AttributeError:
         raise ValueError(f"--data {source!r}: the module has no function {name!r}.") from None
     try:
-        made = function()
+        result = function()
     except (Exception, SystemExit) as error:  # the user's own code may raise anything
         kind = type(error).__name__
         raise ValueError(f"--data {source!r}: the function raised {kind}: {error}") from error
-    arrays, labels = collect(made, inputs, argument=f"--data {source}")
+    arrays, labels = collect(result, inputs, argument=f"--data {source}")
     return arrays[inputs[0].name] if len(inputs) == 1 else arrays, labels
 
 
 def import_module(name: str) -> Any:
-    """Imports a module of the user, from the folder where the command is run as well.
+    """Imports a module of the user, also from the working directory.
 
     Raises:
         ValueError: If there is none, or it cannot be imported.
@@ -169,12 +169,12 @@ def import_module(name: str) -> Any:
 
 
 def normalized(x: Any, normalization: tuple[list[float], list[float]] | None) -> Any:
-    """Returns `(x - mean) / deviation` of an array, or of what makes none, as it is."""
+    """Returns `(x - mean) / deviation` of an array; without `normalization`, the data unchanged."""
     if normalization is None:
         return x
     if not isinstance(x, np.ndarray):
         raise ValueError("--normalize needs --data that is an array of one input.")
-    mean, deviation = (np.asarray(end, np.float32) for end in normalization)
+    mean, deviation = (np.asarray(values, np.float32) for values in normalization)
     if len(mean) not in (1, x.shape[-1]):
         raise ValueError(
             f"--normalize must give one mean and deviation, or {x.shape[-1]} of each, as the data "

@@ -1,4 +1,4 @@
-"""What makes a run repeatable and interruptible: order of samples, seeds, signals, saved files."""
+"""Repeatable and interruptible training: order of samples, seeds, signals, saved files."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from tfcompress.graph.run import packed
 
 
 class Stopped(KeyboardInterrupt):
-    """Ctrl-C, and what to do to go on."""
+    """Training was interrupted by Ctrl-C; the message says how to resume."""
 
 
 class Batches(keras.utils.PyDataset):
     """Batches in an order that depends on the seed and the epoch only, not on earlier epochs.
 
     Args:
-        model: What they are for.
+        model: The model to train.
         arrays: Samples by input name.
         y: Labels.
-        batch_size: Samples of a batch.
-        seed: Of the order.
+        batch_size: Samples per batch.
+        seed: The seed of the order.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Batches(keras.utils.PyDataset):
         self.start(0)
 
     def start(self, epoch: int) -> None:
-        """Takes the order of an epoch."""
+        """Sets the order of an epoch."""
         self._order = np.random.default_rng((self._seed, epoch)).permutation(len(self._y))
 
     def __len__(self) -> int:
@@ -58,76 +58,76 @@ class Batches(keras.utils.PyDataset):
 
 
 class Interruptible(keras.callbacks.Callback):
-    """Ends training at Ctrl-C: at once, or after an epoch that is as good as trained was kept.
+    """Ends training at Ctrl-C: at once, or, during the last step of an epoch, after its backup.
 
-    Also where Python loses the exception, as in garbage collection.
+    This also works if Python loses the exception, as in garbage collection.
 
     Args:
-        steps: Steps of an epoch.
-        batches: Is told which epoch begins.
+        steps: Training steps of an epoch.
+        batches: The batches, whose `start` is called with each epoch.
     """
 
     def __init__(self, steps: int, batches: Batches | None = None) -> None:
         super().__init__()
         self._steps, self._batches = steps, batches
-        self._asked = self._waits = False
+        self._interrupted = self._deferred = False
 
     def on_train_begin(self, logs: Any = None) -> None:
-        """Listens to Ctrl-C."""
-        self._asked = self._waits = False
+        """Installs the handler of Ctrl-C."""
+        self._interrupted = self._deferred = False
         self._before = signal.getsignal(signal.SIGINT)
         if self._before is not signal.SIG_IGN:  # as in the background of a shell
             signal.signal(signal.SIGINT, self._interrupt)
 
     def _interrupt(self, *_: Any) -> None:
-        self._asked = True
-        if not self._waits:
+        self._interrupted = True
+        if not self._deferred:
             signal.signal(signal.SIGINT, self._before)
             raise KeyboardInterrupt
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        """Ends the run if that was asked for while the epoch before was kept."""
-        self._waits = False
-        if self._asked:
+        """Ends the run if it was interrupted during the backup of the epoch before."""
+        self._deferred = False
+        if self._interrupted:
             raise KeyboardInterrupt
         if self._batches is not None:
             self._batches.start(epoch)
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
-        """Waits with an interrupt from the last step until the epoch is kept."""
-        self._waits = batch + 1 >= self._steps
+        """Defers interrupts from the last step of an epoch until its backup is written."""
+        self._deferred = batch + 1 >= self._steps
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Raises the exception that was lost."""
-        if self._asked and not self._waits:
+        if self._interrupted and not self._deferred:
             raise KeyboardInterrupt
 
     def on_train_end(self, logs: Any = None) -> None:
-        """Puts back what listened before."""
+        """Restores the previous handler."""
         signal.signal(signal.SIGINT, self._before)
 
 
 def _numbered(config: str) -> str:
-    """Returns a model's config with its shared objects numbered, in place of places in memory."""
+    """Returns a model's config with its shared objects numbered, instead of memory addresses."""
     numbers: dict[str, int] = {}
 
-    def number(found: re.Match[str]) -> str:
-        return found[1] + str(numbers.setdefault(found[2], len(numbers)))
+    def number(match: re.Match[str]) -> str:
+        return match[1] + str(numbers.setdefault(match[2], len(numbers)))
 
     return re.sub(r'("shared_object_id": )(\d+)', number, config)
 
 
 def save_undated(model: keras.Model, output: pathlib.Path) -> None:
-    """Saves a model, whole or not at all, to a file that says nothing of when it was saved."""
+    """Saves a model atomically, to a file without the date of saving."""
     with replacing(output) as part:
         model.save(part)
         with zipfile.ZipFile(part) as archive:
-            held = [(entry, archive.read(entry)) for entry in archive.infolist()]
+            entries = [(entry, archive.read(entry)) for entry in archive.infolist()]
         with zipfile.ZipFile(part, "w") as archive:
-            for entry, content in held:
+            for entry, content in entries:
                 if entry.filename == "metadata.json":
-                    told = {**json.loads(content), "date_saved": "1980-01-01@00:00:00"}
-                    content = json.dumps(told).encode()
+                    metadata = {**json.loads(content), "date_saved": "1980-01-01@00:00:00"}
+                    content = json.dumps(metadata).encode()
                 if entry.filename == "config.json":
                     content = _numbered(content.decode()).encode()
                 entry.date_time = (1980, 1, 1, 0, 0, 0)

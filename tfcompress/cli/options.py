@@ -1,4 +1,4 @@
-"""What the commands share: options, loading, printing, errors of one line."""
+"""Shared code of the commands: options, loading, printing, one-line errors."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Commands(click.Group):
         except KeyboardInterrupt as error:
             click.echo(str(error) or "Stopped. Nothing was written.", err=True)
             context.exit(130)
-        except BrokenPipeError:  # of what reads the output, such as head
+        except BrokenPipeError:  # the reader of the output has ended, such as head
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             context.exit(1)
         except Exception as error:
@@ -127,7 +127,7 @@ def loaded_model(path: pathlib.Path) -> Any:
 def loaded_data(
     data: str, specs: Any, normalize: Any = None, split: str = "train"
 ) -> tuple[Any, Any]:
-    """Loads what --data names; returns samples and labels (None if there are none)."""
+    """Loads --data; returns samples and labels (None if there are none)."""
     from tfcompress.cli.data import load_data, normalized
 
     x, y = load_data(data, specs, split=split)
@@ -135,7 +135,7 @@ def loaded_data(
 
 
 def loaded_specs(path: pathlib.Path) -> tuple[Any, Any]:
-    """Returns a model or file, and what it expects."""
+    """Returns a model or file, and the specs of its inputs."""
     if path.suffix == ".tflite":
         from tfcompress.tflite.run import TFLiteModel
 
@@ -150,8 +150,8 @@ def loaded_specs(path: pathlib.Path) -> tuple[Any, Any]:
 def print_report(report: Any, as_json: bool) -> None:
     """Prints a result as a table or as JSON."""
     if as_json:
-        told = report.as_dict() if hasattr(report, "as_dict") else dataclasses.asdict(report)
-        click.echo(json.dumps(told, indent=2))
+        content = report.as_dict() if hasattr(report, "as_dict") else dataclasses.asdict(report)
+        click.echo(json.dumps(content, indent=2))
     else:
         show(report)
 
@@ -160,5 +160,5 @@ def show(renderable: Any) -> None:
     """Prints a table."""
     from rich.console import Console
 
-    # A pipe or a log has no width of its own; a table should not be folded to 80 columns there.
+    # A pipe or a log has no width; without one, tables would be folded to 80 columns.
     Console(width=None if sys.stdout.isatty() else 120).print(renderable)

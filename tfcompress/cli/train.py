@@ -39,23 +39,23 @@ def train(
     learning_rate: float,
     quiet: bool,
 ) -> dict[str, Any]:
-    """Wraps a model, trains it and saves it; goes on where an earlier run was stopped.
+    """Wraps a model, trains it and saves it; resumes an earlier run that was stopped.
 
     Args:
         model: A loaded model; if it was compiled, its loss is used.
-        wrap: Given the model and the number of training steps, returns what is trained.
+        wrap: Takes the model and the number of training steps, and returns the model to train.
         x: Samples.
         y: Labels.
         output: File to write.
-        settings: What must be the same for an earlier run to be gone on with.
-        seed: Of the order of samples and of random layers; None for any.
-        epochs: Epochs in all.
-        batch_size: Samples of a step.
-        learning_rate: Of Adam, falling to zero along a cosine.
-        quiet: Whether to show nothing.
+        settings: Settings that must be equal for an earlier run to be resumed.
+        seed: Seed of the order of samples and of random layers; None for any.
+        epochs: Total number of epochs.
+        batch_size: Samples per training step.
+        learning_rate: Learning rate of Adam, with cosine decay to zero.
+        quiet: Whether to print nothing.
 
     Returns:
-        What was done, for people and machines.
+        The results, with the keys of the JSON output.
 
     Raises:
         ValueError: If labels are missing, or do not fit the model.
@@ -74,63 +74,63 @@ def train(
     if len(y) != count:
         raise ValueError(f"--data holds {count} samples but {len(y)} labels.")
     y = _usual_labels(np.asarray(y))
-    loss, metrics, told = _loss(model, y)
-    each = math.ceil(count / batch_size)
+    loss, metrics, loss_name = _loss(model, y)
+    steps_per_epoch = math.ceil(count / batch_size)
     console = Console(quiet=quiet, stderr=True)
     backup = beside(output, ".progress")
     with (
         locked(output),
-        _Progress(backup, {**settings, "samples": count, "epochs": epochs}) as kept,
+        _Progress(backup, {**settings, "samples": count, "epochs": epochs}) as run_folder,
     ):
-        if kept.is_resumed:
+        if run_folder.is_resumed:
             console.print(f"Going on with the run that was stopped, from {str(backup)!r}.")
-        seed = kept.settle_seed(seed)
+        seed = run_folder.settle_seed(seed)
         keras.utils.set_random_seed(seed)
         before = _accuracy(model, arrays, y, metrics)
-        wrapped = wrap(model, epochs * each)
-        rate = keras.optimizers.schedules.CosineDecay(learning_rate, epochs * each)
+        wrapped = wrap(model, epochs * steps_per_epoch)
+        rate = keras.optimizers.schedules.CosineDecay(learning_rate, epochs * steps_per_epoch)
         wrapped.compile(keras.optimizers.Adam(rate), loss, metrics=metrics)
-        console.print(f"Loss: {told}.")
+        console.print(f"Loss: {loss_name}.")
         batches = Batches(wrapped, arrays, y, batch_size, seed)
-        state = BackupAndRestore(backup, delete_checkpoint=False)
-        kept.state = state
+        backup_callback = BackupAndRestore(backup, delete_checkpoint=False)
+        run_folder.state = backup_callback
         with progress_bars(console) as progress:
             wrapped.fit(
                 batches,
                 epochs=epochs,
-                shuffle=False,  # they come in their own order
+                shuffle=False,  # the batches define the order
                 verbose=0,
                 callbacks=[
-                    state,
-                    FitProgress(progress, output.stem, epochs, each),
-                    Interruptible(each, batches),
+                    backup_callback,
+                    FitProgress(progress, output.stem, epochs, steps_per_epoch),
+                    Interruptible(steps_per_epoch, batches),
                 ],
             )
         after = _accuracy(wrapped, arrays, y, metrics)
         save_undated(wrapped, output)
-    done = {
+    result = {
         "output": str(output),
         "epochs": epochs,
-        "resumed": kept.is_resumed,
+        "resumed": run_folder.is_resumed,
         "seed": seed,
-        "loss_function": told,
-        **state.logs,
+        "loss_function": loss_name,
+        **backup_callback.logs,
     }
     if before is not None and after is not None:
-        done |= {"accuracy_before": before, "accuracy_after": after}
+        result |= {"accuracy_before": before, "accuracy_after": after}
         if after < before:
             console.print(
                 f"Warning: training made it worse: accuracy {before:.2%} before and {after:.2%} "
                 "after, on the samples it was trained on. Try a smaller --learning-rate or more "
                 "--epochs."
             )
-    return done
+    return result
 
 
 def _accuracy(
     model: keras.Model, arrays: dict[str, np.ndarray], y: np.ndarray, metrics: list[Any]
 ) -> float | None:
-    """Returns the accuracy on at most 2,000 of the samples, if labels are classes."""
+    """Returns the accuracy on at most 2,000 samples; None if labels are no classes."""
     if not metrics or len(model.outputs) != 1:
         return None
     few = {name: spread(array, _EVALUATED) for name, array in arrays.items()}
@@ -141,9 +141,9 @@ _EVALUATED = 2000
 
 
 class _Progress:
-    """The folder of a run that is not at its end, with the settings that it was begun with.
+    """The folder of an unfinished run, with the settings that it was started with.
 
-    It goes when the run ends, and stays when it is stopped after an epoch or more.
+    It is removed when the run ends, and kept if the run is stopped after at least one epoch.
     """
 
     def __init__(self, folder: pathlib.Path, settings: dict[str, Any]) -> None:
@@ -153,71 +153,75 @@ class _Progress:
         self.state: BackupAndRestore | None = None
 
     def __enter__(self) -> _Progress:
-        told: dict[str, Any] = {}
+        earlier: dict[str, Any] = {}
         if (self._folder / "state.npz").is_file() and self._file.is_file():
-            told = json.loads(self._file.read_text())
+            earlier = json.loads(self._file.read_text())
             self.is_resumed = True
-            other = {**told, "seed": None} != {**self._settings, "seed": None}
-            if other or self._settings["seed"] not in (None, told["seed"]):
+            differs = {**earlier, "seed": None} != {**self._settings, "seed": None}
+            if differs or self._settings["seed"] not in (None, earlier["seed"]):
                 raise ValueError(
                     "A run with other settings was stopped before its end, and is kept in "
                     f"{str(self._folder)!r}. Run it again with its settings "
                     f"({self._file.read_text()}), or delete that folder."
                 )
-            self._settings = told
+            self._settings = earlier
         else:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder.mkdir()
         return self
 
     def settle_seed(self, seed: int | None) -> int:
-        """Returns the seed of the run: the one given, that of the stopped run, or any."""
+        """Returns the seed of the run: the argument, that of the stopped run, or a random one."""
         if not self.is_resumed:
             self._settings["seed"] = secrets.randbits(31) if seed is None else seed
             write_whole(self._file, json.dumps(self._settings, sort_keys=True).encode())
         return self._settings["seed"]
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        done = self.state.epoch if self.state else 0
-        if kind is None or not (done or self.is_resumed):
-            shutil.rmtree(self._folder, ignore_errors=True)  # nothing to go on with
+        epochs_done = self.state.epoch if self.state else 0
+        if kind is None or not (epochs_done or self.is_resumed):
+            shutil.rmtree(self._folder, ignore_errors=True)  # nothing to resume
         elif issubclass(kind, KeyboardInterrupt):
-            after = f"after {done} of {self._settings['epochs']} epochs" if done else "again"
+            after = (
+                f"after {epochs_done} of {self._settings['epochs']} epochs"
+                if epochs_done
+                else "again"
+            )
             raise Stopped(f"Stopped {after}. Give the same command again to go on.") from error
 
 
 def _usual_labels(y: np.ndarray) -> np.ndarray:
-    """Returns whole numbers that are stored as floats as integers."""
+    """Converts labels to integers if they are whole numbers stored as floats."""
     return y.astype(np.int64) if y.dtype.kind == "f" and np.all(y == np.round(y)) else y
 
 
 def _loss(model: keras.Model, y: np.ndarray) -> tuple[Any, list[Any], str]:
-    """Returns the loss that the model was compiled with, or the usual one, metrics, and which.
+    """Returns the loss the model was compiled with, or a default, its metrics and its name.
 
     Raises:
         ValueError: If the labels do not fit the outputs.
     """
-    given = loss_given(model)
+    compiled_loss = loss_given(model)
     if len(model.outputs) != 1:
-        if given:
-            return given, [], "of the model"
+        if compiled_loss:
+            return compiled_loss, [], "of the model"
         raise ValueError(
             f"model {model.name!r} has {len(model.outputs)} outputs and was saved without a loss. "
             "Compile it before you save it."
         )
     shape = tuple(model.outputs[0].shape[1:])
     units = shape[-1] if shape else 1
-    numbers = y.shape[1:] in (shape[:-1], (*shape[:-1], 1))
-    if units > 1 and numbers and y.dtype.kind in "biu" and not 0 <= y.min() <= y.max() < units:
+    are_classes = y.shape[1:] in (shape[:-1], (*shape[:-1], 1))
+    if units > 1 and are_classes and y.dtype.kind in "biu" and not 0 <= y.min() <= y.max() < units:
         raise ValueError(
             f"Labels must be 0 to {units - 1}, as the model has {units} outputs. Received: labels "
             f"from {int(y.min())} to {int(y.max())}."
         )
-    if given:
-        return given, ["accuracy"] if y.dtype.kind in "biu" else [], "of the model"
+    if compiled_loss:
+        return compiled_loss, ["accuracy"] if y.dtype.kind in "biu" else [], "of the model"
     logits = {"from_logits": not _ends_in_probabilities(model)}
-    zero_or_one = bool(np.isin(y, (0, 1)).all())
-    if units > 1 and numbers and y.dtype.kind in "biu":
+    are_binary = bool(np.isin(y, (0, 1)).all())
+    if units > 1 and are_classes and y.dtype.kind in "biu":
         loss: Any = keras.losses.SparseCategoricalCrossentropy(**logits)
         return loss, ["accuracy"], "sparse categorical crossentropy"
     if y.shape[1:] not in (shape, shape[:-1] if units == 1 else shape):
@@ -229,7 +233,7 @@ def _loss(model: keras.Model, y: np.ndarray) -> tuple[Any, list[Any], str]:
     if units > 1 and np.allclose(y.sum(-1), 1) and y.min() >= 0:
         loss = keras.losses.CategoricalCrossentropy(**logits)
         return loss, ["accuracy"], "categorical crossentropy"
-    if zero_or_one:
+    if are_binary:
         return keras.losses.BinaryCrossentropy(**logits), ["accuracy"], "binary crossentropy"
     return keras.losses.MeanSquaredError(), [], "mean squared error"
 

@@ -33,7 +33,7 @@ class Data:
     """Images of shape (n, 28, 28, 1) with values in [0, 1], and integer labels.
 
     Attributes:
-        source: Where they come from, for people.
+        source: A description of their origin.
         x_train: Training images.
         y_train: Training labels.
         x_test: Test images.
@@ -68,7 +68,7 @@ def load(full: bool = False) -> Data:
             for kind in ("images-idx3", "labels-idx1")
         ]
         return _data("Fashion-MNIST from Debian's dataset-fashion-mnist", *parts)
-    import keras  # the embedded data needs none
+    import keras  # the embedded data does not need Keras
 
     try:
         (x_train, y_train), (x_test, y_test) = keras.datasets.fashion_mnist.load_data()
@@ -92,6 +92,8 @@ def read_idx(path: pathlib.Path) -> np.ndarray:
 def _data(
     source: str, x_train: np.ndarray, y_train: np.ndarray, x_test: np.ndarray, y_test: np.ndarray
 ) -> Data:
-    counted = f"{source} ({len(x_train):,} training and {len(x_test):,} test images)"
+    description = f"{source} ({len(x_train):,} training and {len(x_test):,} test images)"
     images = [x[..., None].astype(np.float32) / np.float32(255) for x in (x_train, x_test)]
-    return Data(counted, images[0], y_train.astype(np.int64), images[1], y_test.astype(np.int64))
+    return Data(
+        description, images[0], y_train.astype(np.int64), images[1], y_test.astype(np.int64)
+    )

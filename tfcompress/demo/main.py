@@ -32,7 +32,7 @@ from tfcompress.wrap.prune import prune
 BATCH = 64
 TEACHER_EPOCHS = 5
 STUDENT_EPOCHS = 7
-FULL_DIVISOR = 4  # all of Fashion-MNIST has six times the steps an epoch
+FULL_DIVISOR = 4  # all of Fashion-MNIST has six times the training steps per epoch
 STUDENT: dict[str, Any] = {"widths": (12, 24, 40), "stem_strides": 2, "name": "student"}
 SPARSITY = 0.72
 ALPHA = 0.8
@@ -50,9 +50,9 @@ class Measured:
     """One row of the demo's table.
 
     Attributes:
-        accuracy: Share of the test images with the right label, of the file.
+        accuracy: Fraction of the test images that the file classifies correctly.
         bytes: Size of the file.
-        gzip_bytes: The same after gzip.
+        gzip_bytes: Size of the file after gzip.
         parameters: Scalars in the weights.
         macs: Multiply-accumulates of one image.
         latency_ms: Median of one inference, one thread.
@@ -68,15 +68,15 @@ class Measured:
 
 @dataclasses.dataclass(frozen=True)
 class DemoResult:
-    """What the demo measured.
+    """The results of the demo.
 
     Attributes:
-        data: Which images were used.
+        data: Description of the images.
         rows: `Measured` by the keys of `ROWS`.
-        sparsity: Share of zeros in the kernels of the INT8 file.
-        keras_accuracy: Accuracy of the Keras model that the INT8 file was made from.
+        sparsity: Fraction of zeros in the kernels of the INT8 file.
+        keras_accuracy: Accuracy of the Keras model that was exported to the INT8 file.
         agreement: The file's agreement with it, in words.
-        runtime: Runtime of the latencies.
+        runtime: Runtime that the latencies were measured with.
         seconds: Time the demo took.
         output: Folder of the results.
     """
@@ -92,12 +92,14 @@ class DemoResult:
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the content of demo.json."""
-        made: dict[str, Any] = {k: dataclasses.asdict(row) for k, row in self.rows.items()}
-        first = self.rows["teacher"]
-        made["ratios_to_teacher"] = {key: _ratios(row, first) for key, row in self.rows.items()}
+        content: dict[str, Any] = {k: dataclasses.asdict(row) for k, row in self.rows.items()}
+        teacher = self.rows["teacher"]
+        content["ratios_to_teacher"] = {
+            key: _ratios(row, teacher) for key, row in self.rows.items()
+        }
         for field in ("data", "sparsity", "keras_accuracy", "agreement", "runtime", "seconds"):
-            made[field] = getattr(self, field)
-        return made
+            content[field] = getattr(self, field)
+        return content
 
     def __rich__(self) -> Any:
         columns = (
@@ -129,21 +131,21 @@ class DemoResult:
                     f"{ratios['latency_ms']:.1f}x",
                 )
             )
-        made = table("Fashion-MNIST, measured on the .tflite files", columns, rows)
-        made.caption = (
+        result = table("Fashion-MNIST, measured on the .tflite files", columns, rows)
+        result.caption = (
             f"{self.data}; the INT8 student starts from the float one; {self.sparsity:.0%} of its "
             "kernels are zero; accuracy of the Keras "
             f"model behind the INT8 file {self.keras_accuracy:.2%}; one thread, {self.runtime}; "
             f"{self.seconds:.0f} s. Results: {self.output}/"
         )
-        return made
+        return result
 
 
 def run_demo(output: pathlib.Path, *, full: bool = False, quiet: bool = False) -> DemoResult:
     """Runs the main job and writes student.tflite, demo.json and demo.png.
 
     Args:
-        output: Folder to write to; made if it does not exist.
+        output: Folder to write to; created if it does not exist.
         full: Whether to use all of Fashion-MNIST.
         quiet: Whether to show no progress.
 
@@ -176,13 +178,13 @@ def run_demo(output: pathlib.Path, *, full: bool = False, quiet: bool = False) -
     result = export_tflite(
         distiller.student, output / "student.tflite", io_dtype="int8", verbose=False
     )
-    made = _measure(
+    rows = _measure(
         {"teacher": teacher, "student_float": student_float, "student_int8": student}, result, data
     )
     predicted = student.predict(data.x_test, batch_size=256, verbose=0).argmax(-1)
     outcome = DemoResult(
         data.source,
-        made,
+        rows,
         result.report.sparsity,
         float(np.mean(predicted == data.y_test)),
         str(result.agreement),
@@ -190,8 +192,8 @@ def run_demo(output: pathlib.Path, *, full: bool = False, quiet: bool = False) -
         time.perf_counter() - started,
         str(output),
     )
-    told = json.dumps(outcome.as_dict(), indent=2) + "\n"
-    write_whole(output / "demo.json", told.encode())
+    content = json.dumps(outcome.as_dict(), indent=2) + "\n"
+    write_whole(output / "demo.json", content.encode())
     draw(outcome.rows, ROWS, output / "demo.png")
     return outcome
 
@@ -203,7 +205,7 @@ def _fit(model: keras.Model, data: Data, epochs: int, progress: Progress, name: 
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
         steps_per_execution=8,
-        # On two cores XLA halves the step of the small student and slows the larger teacher.
+        # On two cores XLA halves the training step of the small student, but slows the teacher.
         jit_compile=model.name == STUDENT["name"],
     )
     model.fit(
@@ -219,14 +221,14 @@ def _fit(model: keras.Model, data: Data, epochs: int, progress: Progress, name: 
 def _measure(
     models: dict[str, keras.Model], result: ExportResult, data: Data
 ) -> dict[str, Measured]:
-    """Measures the files: those of the float models are made for this only."""
+    """Measures the files; those of the float models are temporary."""
     with temporary_folder() as folder:
         reports, files = {}, {}
         for key in models:
-            made = result
+            exported = result
             if key != "student_int8":
-                made = export_tflite(models[key], pathlib.Path(folder) / key, verbose=False)
-            reports[key], files[key] = made.report, TFLiteModel(made.path)
+                exported = export_tflite(models[key], pathlib.Path(folder) / key, verbose=False)
+            reports[key], files[key] = exported.report, TFLiteModel(exported.path)
         latencies = benchmark(files, runs=500)
     return {
         key: Measured(
@@ -241,7 +243,7 @@ def _measure(
     }
 
 
-def _ratios(row: Measured, first: Measured) -> dict[str, float]:
+def _ratios(row: Measured, teacher: Measured) -> dict[str, float]:
     names = ("bytes", "gzip_bytes", "parameters", "macs", "latency_ms")
-    ratios = {name: getattr(first, name) / getattr(row, name) for name in names}
-    return {"accuracy": row.accuracy / first.accuracy, **ratios}
+    ratios = {name: getattr(teacher, name) / getattr(row, name) for name in names}
+    return {"accuracy": row.accuracy / teacher.accuracy, **ratios}

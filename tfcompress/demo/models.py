@@ -14,12 +14,12 @@ def resnet(
 ) -> keras.Model:
     """Returns a ResNet for 28x28 grey images: a stem, then one residual block per width.
 
-    The widths 16, 32, 64 make the network of 78,426 parameters that the figures in the docs are
-    about. Puts out logits.
+    The widths 16, 32, 64 give the network of 78,426 parameters that the figures in the docs refer
+    to. The outputs are logits.
 
     Args:
-        widths: Channels of each stage; the stem has those of the first.
-        stem_strides: 2 halves the resolution of all that follows, and quarters its cost.
+        widths: Channels of each stage; the stem has as many as the first.
+        stem_strides: 2 halves the resolution of all later layers, and quarters their cost.
         name: Name of the model.
 
     References:

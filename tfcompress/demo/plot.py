@@ -1,4 +1,4 @@
-"""The demo's picture."""
+"""The plot of the demo."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def draw(rows: Mapping[str, Any], names: Mapping[str, str], path: pathlib.Path) 
 
     Args:
         rows: `Measured` by key.
-        names: What to call each key.
+        names: The label of each key.
         path: PNG file to write.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -33,8 +33,8 @@ def draw(rows: Mapping[str, Any], names: Mapping[str, str], path: pathlib.Path) 
         left.annotate(
             f"{label}\n{kilobytes:,.1f} kB, {row.accuracy:.2%}",
             (kilobytes, 100 * row.accuracy),
-            # Apart even where models are equally good: the teacher's label above and to the left,
-            # the students' below and to the right, where their sizes keep them apart.
+            # Labels must not overlap, even at equal accuracies: the teacher's is above and to the
+            # left, those of the students are below and to the right, at different sizes.
             xytext=(0, -9 if below else 9),
             textcoords="offset points",
             ha="left" if below else "right",

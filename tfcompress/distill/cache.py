@@ -1,9 +1,9 @@
-"""A teacher that runs once: what the losses need of it is kept on disk.
+"""cache_teacher: runs a teacher once, and stores its outputs and features on disk.
 
-Layout of a cache: `manifest.json` says what is in it and of which teacher; the folders
-`shard-00000` and so on hold the outputs and features of `shard_size` samples each, as .npy files,
-and a digest of the samples. Each is written aside and renamed, so what stands there is whole,
-whenever the process dies.
+Layout of a cache: `manifest.json` describes the content and the teacher. The folders `shard-00000`
+and so on hold the outputs and features of `shard_size` samples each, as .npy files, and a digest of
+the samples. Each is written under a temporary name and renamed, so that an existing shard is
+complete even if the process was killed.
 """
 
 from __future__ import annotations
@@ -52,13 +52,13 @@ def cache_teacher(
     shard_size: int = 4096,
     verbose: bool = True,
 ) -> CachedTeacher:
-    """Runs a teacher once over a dataset and keeps what the losses need, for `Distiller`.
+    """Runs a teacher once over a dataset and stores what the losses need, for `Distiller`.
 
-    Killed at any moment, it goes on where it stopped when called again. Called on a finished cache
-    it checks, without running the teacher, that teacher, data and losses are the same, and refuses
-    others. Outputs are kept in float32, features in float16.
+    An interrupted call continues where it stopped when it is repeated. On a finished cache, the
+    function checks that teacher, data and losses are the same, without running the teacher, and
+    raises an error if not. Outputs are stored in float32, features in float16.
 
-    Pays in: disk (40 bytes a sample for the logits of ten classes); saves the teacher's forward
+    Costs disk space (40 bytes a sample for the logits of ten classes); saves the teacher's forward
     pass in every step of every epoch.
 
     Args:
@@ -66,23 +66,23 @@ def cache_teacher(
         dataset: Arrays `x`, `(x, y)` or `(x, y, sample_weight)`, or a `tf.data.Dataset` of such
             elements, batched or not, that yields the same samples in the same order each time: not
             shuffled, and not augmented at random.
-        path: Folder for the cache; made if it does not exist.
-        losses: The losses of the `Distiller` to come; None is `SoftTargets`.
-        top_k: Keep the k largest logits (or probabilities) of each output and the mass of the rest,
-            which is spread evenly: for thousands of classes. None keeps all.
-        augment: `augment(x, seed=s)` changes one sample, the same way for the same seed `s` (two
-            integers), as the functions `tf.image.stateless_...` do. Teacher and student see the
-            same change, the same in every epoch.
+        path: Folder for the cache; created if it does not exist.
+        losses: The losses of the later `Distiller`; None is `SoftTargets`.
+        top_k: Stores the k largest logits (or probabilities) of each output and the mass of the
+            rest, which is distributed evenly: for thousands of classes. None stores all.
+        augment: `augment(x, seed=s)` changes one sample, in the same way for the same seed `s` (two
+            integers), like the functions `tf.image.stateless_...`. Teacher and student get the
+            same augmented sample in every epoch.
         seed: Seed of the augmentation.
-        batch_size: Samples the teacher runs on at a time.
-        shard_size: Samples in a file.
+        batch_size: Batch size of the teacher.
+        shard_size: Number of samples in a shard.
         verbose: Whether to show progress.
 
     Returns:
         The cache; fit the distiller on its `dataset(batch_size)`.
 
     Raises:
-        TypeError: If `dataset` has no known form.
+        TypeError: If `dataset` has no supported form.
         ValueError: If the folder holds a cache of another teacher, other data or other losses.
 
     Example:
@@ -106,23 +106,22 @@ def cache_teacher(
     source = _Source(dataset, teacher, augment, seed)
     live = LiveTeacher(teacher, features)
     folder = pathlib.Path(path)
-    told = _describe(teacher, live, features, uses_outputs, top_k, shard_size, source)
+    description = _describe(teacher, live, features, uses_outputs, top_k, shard_size, source)
     folder.mkdir(parents=True, exist_ok=True)
     with alone(folder):
-        samples = _open(folder, told)
-        _fill(folder, told, live, source, top_k, batch_size, samples, verbose)
+        samples = _open(folder, description)
+        _fill(folder, description, live, source, top_k, batch_size, samples, verbose)
     cache = CachedTeacher(folder)
     cache.source = source
     return cache
 
 
 class _Source:
-    """The samples in order, one by one, augmented.
+    """The samples of a dataset in order, unbatched and augmented.
 
     Attributes:
-        samples: A `tf.data.Dataset` of them, as tuples.
-        arrays: The same as tensors that hold all samples; None where they come as a dataset, or
-            are augmented.
+        samples: A `tf.data.Dataset` of samples, as tuples.
+        arrays: Tensors that hold all samples; None if they come as a dataset or are augmented.
     """
 
     def __init__(self, dataset: Any, teacher: keras.Model, augment: Any, seed: int) -> None:
@@ -147,15 +146,15 @@ class _Source:
             raise ValueError("dataset repeats without end. Cache one pass: leave out repeat().")
         elif not isinstance(dataset.element_spec, tuple):
             dataset = dataset.map(lambda x: (x,))
-        given, expected = dataset.element_spec[0], input_spec(teacher)
-        if isinstance(given, dict) and not isinstance(expected, dict):
+        actual, expected = dataset.element_spec[0], input_spec(teacher)
+        if isinstance(actual, dict) and not isinstance(expected, dict):
             expected = {t.name: t for t in teacher.inputs or []}
-        first = next(iter(given)) if isinstance(given, dict) else None
+        first = next(iter(actual)) if isinstance(actual, dict) else None
         if first is not None and first not in expected:
             raise ValueError(
                 f"dataset holds an input {first!r}; the teacher takes {', '.join(expected)}."
             )
-        shape = tuple((tree.flatten(given)[0] if first is None else given[first]).shape)
+        shape = tuple((tree.flatten(actual)[0] if first is None else actual[first]).shape)
         wanted = tuple((tree.flatten(expected)[0] if first is None else expected[first]).shape)
         if not same_shape((None, *shape), wanted) and not same_shape(shape, wanted):
             raise ValueError(
@@ -196,16 +195,16 @@ def _describe(
             f"The outputs of the subclassed teacher {teacher.name!r} have no known shape: wrap it, "
             "keras.Model(inputs, teacher(inputs))."
         )
-    kept = (outputs or []) if uses_outputs else []
-    # Weights, not all variables: states of random layers tell nothing and are never the same.
+    stored = (outputs or []) if uses_outputs else []
+    # Weights, not all variables: states of random layers differ at every run.
     digest = hashlib.sha256(_nameless_config(teacher).encode())
     for weight in teacher.weights:
         digest.update(np.ascontiguousarray(keras.ops.convert_to_numpy(weight)).tobytes())
     return {
         "teacher": teacher.name,
         "weights": digest.hexdigest(),
-        "outputs": [list(shape) for shape in kept],
-        "output_kinds": [output_kind(teacher, i) for i in range(len(kept))],
+        "outputs": [list(shape) for shape in stored],
+        "output_kinds": [output_kind(teacher, i) for i in range(len(stored))],
         "features": [[f.path, f.quantity, list(shapes[f])] for f in features],
         "layer_kinds": {
             f.path: layer_kind(find_layer(teacher, f.path, "teacher_layer")) for f in features
@@ -218,7 +217,7 @@ def _describe(
 
 
 def _nameless_config(teacher: keras.Model) -> str:
-    """Returns what layers the teacher is made of; names that Keras numbers are left out."""
+    """Returns the teacher's config without names, to which Keras may append numbers."""
 
     def nameless(value: Any) -> Any:
         if isinstance(value, dict):
@@ -230,7 +229,7 @@ def _nameless_config(teacher: keras.Model) -> str:
 
     try:
         config = teacher.get_config()
-    except NotImplementedError:  # a subclassed model: its weights must do
+    except NotImplementedError:  # a subclassed model: only its weights identify it
         config = {}
     return json.dumps([type(teacher).__name__, nameless(config)], sort_keys=True)
 
@@ -247,30 +246,31 @@ _MEANS = {
 }
 
 
-def _open(folder: pathlib.Path, told: dict[str, Any]) -> int | None:
-    """Makes a cache, or checks the one that is there; returns its samples if it is finished."""
+def _open(folder: pathlib.Path, description: dict[str, Any]) -> int | None:
+    """Creates a cache or checks an existing one; returns the sample count of a finished one."""
     manifest = folder / MANIFEST
     if not manifest.is_file():
-        strangers = [p.name for p in folder.iterdir() if not p.name.startswith(".cache-")]
-        if strangers:
+        others = [p.name for p in folder.iterdir() if not p.name.startswith(".cache-")]
+        if others:
             raise ValueError(
-                f"path={str(folder)!r} holds other files ({strangers[0]!r}); name an empty folder."
+                f"path={str(folder)!r} holds other files ({others[0]!r}); name an empty folder."
             )
-        write_manifest(manifest, told)
+        write_manifest(manifest, description)
         return None
-    there = json.loads(manifest.read_text())
+    existing = json.loads(manifest.read_text())
     for key, meaning in _MEANS.items():
-        if there.get(key) != told[key]:
+        if existing.get(key) != description[key]:
             raise ValueError(
-                f"path={str(folder)!r} holds a cache made with {meaning} ({key}: {there.get(key)!r}"
-                f", now {told[key]!r}). Name another folder, or delete this one."
+                f"path={str(folder)!r} holds a cache made with {meaning} ({key}: "
+                f"{existing.get(key)!r}, now {description[key]!r}). Name another folder, or delete "
+                "this one."
             )
-    return there["samples"]
+    return existing["samples"]
 
 
 def _fill(
     folder: pathlib.Path,
-    told: dict[str, Any],
+    description: dict[str, Any],
     live: LiveTeacher,
     source: _Source,
     top_k: int | None,
@@ -278,16 +278,16 @@ def _fill(
     samples: int | None,
     verbose: bool,
 ) -> None:
-    """Writes the shards that are missing and checks the data of those that are there."""
-    for leftover in folder.glob(".cache-*"):
-        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
-    run = _runner(live, told, top_k)
+    """Writes the missing shards, and checks the data of the existing ones."""
+    for temporary in folder.glob(".cache-*"):
+        shutil.rmtree(temporary) if temporary.is_dir() else temporary.unlink()
+    run = _runner(live, description, top_k)
     count = 0
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     cardinality = int(source.samples.cardinality())
     with Progress(*columns, disable=not verbose) as progress:
         task = progress.add_task("Caching the teacher", total=max(cardinality, 0) or None)
-        batches = source.samples.map(lambda *sample: sample[0]).batch(told["shard_size"])
+        batches = source.samples.map(lambda *sample: sample[0]).batch(description["shard_size"])
         for index, x in enumerate(batches.as_numpy_iterator()):
             digest = digest_of(x)
             shard = folder / shard_name(index)
@@ -315,18 +315,20 @@ def _fill(
             "another folder, or delete this one."
         )
     if samples is None:
-        write_manifest(folder / MANIFEST, {**told, "samples": count})
+        write_manifest(folder / MANIFEST, {**description, "samples": count})
 
 
-def _runner(live: LiveTeacher, told: dict[str, Any], top_k: int | None) -> Callable[..., Any]:
+def _runner(
+    live: LiveTeacher, description: dict[str, Any], top_k: int | None
+) -> Callable[..., Any]:
     import tensorflow as tf
 
-    kept = [Feature(path, quantity) for path, quantity, _ in told["features"]]
+    stored = [Feature(path, quantity) for path, quantity, _ in description["features"]]
 
     @tf.function
     def forward(x: Any) -> tuple[list[Any], list[Any]]:
-        outputs, found = live(x, None)
-        return outputs if told["outputs"] else [], [found[feature] for feature in kept]
+        outputs, recorded = live(x, None)
+        return outputs if description["outputs"] else [], [recorded[feature] for feature in stored]
 
     def run(x: Any, size: int, batch_size: int) -> dict[str, np.ndarray]:
         parts: dict[str, list[np.ndarray]] = {}
@@ -336,13 +338,15 @@ def _runner(live: LiveTeacher, told: dict[str, Any], top_k: int | None) -> Calla
                 x,
             )
             outputs, features = forward(part)
-            named: dict[str, np.ndarray] = {}
+            batch_arrays: dict[str, np.ndarray] = {}
             for i, output in enumerate(outputs):
-                kind = told["output_kinds"][i]
-                named |= to_arrays(f"output_{i}", output.numpy(), kind, top_k)
+                kind = description["output_kinds"][i]
+                batch_arrays |= to_arrays(f"output_{i}", output.numpy(), kind, top_k)
             for i, feature in enumerate(features):
-                named[f"feature_{i}"] = to_half(feature.numpy(), told["features"][i][0])
-            for key, array in named.items():
+                batch_arrays[f"feature_{i}"] = to_half(
+                    feature.numpy(), description["features"][i][0]
+                )
+            for key, array in batch_arrays.items():
                 parts.setdefault(key, []).append(array)
         return {key: np.concatenate(arrays) for key, arrays in parts.items()}
 

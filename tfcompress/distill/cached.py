@@ -1,4 +1,4 @@
-"""What a teacher computed once, read from disk and joined to its samples in the input pipeline."""
+"""CachedTeacher: reads stored outputs of a teacher and adds them to the samples of a dataset."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from tfcompress.distill.features import Feature
 from tfcompress.distill.shards import MANIFEST, StoredOutput, shard_name
 from tfcompress.distill.teachers import Shape
 
-_IN_MEMORY = 2**30  # bytes to hold at once; what does not fit is read a batch at a time
+_IN_MEMORY = 2**30  # bytes; outputs beyond this are read from disk for each batch
 
 
 def split_batch(x: Any) -> tuple[Any, Any]:
-    """Splits the inputs of a batch from what a cache joined to them (None without a cache)."""
+    """Splits a batch into its inputs and the stored outputs of a cache (None without a cache)."""
     if isinstance(x, dict) and set(x) == {"inputs", "teacher"}:
         return x["inputs"], x["teacher"]
     return x, None
 
 
 class CachedTeacher:
-    """What `cache_teacher` kept; pass it to `Distiller` as the teacher.
+    """Outputs and features that `cache_teacher` stored; pass it to `Distiller` as the teacher.
 
     Args:
         path: Folder of a complete cache.
 
     Raises:
-        FileNotFoundError: If there is none.
-        ValueError: If it was never finished.
+        FileNotFoundError: If there is no cache.
+        ValueError: If the cache was never finished.
 
     Example:
         >>> import keras, numpy as np, tempfile
@@ -50,37 +50,37 @@ class CachedTeacher:
         manifest = pathlib.Path(path) / MANIFEST
         if not manifest.is_file():
             raise FileNotFoundError(f"No cache of a teacher in {self.path!r}. Use cache_teacher().")
-        self._told = json.loads(manifest.read_text())
-        if self._told["samples"] is None:
+        self._manifest = json.loads(manifest.read_text())
+        if self._manifest["samples"] is None:
             raise ValueError(
                 f"The cache in {self.path!r} was never finished. Call cache_teacher() with the "
                 "same arguments: it goes on where it stopped."
             )
-        self.name = self._told["teacher"]
+        self.name = self._manifest["teacher"]
         self.source: Any = None
         self._tables: dict[str, Any] = {}
 
     def __len__(self) -> int:
-        return int(self._told["samples"])
+        return int(self._manifest["samples"])
 
     def __repr__(self) -> str:
         return f"CachedTeacher({self.path!r}: {len(self)} samples of {self.name!r})"
 
     def kind(self, which: int | str) -> str:
-        """Returns "linear", "softmax" or "sigmoid" of an output, by number, or a layer, by path."""
+        """Returns "linear", "softmax" or "sigmoid" of an output (by index) or layer (by path)."""
         if isinstance(which, str):
-            return self._told["layer_kinds"].get(which, "linear")
-        if which >= len(self._told["output_kinds"]):
+            return self._manifest["layer_kinds"].get(which, "linear")
+        if which >= len(self._manifest["output_kinds"]):
             self.check_features([], uses_outputs=True)
-        return self._told["output_kinds"][which]
+        return self._manifest["output_kinds"][which]
 
     def shapes(self) -> tuple[list[Shape], dict[Feature, Shape]]:
         """Returns the shapes of the outputs and of the features."""
-        outputs = [tuple(shape) for shape in self._told["outputs"]]
-        return outputs, {Feature(p, q): tuple(s) for p, q, s in self._told["features"]}
+        outputs = [tuple(shape) for shape in self._manifest["outputs"]]
+        return outputs, {Feature(p, q): tuple(s) for p, q, s in self._manifest["features"]}
 
     def check_features(self, features: list[Feature], uses_outputs: bool) -> None:
-        """Raises ValueError if losses need what is not kept."""
+        """Raises ValueError if the cache lacks something that the losses need."""
         outputs, kept = self.shapes()
         missing = [f"{f.path} ({f.quantity})" for f in features if f not in kept]
         if uses_outputs and not outputs:
@@ -99,8 +99,8 @@ class CachedTeacher:
                 "teacher.dataset(batch_size=...) instead of the data themselves."
             )
         outputs, features = self.shapes()
-        found = {f: given[f"feature_{i}"] for i, f in enumerate(features)}
-        return [given[f"output_{i}"] for i in range(len(outputs))], found
+        values = {f: given[f"feature_{i}"] for i, f in enumerate(features)}
+        return [given[f"output_{i}"] for i in range(len(outputs))], values
 
     def dataset(
         self,
@@ -113,14 +113,14 @@ class CachedTeacher:
         """Returns a `tf.data.Dataset` of batches to fit a `Distiller` on.
 
         Args:
-            batch_size: Samples in a batch.
-            shuffle: True shuffles all samples anew in each epoch; a number is the size of the
-                buffer that samples are drawn from, for data that do not fit into memory.
+            batch_size: Number of samples in a batch.
+            shuffle: True shuffles all samples in each epoch; a number is the size of the shuffle
+                buffer, for data that do not fit into memory.
             seed: Seed of the shuffling.
-            drop_remainder: Whether to leave out a last batch that is not full.
+            drop_remainder: Whether to drop an incomplete last batch.
 
         Raises:
-            ValueError: If this object was not returned by `cache_teacher`, which knows the data.
+            ValueError: If this object was not returned by `cache_teacher`, which has the data.
         """
         if self.source is None:
             raise ValueError(
@@ -133,14 +133,14 @@ class CachedTeacher:
         in_memory = self._in_memory()
 
         def join(index: Any, sample: tuple[Any, ...]) -> tuple[Any, ...]:
-            joined = {key: self._rows(key, index, key in in_memory) for key in self._stored}
-            return ({"inputs": sample[0], "teacher": joined}, *sample[1:])
+            stored = {key: self._rows(key, index, key in in_memory) for key in self._stored}
+            return ({"inputs": sample[0], "teacher": stored}, *sample[1:])
 
         arrays = self.source.arrays
         if arrays is None:
             known = tf.data.experimental.assert_cardinality(len(self))
             data = self.source.samples.apply(known).enumerate()
-        else:  # numbers are shuffled faster than samples
+        else:  # indices are shuffled faster than samples
             data = tf.data.Dataset.range(len(self))
         if shuffle:
             size = len(self) if shuffle is True else int(shuffle)
@@ -159,7 +159,7 @@ class CachedTeacher:
         stored = self._stored[key]
         if in_memory:
             if key not in self._tables:
-                with tf.init_scope(), tf.device("CPU:0"):  # it must outlive this trace
+                with tf.init_scope(), tf.device("CPU:0"):  # the constant must outlive this trace
                     self._tables[key] = tf.constant(stored.all())
             return tf.gather(self._tables[key], index)
         rows = tf.numpy_function(stored.rows, [index], tf.as_dtype(stored.dtype), stateful=False)
@@ -167,17 +167,17 @@ class CachedTeacher:
         return rows
 
     def _in_memory(self) -> set[str]:
-        """Returns what is read at once: the smallest outputs and features, as long as they fit."""
-        chosen, left = set(), _IN_MEMORY
+        """Returns the outputs and features to hold in memory: the smallest ones that fit."""
+        chosen, free = set(), _IN_MEMORY
         for key, stored in sorted(self._stored.items(), key=lambda item: item[1].nbytes):
-            left -= stored.nbytes
-            if left >= 0:
+            free -= stored.nbytes
+            if free >= 0:
                 chosen.add(key)
         return chosen
 
     @functools.cached_property
     def _stored(self) -> dict[str, StoredOutput]:
-        folder, size = pathlib.Path(self.path), self._told["shard_size"]
+        folder, size = pathlib.Path(self.path), self._manifest["shard_size"]
         shards = [folder / shard_name(i) for i in range(-(-len(self) // size))]
         outputs, features = self.shapes()
         keys = [

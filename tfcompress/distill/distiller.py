@@ -1,4 +1,4 @@
-"""Distiller: a model that trains a student on labels and on what a teacher knows."""
+"""Distiller: a model that trains a student on labels and on the outputs of a teacher."""
 
 from __future__ import annotations
 
@@ -22,15 +22,14 @@ from tfcompress.graph.keras_internals import allow_non_tensor_arguments, compile
 class Distiller(keras.Model):
     """Trains a student with `(1 - alpha) * compiled loss + alpha * sum(w_i * L_i)`.
 
-    Compile, fit, save and load it like any Keras model. However many losses there are, teacher and
-    student run once a step each, the teacher in inference mode; neither its weights nor its
-    `trainable` flags change. `evaluate` and `predict` use the student alone, and so cost what the
-    student costs. The student may be wrapped by `prune` and `quantize`; when training is done,
-    `distiller.student` is the result. Every loss is a metric of its own; so are `student_loss` and
-    `distillation_loss`.
+    Compile, fit, save and load it like any Keras model. Teacher and student each run once per step,
+    for any number of losses. The teacher runs in inference mode; neither its weights nor its
+    `trainable` flags change. `evaluate` and `predict` run the student only. The student may be
+    wrapped by `prune` and `quantize`; when training is done, `distiller.student` is the result.
+    Every loss is also a metric, and so are `student_loss` and `distillation_loss`.
 
     Losses that the student's layers add (regularizers, `add_loss`) count in full, whatever alpha.
-    With alpha=1 neither labels nor a compiled loss are needed: `fit(x)` does.
+    With alpha=1, neither labels nor a compiled loss are needed: `fit(x)` is enough.
 
     Args:
         teacher: A built Keras model, trained for the task; a list of them, whose outputs are
@@ -49,9 +48,9 @@ class Distiller(keras.Model):
         **kwargs: Arguments of `keras.Model`.
 
     Raises:
-        TypeError: If teacher or student is no Keras model.
-        ValueError: If one is unbuilt, their outputs differ in shape, an argument is out of range,
-            or logits cannot be told from probabilities (see `SoftTargets`).
+        TypeError: If teacher or student is not a Keras model.
+        ValueError: If one is not built, their outputs differ in shape, an argument is out of range,
+            or logits cannot be distinguished from probabilities (see `SoftTargets`).
 
     Example:
         >>> import keras, numpy as np
@@ -83,7 +82,7 @@ class Distiller(keras.Model):
         **kwargs: Any,
     ) -> None:
         super().__init__(name=name, **kwargs)
-        # The models inside decide on the dtype of their inputs, as they do on their own.
+        # Teacher and student convert the dtype of their inputs themselves.
         self._convert_input_args = False
         allow_non_tensor_arguments(self)
         if isinstance(teacher, (list, tuple)):
@@ -145,7 +144,7 @@ class Distiller(keras.Model):
         inputs, _ = split_batch(inputs)
         if not training or self.alpha == 0.0:
             return self.student(inputs, training=training)
-        # Keras calls the model first and asks for the loss then, on the same thread.
+        # Keras calls `call` before `compute_loss`, on the same thread.
         outputs, _pass.features = self._plan.record(inputs, training=True)
         return outputs
 
@@ -157,7 +156,7 @@ class Distiller(keras.Model):
         sample_weight: Any = None,
         training: bool = True,
     ) -> Any:
-        """Returns the loss of a batch: the student's alone unless training."""
+        """Returns the loss of a batch: that of the student only, unless training."""
         self._training_now = training
         compiled = None
         loss = compiled_loss(self)
@@ -178,7 +177,7 @@ class Distiller(keras.Model):
                 parts.append(compiled)
             elif self.alpha < 1.0:
                 parts.append((1.0 - self.alpha) * compiled)
-        # As keras.Model does it, so that alpha=0 is plain training to the bit.
+        # As in keras.Model, so that alpha=0 is bit-exact plain training.
         added = self.losses if training else self.student.losses
         parts += [self._aggregate_additional_loss(loss) for loss in added]
         if len(parts) == 1:
@@ -193,22 +192,22 @@ class Distiller(keras.Model):
                 [v[n] for n in names] if isinstance(v, dict) and set(v) == set(names) else v
                 for v in (y, sample_weight)
             )
-        learned = (tree.flatten(y_pred), vars(_pass).pop("features", {}))
-        total = ops.zeros(())
+        student_values = (tree.flatten(y_pred), vars(_pass).pop("features", {}))
+        loss = ops.zeros(())
         step = self.optimizer.iterations
         replicas = self._replicas()
         for index, (weight, term) in enumerate(
             zip(self.distillation_loss_weights, self._plan.terms, strict=True)
         ):
-            value = term((outputs, features), learned, y, sample_weight, replicas)
+            value = term((outputs, features), student_values, y, sample_weight, replicas)
             if self.term_trackers:
                 self.term_trackers[index].update_state(value * replicas)
-            total = total + weight_now(weight, step) * value
-        self.distillation_loss_tracker.update_state(total * replicas)
-        return total
+            loss = loss + weight_now(weight, step) * value
+        self.distillation_loss_tracker.update_state(loss * replicas)
+        return loss
 
     def _replicas(self) -> int:
-        """Returns how many replicas share a step: Keras adds their losses up."""
+        """Returns the number of replicas of a training step; Keras adds their losses."""
         return getattr(getattr(self, "distribute_strategy", None), "num_replicas_in_sync", 1)
 
     def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> Any:
@@ -218,7 +217,7 @@ class Distiller(keras.Model):
         return super().compute_metrics(x, y, y_pred, sample_weight=sample_weight)
 
     def get_metrics_result(self) -> dict[str, Any]:
-        """Returns the metrics; what only training measures is left out of an evaluation."""
+        """Returns the metrics; an evaluation omits those that only training updates."""
         results = super().get_metrics_result()
         if not self._training_now:
             trackers = (
@@ -230,7 +229,7 @@ class Distiller(keras.Model):
                 results.pop(tracker.name, None)
         return results
 
-    # The teacher is saved with the distiller but takes no part in its training; projectors do.
+    # The teacher is saved with the distiller but not trained; projectors are trained.
 
     def _trained(self) -> list[Any]:
         losses = self.distillation_losses if self.alpha > 0.0 else []
@@ -243,7 +242,7 @@ class Distiller(keras.Model):
 
     @property
     def output_names(self) -> Any:
-        """Names of the student's outputs, for losses and labels given by name."""
+        """Names of the student's outputs, for losses and labels by name."""
         return self.student.output_names
 
     @property
@@ -262,13 +261,13 @@ class Distiller(keras.Model):
 
     @property
     def non_trainable_variables(self) -> list[Any]:
-        """All other variables, the teacher's among them."""
+        """All other variables, including the teacher's."""
         trained = {id(v) for v in self.trainable_variables}
         return [v for v in self.variables if id(v) not in trained]
 
     @property
     def non_trainable_weights(self) -> list[Any]:
-        """All other weights, the teacher's among them."""
+        """All other weights, including the teacher's."""
         trained = {id(v) for v in self.trainable_weights}
         return [v for v in self.weights if id(v) not in trained]
 
@@ -312,29 +311,29 @@ class Distiller(keras.Model):
         return cls(**config)
 
 
-_pass = threading.local()  # what the student's layers made in the pass that runs on this thread
+_pass = threading.local()  # features of the student's current pass on this thread
 
 
 class _Plan:
     """The losses of a distiller, resolved for its models; Keras must not track it.
 
     Raises:
-        TypeError: If a loss is none.
-        ValueError: If a layer does not exist, or shapes do not fit.
+        TypeError: If an entry is not a loss.
+        ValueError: If a layer does not exist, or shapes do not match.
     """
 
     def __init__(self, teacher: Any, student: keras.Model, losses: list[Any]) -> None:
         self.terms: list[Term] = make_terms(losses, teacher, student)
-        wanted: tuple[list[Feature], list[Feature]] = ([], [])
+        required: tuple[list[Feature], list[Feature]] = ([], [])
         for term in self.terms:
-            for known, needed in zip(wanted, term.features, strict=True):
-                known += needed
-        self.record = Recorder(student, wanted[1], "student_layer")
+            for collected, new in zip(required, term.features, strict=True):
+                collected += new
+        self.record = Recorder(student, required[1], "student_layer")
         if isinstance(teacher, CachedTeacher):
             self.teacher: Any = teacher
-            teacher.check_features(wanted[0], any(t.uses_outputs for t in self.terms))
+            teacher.check_features(required[0], any(t.uses_outputs for t in self.terms))
         else:
-            self.teacher = LiveTeacher(teacher, wanted[0])
+            self.teacher = LiveTeacher(teacher, required[0])
         teacher_outputs, teacher_features = self.teacher.shapes()
         student_outputs, student_features = output_shapes(student), self.record.shapes()
         for term in self.terms:

@@ -1,7 +1,7 @@
-"""What layers inside a model put out, while the model runs as always.
+"""Records the outputs of inner layers of a model during a forward pass.
 
-A forward pass records the outputs (or attention maps) of the layers asked for, whatever kind of
-model they are in: nested, subclassed, wrapped, shared. Nothing is run twice.
+Outputs (or attention maps) are recorded in any kind of model: nested, subclassed, wrapped, shared.
+No layer runs twice.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ OUTPUT, ATTENTION = "output", "attention"
 
 @dataclasses.dataclass(frozen=True)
 class Feature:
-    """Something to record.
+    """The output or attention maps of a layer, to record.
 
     Attributes:
         path: Path of the layer: names of the nested models and of the layer, joined by "/".
@@ -47,7 +47,7 @@ def find_layer(model: keras.Model, path: str, argument: str) -> keras.layers.Lay
     """Returns the layer at a path.
 
     Raises:
-        ValueError: If there is none; the message lists the nearest paths.
+        ValueError: If there is no such layer; the message lists the nearest paths.
     """
     layers = dict(_walk(model))
     if path not in layers:
@@ -61,7 +61,7 @@ def find_layer(model: keras.Model, path: str, argument: str) -> keras.layers.Lay
 
 
 def _walk(layer: Any, prefix: str = "") -> Iterator[tuple[str, keras.layers.Layer]]:
-    """Yields (path, layer) for all layers inside, also in subclassed models and custom layers."""
+    """Yields (path, layer) for all inner layers, also in subclassed models and custom layers."""
     for inner in sublayers(layer):
         if isinstance(inner, keras.layers.Layer) and not isinstance(inner, keras.layers.InputLayer):
             yield prefix + inner.name, inner
@@ -73,11 +73,11 @@ class Recorder:
 
     Args:
         model: Any built Keras model.
-        features: What to record.
-        argument: The argument that named the layers, for messages.
+        features: The features to record.
+        argument: Name of the argument with the layers, for messages.
 
     Raises:
-        ValueError: If a path names no layer, or attention is asked of a layer that has none.
+        ValueError: If a path names no layer, or a layer has no attention maps.
     """
 
     def __init__(self, model: keras.Model, features: list[Feature], argument: str) -> None:
@@ -104,22 +104,22 @@ class Recorder:
         """
         if not self._targets:
             return self.model(inputs, training=training), {}
-        found: dict[Feature, Any] = {}
+        recorded: dict[Feature, Any] = {}
         with contextlib.ExitStack() as stack:
             for feature, layer in self._targets.items():
-                stack.enter_context(_listening(feature, layer, found))
+                stack.enter_context(_recording(feature, layer, recorded))
             outputs = self.model(inputs, training=training)
         for feature in self._targets:
-            if feature not in found:
+            if feature not in recorded:
                 raise ValueError(
                     f"Layer {feature.path!r} of model {self.model.name!r} was not called."
                 )
-            if not hasattr(found[feature], "shape"):
+            if not hasattr(recorded[feature], "shape"):
                 raise ValueError(
                     f"Layer {feature.path!r} of model {self.model.name!r} puts out several "
                     "tensors. Name a layer that puts out one."
                 )
-        return outputs, found
+        return outputs, recorded
 
     def shapes(self) -> dict[Feature, tuple[int | None, ...]]:
         """Returns the shape of each feature, without computing anything."""
@@ -128,23 +128,23 @@ class Recorder:
         features = list(self._targets)
 
         def run(inputs: Any) -> list[Any]:
-            found = self(inputs, training=False)[1]
-            return [found[feature] for feature in features]
+            recorded = self(inputs, training=False)[1]
+            return [recorded[feature] for feature in features]
 
         specs = _Probe(run).compute_output_spec(input_spec(self.model))
-        # Of the batch nothing is known, whatever the model was built with.
+        # The batch size is unknown, also if the model was built with one.
         return {f: (None, *s.shape[1:]) for f, s in zip(features, specs, strict=True)}
 
 
 class _Probe(keras.layers.Layer):
-    """Calls a function on symbols."""
+    """Calls a function on symbolic tensors."""
 
     def __init__(self, function: Callable[[Any], Any]) -> None:
         super().__init__()
         self._function = function
 
     def call(self, inputs: Any) -> Any:
-        """Returns what the function makes of the inputs."""
+        """Returns the result of the function."""
         return self._function(inputs)
 
 
@@ -163,73 +163,74 @@ def input_spec(model: keras.Model) -> Any:
         )
     first = next(iter(shapes.values()))
     named = first if isinstance(first, dict) else {"": first}
-    made = {
+    inputs = {
         name: keras.KerasTensor((None, *shape[1:]), dtype=model.input_dtype)
         for name, shape in named.items()
     }
-    return made if isinstance(first, dict) else made[""]
+    return inputs if isinstance(first, dict) else inputs[""]
 
 
 _guard = threading.Lock()
-_active = threading.local()
-_taps: dict[tuple[int, str], int] = {}
-_before: dict[tuple[int, str], Any] = {}
+_this_thread = threading.local()
+_users: dict[tuple[int, str], int] = {}
+_originals: dict[tuple[int, str], Any] = {}
 
 
 @contextlib.contextmanager
-def _listening(feature: Feature, layer: Any, found: dict[Feature, Any]) -> Iterator[None]:
-    """While inside, calls of `layer` on this thread leave what they made in `found`.
+def _recording(feature: Feature, layer: Any, recorded: dict[Feature, Any]) -> Iterator[None]:
+    """Inside the context, calls of `layer` on this thread store the feature in `recorded`.
 
-    Replicas of a distribution strategy run in threads of their own that take turns in the middle of
-    a pass: the tap is put on once for all of them, and what it hears goes to the thread's own ear.
+    Replicas of a distribution strategy run in threads that alternate in the middle of a pass. So
+    the method of the layer is replaced once for all threads, and each thread records into its own
+    dicts.
     """
     method = ATTENTION_METHOD
     if not hasattr(layer, method) or feature.quantity == OUTPUT:
         method = "quantized_call" if getattr(layer, "quantization_mode", None) else "call"
     key = (id(layer), method)
     with _guard:
-        _taps[key] = _taps.get(key, 0) + 1
-        if _taps[key] == 1:
-            _before[key] = vars(layer).get(method)
-            vars(layer)[method] = _tapped(getattr(layer, method), key)
-    ears = vars(_active).setdefault("ears", {})
-    ears.setdefault(key, []).append((feature, found))
+        _users[key] = _users.get(key, 0) + 1
+        if _users[key] == 1:
+            _originals[key] = vars(layer).get(method)
+            vars(layer)[method] = _recording_method(getattr(layer, method), key)
+    targets = vars(_this_thread).setdefault("targets", {})
+    targets.setdefault(key, []).append((feature, recorded))
     try:
         yield
     finally:
-        ears[key].pop()
+        targets[key].pop()
         with _guard:
-            _taps[key] -= 1
-            if not _taps[key]:
-                del _taps[key]
+            _users[key] -= 1
+            if not _users[key]:
+                del _users[key]
                 del vars(layer)[method]
-                if (own := _before.pop(key)) is not None:
-                    vars(layer)[method] = own
+                if (own_method := _originals.pop(key)) is not None:
+                    vars(layer)[method] = own_method
 
 
-def _tapped(original: Any, key: tuple[int, str]) -> Any:
+def _recording_method(original: Any, key: tuple[int, str]) -> Any:
     def call(*args: Any, **kwargs: Any) -> Any:
         if key[1] == ATTENTION_METHOD:
-            made, heard = _with_scores(original, args, kwargs)
+            result, value = _with_scores(original, args, kwargs)
         else:
-            made = heard = original(*args, **kwargs)
-        for feature, found in vars(_active).get("ears", {}).get(key, []):
-            found[feature] = heard  # of a layer called several times, the last call
-        return made
+            result = value = original(*args, **kwargs)
+        for feature, recorded in vars(_this_thread).get("targets", {}).get(key, []):
+            recorded[feature] = value  # a layer called several times keeps its last call
+        return result
 
-    # Keras looks at the signature to know what to pass.
+    # Keras inspects the signature to choose the arguments.
     call.__signature__ = inspect.signature(original)  # type: ignore[attr-defined]
     return call
 
 
 def _with_scores(original: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-    """Calls `_compute_attention` so that it makes the maps, which fused kernels do not."""
+    """Calls `_compute_attention` so that it returns the maps, which fused kernels lack."""
     layer = original.__self__
     if "return_attention_scores" in inspect.signature(original).parameters:
         bound = inspect.signature(original).bind(*args, **kwargs)
         bound.arguments["return_attention_scores"] = True
-        made = original(*bound.args, **bound.kwargs)
-    else:  # GroupQueryAttention keeps the wish on itself
+        result = original(*bound.args, **bound.kwargs)
+    else:  # GroupQueryAttention has an attribute for this
         with returning_attention_maps(layer):
-            made = original(*args, **kwargs)
-    return made, made[1]
+            result = original(*args, **kwargs)
+    return result, result[1]

@@ -1,4 +1,4 @@
-"""The files of a teacher's cache: written whole or not at all, read by number of the sample."""
+"""The files of a teacher's cache: written atomically, read by index of the sample."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ def shard_name(index: int) -> str:
 
 
 class StoredOutput:
-    """Rows of one output or feature, by number of the sample.
+    """Rows of one output or feature, by index of the sample.
 
     Args:
         shards: Folders of the shards, in order.
         key: Name of the output.
-        shard_size: Samples in each shard but the last.
+        shard_size: Number of samples in each shard but the last.
         shape: Shape of one row.
 
     Attributes:
-        count: How many rows there are.
+        count: Number of rows.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class StoredOutput:
 
     @property
     def nbytes(self) -> int:
-        """How much memory all rows take."""
+        """Size of all rows in bytes."""
         return self.count * self.rows(np.zeros(1, np.int64)).nbytes
 
     def rows(self, index: np.ndarray) -> np.ndarray:
@@ -69,10 +69,10 @@ class StoredOutput:
         """Returns all rows in order."""
         return self._expanded({name: np.concatenate(p) for name, p in self._parts.items()})
 
-    def _expanded(self, found: dict[str, np.ndarray]) -> np.ndarray:
-        if "" in found:
-            return found[""]
-        values, order, rest = found["_values"], found["_indices"], found["_rest"]
+    def _expanded(self, arrays: dict[str, np.ndarray]) -> np.ndarray:
+        if "" in arrays:
+            return arrays[""]
+        values, order, rest = arrays["_values"], arrays["_indices"], arrays["_rest"]
         full = np.repeat(rest[..., None], self.shape[-1] or 0, axis=-1)
         np.put_along_axis(full, order, values, axis=-1)
         return full
@@ -93,7 +93,7 @@ def to_half(values: np.ndarray, path: str) -> np.ndarray:
 
 
 def digest_of(x: Any) -> str:
-    """Returns what tells these samples from others."""
+    """Returns a digest of samples."""
     digest = hashlib.blake2b(digest_size=16)
     for array in tree.flatten(x):
         digest.update(f"{array.dtype}{array.shape}".encode())
@@ -102,19 +102,19 @@ def digest_of(x: Any) -> str:
 
 
 def save_shard(shard: pathlib.Path, digest: str, arrays: dict[str, np.ndarray]) -> None:
-    """Writes a shard aside, waits until it is on disk, and gives it its name."""
-    aside = pathlib.Path(tempfile.mkdtemp(dir=shard.parent, prefix=".cache-"))
+    """Writes a shard under a temporary name, syncs it to disk, and renames it."""
+    temporary = pathlib.Path(tempfile.mkdtemp(dir=shard.parent, prefix=".cache-"))
     for key, array in arrays.items():
-        with _safely(aside / f"{key}.npy") as file:
+        with _synced(temporary / f"{key}.npy") as file:
             np.save(file, array)
-    with _safely(aside / "data.txt") as file:
+    with _synced(temporary / "data.txt") as file:
         file.write(digest.encode())
-    os.rename(aside, shard)
+    os.rename(temporary, shard)
 
 
 @contextlib.contextmanager
-def _safely(path: pathlib.Path) -> Iterator[Any]:
-    """Opens a file that is on disk when this ends."""
+def _synced(path: pathlib.Path) -> Iterator[Any]:
+    """Opens a file for writing, and syncs it to disk at the end."""
     with open(path, "wb") as file:
         yield file
         file.flush()
@@ -123,7 +123,7 @@ def _safely(path: pathlib.Path) -> Iterator[Any]:
 
 @contextlib.contextmanager
 def alone(folder: pathlib.Path) -> Iterator[None]:
-    """Keeps other processes from writing to a folder; the system forgets it when this one dies.
+    """Locks a folder against other processes; the system releases the lock if this process dies.
 
     Raises:
         ValueError: If another process writes to it.
@@ -146,27 +146,27 @@ def alone(folder: pathlib.Path) -> Iterator[None]:
         os.close(handle)
 
 
-def write_manifest(manifest: pathlib.Path, told: dict[str, Any]) -> None:
-    """Writes the manifest aside and gives it its name."""
-    aside = manifest.with_name(f".cache-{os.getpid()}.json")
-    with _safely(aside) as file:
-        file.write(json.dumps(told, indent=1).encode())
-    os.replace(aside, manifest)
+def write_manifest(manifest: pathlib.Path, description: dict[str, Any]) -> None:
+    """Writes the manifest under a temporary name, and renames it."""
+    temporary = manifest.with_name(f".cache-{os.getpid()}.json")
+    with _synced(temporary) as file:
+        file.write(json.dumps(description, indent=1).encode())
+    os.replace(temporary, manifest)
 
 
 def to_arrays(
     key: str, values: np.ndarray, kind: str | None, top_k: int | None
 ) -> dict[str, np.ndarray]:
-    """Returns the arrays to keep of one output, by name.
+    """Returns the arrays to store for one output, by name.
 
     Args:
         key: Name of the output.
         values: Logits or probabilities (batch, ..., classes).
         kind: "linear", "softmax" or "sigmoid".
-        top_k: How many to keep; None for all.
+        top_k: Number of values to store; None for all.
 
     Raises:
-        ValueError: If the output has no such thing as its largest classes.
+        ValueError: If `top_k` does not apply to the output.
     """
     values = values.astype(np.float32)
     if top_k is None or top_k >= values.shape[-1]:
@@ -177,7 +177,7 @@ def to_arrays(
             f"{key} is {kind}, shaped {values.shape}."
         )
     order = np.argpartition(values, -top_k, axis=-1)[..., -top_k:]
-    kept = np.take_along_axis(values, order, axis=-1)
+    largest_values = np.take_along_axis(values, order, axis=-1)
     others = np.ones(values.shape, bool)
     np.put_along_axis(others, order, False, axis=-1)
     count = values.shape[-1] - top_k
@@ -188,7 +188,7 @@ def to_arrays(
         mass = np.sum(np.exp(values - largest), axis=-1, where=others)
         rest = np.log(np.maximum(mass, 1e-30)) + largest[..., 0] - math.log(count)
     return {
-        f"{key}_values": kept,
+        f"{key}_values": largest_values,
         f"{key}_indices": order.astype(np.int32),
         f"{key}_rest": rest.astype(np.float32),
     }

@@ -1,4 +1,4 @@
-"""Where a distiller gets its targets from: a model that runs, several of them, or a cache."""
+"""Teachers of a distiller: a model, or an ensemble of models."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class WeightedMean(keras.layers.Layer):
     """Mean of several tensors of one shape.
 
     Args:
-        weights_of_inputs: Weight of each; scaled to a sum of 1.
+        weights_of_inputs: Weight of each tensor; normalized to a sum of 1.
         **kwargs: Arguments of `keras.layers.Layer`.
     """
 
@@ -52,14 +52,14 @@ def ensemble(
     its name and their path in it: "resnet/conv1".
 
     Args:
-        teachers: Built models with the same inputs and outputs, and names of their own.
-        weights: Weight of each; None for equal ones.
+        teachers: Built models with the same inputs and outputs, and different names.
+        weights: Weight of each model; None for equal weights.
 
     Returns:
         A Functional model. It shares the members' weights.
 
     Raises:
-        ValueError: If inputs, outputs or weights do not fit, or two members have the same name.
+        ValueError: If inputs, outputs or weights do not match, or two members have the same name.
 
     Example:
         >>> import keras, numpy as np
@@ -95,13 +95,13 @@ def ensemble(
                 "several."
             )
     first = teachers[0]
-    described = [
+    all_shapes = [
         [tuple(t.shape) for t in (*teacher.inputs, *teacher.outputs)] for teacher in teachers
     ]
-    if any(shapes != described[0] for shapes in described):
+    if any(shapes != all_shapes[0] for shapes in all_shapes):
         raise ValueError(
             "The teachers must have the same shapes of inputs and outputs. Received: "
-            + ", ".join(f"{n} {s}" for n, s in zip(names, described, strict=True))
+            + ", ".join(f"{n} {s}" for n, s in zip(names, all_shapes, strict=True))
         )
     kinds = [[output_kind(t, i) for i in range(len(t.outputs))] for t in teachers]
     if any(kind != kinds[0] for kind in kinds):
@@ -119,11 +119,11 @@ def ensemble(
 
 
 class LiveTeacher:
-    """Runs the teacher in every step.
+    """Runs the teacher in every training step.
 
     Args:
         model: The teacher.
-        features: What the losses need of its layers.
+        features: The features that the losses need.
     """
 
     def __init__(self, model: keras.Model, features: list[Feature]) -> None:
@@ -136,13 +136,13 @@ class LiveTeacher:
 
     def __call__(self, x: Any, given: Any) -> tuple[list[Any], dict[Feature, Any]]:
         """Returns outputs and features of a batch, without gradients."""
-        outputs, found = self._record(x, training=False)
+        outputs, features = self._record(x, training=False)
         stopped = tree.map_structure(ops.stop_gradient, outputs)
-        return tree.flatten(stopped), {f: ops.stop_gradient(t) for f, t in found.items()}
+        return tree.flatten(stopped), {f: ops.stop_gradient(t) for f, t in features.items()}
 
 
 def output_shapes(model: keras.Model) -> list[Shape] | None:
-    """Returns the shapes of a model's outputs; None of a subclassed model."""
+    """Returns the shapes of a model's outputs; None for a subclassed model."""
     if not getattr(model, "outputs", None):
         return None
     return [tuple(t.shape) for t in model.outputs]

@@ -1,4 +1,4 @@
-"""One loss of a distiller, with what it needs of both models: whatever kind of loss it is."""
+"""Term: one loss of a distiller, of any kind, with the features that it needs of both models."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from tfcompress.distill.losses.base import DistillationLoss, of_rank, same_shape
 from tfcompress.distill.losses.response import ResponseLoss
 from tfcompress.graph.keras_internals import mask_of
 
-Known = tuple[Any, dict[Feature, Any]]
+OutputsAndFeatures = tuple[Any, dict[Feature, Any]]
 """Outputs and features, or the shapes of both."""
 
 
 class Term:
-    """Calls a loss on what it asks for.
+    """Calls a loss on the outputs or features that it compares.
 
     Args:
         loss: A loss of this package, of Keras, or of `keras.distillation`.
-        per_output: For each output the loss that compares it; empty if `loss` compares features.
-        features: What is needed of the teacher's and of the student's layers.
+        per_output: The loss for each output; empty if `loss` compares features.
+        features: The features that the loss needs of the teacher and of the student.
         name: Name of its metric.
     """
 
@@ -44,17 +44,22 @@ class Term:
         return not self.features[0]
 
     def __call__(
-        self, teacher: Known, student: Known, labels: Any, sample_weight: Any, replicas: int = 1
+        self,
+        teacher: OutputsAndFeatures,
+        student: OutputsAndFeatures,
+        labels: Any,
+        sample_weight: Any,
+        replicas: int = 1,
     ) -> Any:
-        """Returns the loss of a batch, a scalar; on each of several replicas its share of it."""
+        """Returns the loss of a batch, a scalar; with several replicas, the share of this one."""
         if not self._per_output:
-            known, learned = self._compared(teacher, student)
+            target, prediction = self._compared(teacher, student)
             if isinstance(sample_weight, (list, tuple, dict)):
-                # One weight for each output: a layer counts as much as they do on average.
-                given = [of_rank(w, 1) for w in tree.flatten(sample_weight)]
-                sample_weight = sum(given) / len(given)
-            return _call(self.loss, known, learned, labels, sample_weight) / replicas
-        total = ops.zeros(())
+                # There is one weight for each output. Features get the average.
+                weights = [of_rank(w, 1) for w in tree.flatten(sample_weight)]
+                sample_weight = sum(weights) / len(weights)
+            return _call(self.loss, target, prediction, labels, sample_weight) / replicas
+        loss_sum = ops.zeros(())
         count = len(self._per_output)
         if not len(teacher[0]) == len(student[0]) == count:
             raise ValueError(
@@ -62,7 +67,7 @@ class Term:
                 f"Received: {len(teacher[0])} of the teacher, {len(student[0])} of the student. "
                 "To compare layers instead, name teacher_layer and student_layer."
             )
-        for loss, known, learned, y, weight in zip(
+        for loss, target, prediction, y, weight in zip(
             self._per_output,
             teacher[0],
             student[0],
@@ -71,33 +76,37 @@ class Term:
             strict=True,
         ):
             if isinstance(loss, DistillationLoss):
-                weight = _masked(weight, learned)
-            value = _call(loss, known, learned, y, weight)
-            # keras.losses.Loss, and no other, divides by the number of replicas itself.
-            total = total + (value if isinstance(loss, keras.losses.Loss) else value / replicas)
-        return total
+                weight = _masked(weight, prediction)
+            value = _call(loss, target, prediction, y, weight)
+            # Only keras.losses.Loss divides by the number of replicas itself.
+            loss_sum = loss_sum + (
+                value if isinstance(loss, keras.losses.Loss) else value / replicas
+            )
+        return loss_sum
 
-    def prepare(self, teacher: Known, student: Known) -> None:
-        """Checks the shapes and makes the variables, before any training.
+    def prepare(self, teacher: OutputsAndFeatures, student: OutputsAndFeatures) -> None:
+        """Checks the shapes and creates the variables, before any training.
 
         Raises:
-            ValueError: If they do not fit.
+            ValueError: If the shapes do not match.
         """
         if self._per_output:
             if teacher[0] is None or student[0] is None:
-                return  # a subclassed model tells its shapes only when it runs
-            fits = len(teacher[0]) == len(student[0]) and all(
+                return  # the shapes of a subclassed model are known only when it runs
+            matches = len(teacher[0]) == len(student[0]) and all(
                 same_shape(a, b) for a, b in zip(teacher[0], student[0], strict=True)
             )
-            if not fits:
+            if not matches:
                 raise ValueError(
                     f"{self.name} compares the outputs: teacher and student must have outputs of "
                     f"the same shapes. Received: teacher {teacher[0]}, student {student[0]}. To "
                     "compare layers instead, name teacher_layer and student_layer."
                 )
-            for loss, known, learned in zip(self._per_output, teacher[0], student[0], strict=True):
+            for loss, target, prediction in zip(
+                self._per_output, teacher[0], student[0], strict=True
+            ):
                 if isinstance(loss, DistillationLoss):
-                    loss.prepare(known, learned)
+                    loss.prepare(target, prediction)
         elif isinstance(self.loss, DistillationLoss):
             for (outputs, _), features, role in zip(
                 (teacher, student), self.features, ("teacher", "student"), strict=True
@@ -110,7 +119,9 @@ class Term:
                     )
             self.loss.prepare(*self._compared(teacher, student))
 
-    def _compared(self, teacher: Known, student: Known) -> tuple[Any, Any]:
+    def _compared(
+        self, teacher: OutputsAndFeatures, student: OutputsAndFeatures
+    ) -> tuple[Any, Any]:
         return _pick(teacher, self.features[0]), _pick(student, self.features[1])
 
 
@@ -123,11 +134,11 @@ def make_terms(
         losses: The losses.
         teacher: The teacher.
         student: The student.
-        resolve: Whether to find out which outputs are logits.
+        resolve: Whether to determine which outputs are logits.
 
     Raises:
-        TypeError: If one is no loss.
-        ValueError: If it cannot be seen what a model puts out.
+        TypeError: If an entry is not a loss.
+        ValueError: If the kind of an output cannot be determined.
     """
     outputs = max(1, len(getattr(student, "outputs", None) or []))
     terms: list[Term] = []
@@ -160,7 +171,7 @@ def make_terms(
 
 
 def weight_now(weight: Any, step: Any) -> Any:
-    """Returns the weight of a loss in this step."""
+    """Returns the weight of a loss in a training step."""
     if not callable(weight):
         return weight
     return ops.cast(weight(ops.convert_to_tensor(step)), "float32")
@@ -170,7 +181,7 @@ def serialize_weight(weight: Any) -> Any:
     """Returns a weight in a form that can be saved.
 
     Raises:
-        ValueError: If it is a function that Keras cannot find again.
+        ValueError: If it is a function that is not registered in Keras.
     """
     if not callable(weight):
         return weight
@@ -185,16 +196,16 @@ def serialize_weight(weight: Any) -> Any:
     return keras.saving.serialize_keras_object(weight)
 
 
-def _pick(known: Known, features: list[Feature]) -> Any:
-    outputs, found = known
+def _pick(values: OutputsAndFeatures, features: list[Feature]) -> Any:
+    outputs, features_of = values
     if not features:
         return outputs[0]
-    made = [found[feature] for feature in features]
-    return made[0] if len(made) == 1 else made
+    selected = [features_of[feature] for feature in features]
+    return selected[0] if len(selected) == 1 else selected
 
 
 def _masked(weight: Any, outputs: Any) -> Any:
-    """Leaves out the padding that Keras has masked, as its own losses do."""
+    """Returns sample weights without the positions that Keras masks, as its own losses do."""
     mask = mask_of(outputs)
     if mask is None:
         return weight

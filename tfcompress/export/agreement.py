@@ -1,4 +1,4 @@
-"""Whether a file computes what its Keras model computes: on which samples, and how well."""
+"""Checks that a file computes what its Keras model computes: which samples, which errors."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Accuracy:
     Attributes:
         model: That of the Keras model that was exported, 0 to 1.
         file: That of the file.
-        samples: How many they are.
+        samples: Number of samples.
     """
 
     model: float
@@ -64,14 +64,14 @@ class Accuracy:
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """What the comparisons of a file say.
+    """The result of the comparisons of a file.
 
     Attributes:
         agreement: How well it agrees with the model that was exported.
-        float_agreement: How well it agrees with the float model that a quantization-aware one
-            comes from: its weights and activations not rounded. None of other models.
+        float_agreement: How well it agrees with a quantization-aware model whose weights and
+            activations are not quantized. None for other models.
         accuracy: That of model and file, if the samples have labels.
-        problems: What is to be warned of.
+        problems: Texts of warnings.
     """
 
     agreement: Agreement
@@ -83,38 +83,38 @@ class Verdict:
 _STRESS = 256  # samples
 
 
-_LITTLE = 0.03
+_LITTLE = 0.03  # error by the rounding of weights, in deviations
 
 
-_MANY = 100  # operations, in which a rounding that falls to the other side is to be expected
+_MANY = 100  # operations: some value is expected to be rounded to the other side
 
 
 class _File:
-    """A file, to be compared with models."""
+    """A file that is compared with models."""
 
     def __init__(self, content: Any, names: list[str]) -> None:
         self._file, self._names = TFLiteModel(content), names
-        self._scales, self.operations = _looked_at(content)
+        self._scales, self.operations = _scales_and_operations(content)
 
     def outputs(self, probes: Samples) -> dict[str, np.ndarray]:
-        """Returns what the file puts out, by name."""
+        """Returns the outputs of the file, by name."""
         actual = self._file.predict(probes)
         return actual if isinstance(actual, dict) else {self._names[0]: actual}
 
-    def against(
+    def compare(
         self, expected: list[np.ndarray], actual: dict[str, np.ndarray], source: str
     ) -> OutputComparison:
-        """Measures how well outputs of the file agree with what a model puts out, flat."""
+        """Compares outputs of the file with those of a model, which are flat."""
         wanted = dict(zip(self._names, expected, strict=True))
         kernels = self._file.runtime
         return compare_outputs(wanted, actual, self._scales, source=source, kernels=kernels)
 
 
 def _are_classes(labels: np.ndarray, shape: tuple[int, ...]) -> bool:
-    """Returns whether labels are classes of outputs of a shape, and not numbers to be met."""
+    """Returns whether labels are classes of outputs of a shape, and not regression targets."""
     if shape[-1] == 1:
         return bool(np.isin(labels, (0, 1)).all())
-    if labels.shape == shape:  # rows that say which
+    if labels.shape == shape:  # one-hot
         return bool(np.isin(labels, (0, 1)).all() and (labels.sum(-1) == 1).all())
     return bool((labels == np.round(labels)).all())
 
@@ -129,9 +129,9 @@ def _accuracy(
         return None
     if not _are_classes(labels, expected[0].shape):
         return None
-    (got,) = actual.values()
+    (file_output,) = actual.values()
     try:
-        model, file = accuracy(expected[0], labels), accuracy(got, labels)
+        model, file = accuracy(expected[0], labels), accuracy(file_output, labels)
     except ValueError:  # labels of something else, such as a mask or a box
         return None
     return Accuracy(model, file, len(labels))
@@ -144,25 +144,25 @@ def measure(model: keras.Model, content: Any, probes: Samples, source: str = "gi
         model: The Keras model.
         content: Path or bytes of the file.
         probes: Samples by input name.
-        source: Where the samples come from, for the record.
+        source: Where the samples come from, for the report.
     """
     # Eagerly: for so few samples, compiling the model for predict() takes ten times as long.
     file = _File(content, output_names(model))
-    return file.against(outputs_of(model, probes), file.outputs(probes), source).agreement
+    return file.compare(outputs_of(model, probes), file.outputs(probes), source).agreement
 
 
 Expected = tuple[str, Samples, list[np.ndarray]]
 
 
 class Check:
-    """The comparisons that a file must pass: with its model, and as a copy of its integers.
+    """The comparisons that a file must pass: with its model, and with its quantized model.
 
     Args:
         model: The Keras model that is exported.
         probes: The samples that it is checked on.
         scheme: A name of `SCHEMES`.
-        quantized: The model whose integers the file copies: `model` itself if it is
-            quantization-aware, or the one whose ranges were measured. None for other schemes.
+        quantized: The model whose quantized values the file must reproduce: `model` itself if it
+            is quantization-aware, or the one whose ranges were measured. None for other schemes.
     """
 
     def __init__(
@@ -179,7 +179,7 @@ class Check:
         self._in_part = quantized is not None and _followed_in_part(quantized)
 
     def prepare(self) -> list[Expected]:
-        """Computes what is expected of the file, if that was not done; the slow part of a check.
+        """Computes the expected outputs, unless that was done; the slow part of a check.
 
         Returns:
             For each comparison the key of its tolerance, the samples, and the outputs expected.
@@ -197,9 +197,9 @@ class Check:
             copied = model
         else:
             copied = quantized
-            narrow = any(rounding.bits < 8 for rounding in roundings(quantized))
+            int4 = any(rounding.bits < 8 for rounding in roundings(quantized))
             kind = " of 16 bits" if uses_sixteen_bits(quantized) else half
-            kind = kind or (" of 4 bits" if narrow else "")
+            kind = kind or (" of 4 bits" if int4 else "")
             tolerance = f"int8 copy{kind}"
             if quantized is model:
                 yield tolerance, probes, outputs_of(model, probes)
@@ -208,16 +208,18 @@ class Check:
                         yield "trained", probes, outputs_of(model, probes)
             else:
                 yield self._scheme, probes, outputs_of(model, probes)
-                if half:  # the integers are those of another model
+                if half:  # the quantized model computes in float32
                     return
-                count = max(8, affordable(model) // 2)  # integers take a few times as long
+                count = max(
+                    8, affordable(model) // 2
+                )  # simulated integers take a few times as long
                 probes = {name: spread(array, count) for name, array in probes.items()}
                 yield tolerance, probes, outputs_of(quantized, probes)
         if fixed_batch(model) is not None:
             return
         if quantized is None:
             if self._scheme != "float32":
-                return  # what is rounded, is by the range of what comes in
+                return  # the rounding depends on the range of the input
             tolerance = "float32 far out"
         stress = stressed(self._probes, min(affordable(model) // 2, _STRESS))
         expected = outputs_of(copied, stress)
@@ -225,7 +227,7 @@ class Check:
             yield tolerance, stress, expected
 
     def judge(self, content: bytes) -> Verdict:
-        """Compares a file with what is expected of it.
+        """Compares a file with the expected outputs.
 
         Args:
             content: The file.
@@ -233,85 +235,89 @@ class Check:
         Raises:
             ExportError: If the file cannot be run, or does not compute what its model does.
         """
-        found: list[OutputComparison] = []
+        comparisons: list[OutputComparison] = []
         problems, accuracy = [], None
         prepared = self.prepare()
         try:
             file = _File(content, self._names)
-            put_out = [file.outputs(probes) for _, probes, _ in prepared]
+            outputs = [file.outputs(probes) for _, probes, _ in prepared]
         except (RuntimeError, ValueError) as error:
             raise ExportError(
                 f"The runtime here cannot run the file: {' '.join(str(error).split())}. It is not "
-                "written. Another scheme may do; of a layer without kernels in this one, the "
-                "message names the operation."
+                "written. If the message names an operation without a kernel, use another scheme."
             ) from error
-        for (tolerance, probes, expected), actual in zip(prepared, put_out, strict=True):
-            if not found:
+        for (tolerance, probes, expected), actual in zip(prepared, outputs, strict=True):
+            if not comparisons:
                 accuracy = _accuracy(expected, actual, self._probes.labels)
-            found.append(file.against(expected, actual, self._source))
+            comparisons.append(file.compare(expected, actual, self._source))
             if tolerance == "int8 copy" and self._in_part:
                 tolerance += " in part"
             elif tolerance == "int8 copy" and file.operations > _MANY:
                 tolerance += " of many"
-            allowed = functools.partial(self._allowed, tolerance, content, probes, found[-1])
-            if problem := judge(found[-1], tolerance, self._scheme, allowed):
+            allowed = functools.partial(self._allowed, tolerance, content, probes, comparisons[-1])
+            if problem := judge(comparisons[-1], tolerance, self._scheme, allowed):
                 problems.append(problem)
         trained = self._quantized is self._model and self._source != "noise"
-        before = found[1].agreement if trained else None
-        return Verdict(found[0].agreement, before, accuracy, problems)
+        unquantized = comparisons[1].agreement if trained else None
+        return Verdict(comparisons[0].agreement, unquantized, accuracy, problems)
 
     def _allowed(
-        self, tolerance: str, content: bytes, probes: Samples, found: OutputComparison
+        self, tolerance: str, content: bytes, probes: Samples, comparison: OutputComparison
     ) -> list[np.ndarray]:
-        """Returns the RMSE of each channel that is no fault of the file."""
+        """Returns an RMSE for each channel that is not an error of the file."""
         if tolerance.startswith("int8 copy") and self._quantized is not None:
-            allowed = self._between_kernels(content, probes)
-            # What is not followed to the bit differs as the rounding in floats does.
-            if " of " in tolerance or all(o.farthest.max() < 2.5 * o.step for o in found.outputs):
+            allowed = self._kernel_differences(content, probes)
+            # Where the model is not bit-exact, its own rounding in floats differs as much.
+            few_lsb = all(o.farthest.max() < 2.5 * o.lsb for o in comparison.outputs)
+            if " of " in tolerance or few_lsb:
                 with rounding_in_floats(self._quantized):
                     floats = outputs_of(self._quantized, probes)
-                for index, (output, other) in enumerate(zip(found.outputs, floats, strict=True)):
-                    moved = channel_rmse(output.wanted, other)
-                    allowed[index] = np.maximum(allowed[index], moved)
-            return [2 * moved for moved in allowed]
+                for index, (output, other) in enumerate(
+                    zip(comparison.outputs, floats, strict=True)
+                ):
+                    rmse = channel_rmse(output.wanted, other)
+                    allowed[index] = np.maximum(allowed[index], rmse)
+            return [2 * rmse for rmse in allowed]
         if self._scheme not in ("dynamic_int8", "int16x8"):
             return [np.zeros(1)] * len(self._names)
         allowed = []
-        for output, moved in zip(found.outputs, self._of_weights(probes), strict=True):
-            # The rounding of weights is most of it; tables of functions and activations are others.
-            scale = output.scale(TOLERANCES[tolerance].least)
-            share = float((moved / scale).max())
+        for output, rmse in zip(comparison.outputs, self._weight_errors(probes), strict=True):
+            # Most of the error is the rounding of weights; the rest is that of activations and of
+            # lookup tables of functions.
+            reference = output.reference(TOLERANCES[tolerance].least)
+            share = float((rmse / reference).max())
             most = 0.6 if self._scheme == "dynamic_int8" else 0.25  # which rounds more
-            # Where it is little, as in shallow networks, it is all there is.
+            # Where it is small, as in shallow networks, there is no other error.
             times = 6 if share > _LITTLE else 1
-            allowed.append(max(2 * share, min(times * share, most)) * scale)
+            allowed.append(max(2 * share, min(times * share, most)) * reference)
         return allowed
 
-    def _between_kernels(self, content: bytes, probes: Samples) -> list[np.ndarray]:
-        """Returns how far the outputs of a file are apart under two sets of kernels."""
+    def _kernel_differences(self, content: bytes, probes: Samples) -> list[np.ndarray]:
+        """Returns the RMSE of each channel between two sets of kernels."""
         flat = []
         for delegates in (True, False):
-            found = TFLiteModel(content, delegates=delegates).predict(probes)
-            flat.append([found[n] for n in self._names] if isinstance(found, dict) else [found])
+            outputs = TFLiteModel(content, delegates=delegates).predict(probes)
+            flat.append(
+                [outputs[n] for n in self._names] if isinstance(outputs, dict) else [outputs]
+            )
         return [channel_rmse(a, b) for a, b in zip(*flat, strict=True)]
 
-    def _of_weights(self, probes: Samples) -> list[np.ndarray]:
-        """Returns how far the outputs of a model move where its weights alone are rounded."""
+    def _weight_errors(self, probes: Samples) -> list[np.ndarray]:
+        """Returns the RMSE of each channel if only the weights of the model are quantized."""
         plain_model = without_transforms(self._model) if is_wrapped(self._model) else self._model
         rounded = as_quantized(fold_batch_norm(plain_model), as_scheme("int8"))
         with passing_through(rounded, ()):
-            moved = outputs_of(rounded, probes)
-        return [
-            channel_rmse(a, b) for a, b in zip(moved, outputs_of(plain_model, probes), strict=True)
-        ]
+            outputs = outputs_of(rounded, probes)
+        expected = outputs_of(plain_model, probes)
+        return [channel_rmse(a, b) for a, b in zip(outputs, expected, strict=True)]
 
 
 def _followed_in_part(quantized: keras.Model) -> bool:
-    """Returns whether the model computes the integers of its file in part only.
+    """Returns whether the model is bit-exact with its file in part only.
 
-    Sums of own layers are of floats, as are layers that are left in float between others, and
-    scales of whole tensors change where a BatchNormalization scales channels. Of the larger of two
-    values there is no telling which it was, and each was rounded in its own way.
+    Custom layers and layers that are kept in float compute in floats, and scales of whole tensors
+    change where a BatchNormalization scales channels. Where the larger of two values was selected,
+    its producer is unknown, and each producer rounds in its own way.
     """
     if any(q.producer is None and _is_selected(inbound_nodes(q)) for q in quantizers(quantized)):
         return True
@@ -326,7 +332,7 @@ def _followed_in_part(quantized: keras.Model) -> bool:
 
 
 def _is_selected(nodes: Sequence[Any]) -> bool:
-    """Returns whether what a quantizer is called on was selected from several tensors."""
+    """Returns whether the input of a quantizer was selected from several tensors."""
     if not nodes:  # inside of a layer
         return False
     tensor = nodes[0].input_tensors[0]
@@ -341,10 +347,10 @@ def computes_in_half(model: keras.Model) -> bool:
     return bool(dtypes & {"float16", "bfloat16"})
 
 
-def _looked_at(content: Any) -> tuple[dict[str, float], int]:
-    """Returns the step of each output, and how many operations there are.
+def _scales_and_operations(content: Any) -> tuple[dict[str, float], int]:
+    """Returns the scale of each output, and the number of operations.
 
-    The step is also that of outputs which the file ends by making floats.
+    Outputs that the file dequantizes have the scale from before that.
     """
     file = TFLiteModel(content, delegates=False)
     details = {d["index"]: d for d in file.interpreter.get_tensor_details()}

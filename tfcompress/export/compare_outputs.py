@@ -1,4 +1,4 @@
-"""Does a file compute what its model computes? Outputs are compared, channel by channel."""
+"""Compares the outputs of a file with those of its model, channel by channel."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ import numpy as np
 
 from tfcompress.errors import ExportError
 
-_LEAST = 0.01  # of its largest value: the least deviation that counts
+_LEAST = 0.01  # of its largest value: the smallest reference deviation of a channel
 
 
-_LEAST_OF_ALL = 0.002  # of the deviation of all channels, likewise
+_LEAST_OF_ALL = 0.002  # likewise, of the deviation of all channels
 
 
-_HARDLY = 0.05  # of its largest value: a deviation that says nothing
+_HARDLY = 0.05  # of its largest value: a channel with a smaller deviation hardly varies
 
 
-_FIXED_STEP = 1 / 256  # of softmax and sigmoid
+_FIXED_SCALE = 1 / 256  # of softmax and sigmoid outputs
 
 
-_ENOUGH = 16  # samples, to say that something does not vary
+_ENOUGH = 16  # samples, to decide that a channel does not vary
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,11 +33,11 @@ class Agreement:
         samples: Samples compared.
         source: Where they come from: "representative_dataset", "training" or "noise".
         rmse: Root mean squared difference of the outputs over the deviation of the model's, the
-            worst output; of outputs that are integers or truths, such as classes, the share of
+            worst output; of outputs that are integers or booleans, such as classes, the share of
             values that differ.
         max_lsb: Largest difference in LSB, the scale of the output; None if it has no scale.
         max_error: Largest absolute difference.
-        top1: Share of samples with the same largest output; None if outputs are no vectors.
+        top1: Share of samples with the same largest output; None if outputs are not vectors.
         kernels: The runtime and kernels compared.
         worst: The channel that is farthest off, by the name of its output.
         worst_rmse: Its RMSE over its own deviation, where that is not negligible.
@@ -76,21 +76,21 @@ class Output:
 
     Attributes:
         name: Its name.
-        wanted: What the model puts out; shape (samples, ..., channels).
-        difference: By how much the file differs.
-        step: Step of the output's scale; 0 if it has none.
+        wanted: The output of the model; shape (samples, ..., channels).
+        difference: Output of the file minus `wanted`.
+        lsb: Scale of the output, which is one LSB; 0 if it has none.
         rmse: Root mean squared difference of each channel.
         deviation: Standard deviation of each channel in the model.
         largest: Largest absolute value of each channel in the model.
         file_deviation: Standard deviation of each channel in the file.
-        farthest: Largest difference in each channel.
-        in_all: Deviation of all channels together.
+        farthest: Largest absolute difference in each channel.
+        in_all: Standard deviation of all channels together.
     """
 
     name: str
     wanted: np.ndarray
     difference: np.ndarray
-    step: float
+    lsb: float
     rmse: np.ndarray
     deviation: np.ndarray
     largest: np.ndarray
@@ -103,14 +103,14 @@ class Output:
         """RMSE of all channels together, over their deviation."""
         if self.is_choice:
             return float(self.rmse.mean())
-        # A constant output has no deviation; then its size is the measure.
-        scale = self.in_all or float(self.largest.max()) or 1.0
-        return float(np.sqrt(np.mean(self.rmse**2)) / scale)
+        # A constant output has no deviation: its largest value is the reference then.
+        reference = self.in_all or float(self.largest.max()) or 1.0
+        return float(np.sqrt(np.mean(self.rmse**2)) / reference)
 
     def usual(self) -> tuple[float, float]:
-        """Returns RMSE and deviation without the fiftieth of the samples that stand out most.
+        """Returns RMSE and deviation without the outliers, 2% of the samples.
 
-        Outliers set the deviation, and would hide what the file does to all others.
+        Outliers dominate the deviation, and would hide the error of all other samples.
         """
         samples = self.wanted.reshape(len(self.wanted), -1)
         middle = np.nanmean(samples, axis=0)
@@ -121,42 +121,45 @@ class Output:
 
     @property
     def is_choice(self) -> bool:
-        """Whether it holds classes or truths, of which only the same is near."""
+        """Whether it holds classes or booleans, which are either equal or wrong."""
         return self.wanted.dtype.kind in "biu"
 
     @property
     def is_fixed(self) -> bool:
-        """Whether its range is that of a softmax or sigmoid, and not by its values."""
-        return self.step == _FIXED_STEP
+        """Whether it has the fixed range of a softmax or sigmoid, and no measured one."""
+        return self.lsb == _FIXED_SCALE
 
-    def scale(self, least_of_all: float = _LEAST_OF_ALL) -> np.ndarray:
-        """Returns the deviation of each channel, or what stands for it where it hardly varies.
+    def reference(self, least_of_all: float = _LEAST_OF_ALL) -> np.ndarray:
+        """Returns the reference deviation of each channel, which errors are divided by.
+
+        It is the standard deviation of the channel, with a lower limit for channels that hardly
+        vary.
 
         Args:
-            least_of_all: The least that counts, of the deviation of all channels.
+            least_of_all: The lower limit, as a share of the deviation of all channels.
         """
         if self.is_choice:
             return np.ones_like(self.rmse)
         least = np.maximum(_LEAST * self.largest, least_of_all * self.in_all)
         return np.where(np.maximum(self.deviation, least) > 0, np.maximum(self.deviation, least), 1)
 
-    def rows(self, scale: np.ndarray) -> np.ndarray:
-        """Returns the RMSE of each row, over a scale for each channel, flat."""
+    def rows(self, reference: np.ndarray) -> np.ndarray:
+        """Returns the RMSE of each row, over a reference deviation for each channel, flat."""
         if self.difference.ndim < 3:
             return np.zeros(0)
-        squares = (self.difference / scale.astype(np.float32)) ** 2
+        squares = (self.difference / reference.astype(np.float32)) ** 2
         return np.sqrt(squares.mean((0, -1), dtype=np.float64)).ravel()
 
     def lost(self) -> np.ndarray:
-        """Returns which channels vary in the model, and not in the file or by too coarse a step."""
+        """Returns which channels vary in the model, but not in the file or by less than 1/2 LSB."""
         varies = self.deviation > _HARDLY * np.maximum(self.largest, 1e-9)
         if self.is_choice or len(self.wanted) < _ENOUGH:
             return np.zeros(len(self.rmse), bool)
         still = self.file_deviation < 0.1 * self.deviation
-        if self.is_fixed:  # most of a thousand classes are below a step, which is as it should be
-            whole = (self.file_deviation == 0).all() and varies.any()
-            return varies if whole else np.zeros(len(self.rmse), bool)
-        return varies & (still | (self.step > 2 * self.deviation))
+        if self.is_fixed:  # most of a thousand classes stay below one LSB, which is no error
+            all_lost = (self.file_deviation == 0).all() and varies.any()
+            return varies if all_lost else np.zeros(len(self.rmse), bool)
+        return varies & (still | (self.lsb > 2 * self.deviation))
 
     def at(self, channel: int) -> str:
         """Returns the name of a channel."""
@@ -168,8 +171,8 @@ class OutputComparison:
     """The outputs of a file beside those of a model.
 
     Attributes:
-        agreement: What is told of it.
-        outputs: Each output.
+        agreement: The figures that are reported.
+        outputs: The comparison of each output.
     """
 
     agreement: Agreement
@@ -189,7 +192,7 @@ def compare_outputs(
     Args:
         expected: The model's outputs by name.
         actual: The file's outputs by name.
-        scales: Step of each output's grid; 0 where there is none.
+        scales: Scale of each output; 0 where there is none.
         source: Where the samples come from.
         kernels: Which kernels ran.
 
@@ -211,10 +214,10 @@ def compare_outputs(
                 f"{wanted.shape}. No file was written."
             )
         outputs.append(_output(name, wanted, actual[name], scales.get(name, 0.0), source))
-    return OutputComparison(_told(outputs, source, kernels), tuple(outputs))
+    return OutputComparison(_agreement(outputs, source, kernels), tuple(outputs))
 
 
-def _output(name: str, wanted: np.ndarray, got: np.ndarray, step: float, source: str) -> Output:
+def _output(name: str, wanted: np.ndarray, got: np.ndarray, lsb: float, source: str) -> Output:
     if wanted.ndim < 2:
         wanted, got = wanted.reshape(-1, 1), got.reshape(-1, 1)
     axes = tuple(range(wanted.ndim - 1))
@@ -232,8 +235,8 @@ def _output(name: str, wanted: np.ndarray, got: np.ndarray, step: float, source:
             f"for all {len(wanted)} {source} samples. Pass samples like those of training as "
             "representative_dataset. No file was written."
         )
-    whole = finite.all() and np.isfinite(got).all()
-    if not whole:
+    all_finite = finite.all() and np.isfinite(got).all()
+    if not all_finite:
         unlike = (finite | np.isfinite(got)) & ~(finite & np.isfinite(got))
         unlike |= (np.isinf(wanted) | np.isinf(got)) & (wanted != got)
         if unlike.any():
@@ -242,19 +245,19 @@ def _output(name: str, wanted: np.ndarray, got: np.ndarray, step: float, source:
                 "output is finite, or the other way round."
             )
         wanted, got = np.where(finite, wanted, np.nan), np.where(finite, got, np.nan)
-    std, most = (np.std, np.max) if whole else (np.nanstd, np.nanmax)
+    std, maximum = (np.std, np.max) if all_finite else (np.nanstd, np.nanmax)
     difference = got - wanted
-    if not whole:
+    if not all_finite:
         difference = np.where(finite, difference, 0)
     with np.errstate(invalid="ignore"):  # a channel that is never finite
         return Output(
             name,
             wanted,
             difference,
-            step,
+            lsb,
             channel_rmse(got, wanted),
             np.nan_to_num(std(wanted, axes, dtype=np.float64)),
-            np.nan_to_num(most(np.abs(wanted), axes)).astype(np.float64),
+            np.nan_to_num(maximum(np.abs(wanted), axes)).astype(np.float64),
             np.nan_to_num(std(got, axes, dtype=np.float64)),
             np.abs(difference).max(axes).astype(np.float64),
             float(std(wanted, dtype=np.float64)),
@@ -262,29 +265,29 @@ def _output(name: str, wanted: np.ndarray, got: np.ndarray, step: float, source:
 
 
 def channel_rmse(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Returns the RMSE of two arrays for each place of the last axis, or the share of classes."""
+    """Returns the RMSE of two arrays for each channel, or the share of classes that differ."""
     one, other = (x.reshape(-1, 1) if x.ndim < 2 else x for x in (one, other))
-    if one.dtype.kind in "biu":  # of classes, the share that is another
+    if one.dtype.kind in "biu":
         return (one != other).mean(tuple(range(one.ndim - 1)), dtype=np.float64)
     difference = np.nan_to_num(one.astype(np.float32) - other.astype(np.float32))
     return np.sqrt(np.square(difference).mean(tuple(range(one.ndim - 1)), dtype=np.float64))
 
 
-def _told(outputs: Sequence[Output], source: str, kernels: str) -> Agreement:
-    steps = [float(o.farthest.max() / o.step) for o in outputs if o.step]
+def _agreement(outputs: Sequence[Output], source: str, kernels: str) -> Agreement:
+    in_lsb = [float(o.farthest.max() / o.lsb) for o in outputs if o.lsb]
     same = [
         float(np.mean(o.wanted.argmax(-1) == (o.wanted + o.difference).argmax(-1)))
         for o in outputs
         if not o.is_choice and o.wanted.shape[-1] > 1
     ]
-    channels = [o.rmse / o.scale() for o in outputs]
+    channels = [o.rmse / o.reference() for o in outputs]
     worst = max(range(len(outputs)), key=lambda i: float(channels[i].max()))
     channel = int(channels[worst].argmax())
     return Agreement(
         len(outputs[0].wanted),
         source,
         max(o.pooled for o in outputs),
-        max(steps) if steps else None,
+        max(in_lsb) if in_lsb else None,
         max(float(o.farthest.max()) for o in outputs),
         min(same) if same else None,
         kernels,

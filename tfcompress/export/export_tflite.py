@@ -1,4 +1,4 @@
-"""export_tflite: from a Keras model to a file that was checked against it."""
+"""export_tflite: converts a Keras model to a file that is checked against it."""
 
 from __future__ import annotations
 
@@ -61,16 +61,16 @@ class ExportResult:
     """A file that was written.
 
     Attributes:
-        path: Where it is.
+        path: Path of the file.
         scheme: A name of `SCHEMES`.
         trained: Whether its ranges come from quantization-aware training.
         agreement: How well it agrees with the Keras model; None if verify=False.
-        report: What is inside; see `FileReport`.
+        report: The contents of the file; see `FileReport`.
         seconds: Time the export took.
         kept_in_float: Paths of the operations of an integer file that compute in float, because
             they are steep near zero: roots, logarithms, reciprocals, and what leads to them.
         float_agreement: Of a quantization-aware model, how well the file agrees with the same model
-            when nothing is rounded: what quantization costs. None of other models.
+            when nothing is quantized: what quantization costs. None for other models.
         accuracy: The accuracy of model and file, if the representative dataset has labels that are
             classes.
     """
@@ -111,18 +111,18 @@ class ExportResult:
         return self.report.float_tensors
 
     def __rich__(self) -> Any:
-        made = self.report.__rich__()
+        table = self.report.__rich__()
         if self.report.metadata is None:  # which has both
             ranges = ", ranges trained" if self.trained else ""
-            made.add_row("made as", self.scheme + ranges)
-            made.add_row("agreed with its model", str(self.agreement or "not checked"))
+            table.add_row("made as", self.scheme + ranges)
+            table.add_row("agreed with its model", str(self.agreement or "not checked"))
         if self.float_agreement is not None:
-            made.add_row("agreed with floats", str(self.float_agreement))
+            table.add_row("agreed with floats", str(self.float_agreement))
         if self.accuracy is not None:
-            made.add_row("accuracy", str(self.accuracy))
+            table.add_row("accuracy", str(self.accuracy))
         if self.kept_in_float:
-            made.add_row("in float, steep near zero", ", ".join(self.kept_in_float))
-        return made
+            table.add_row("in float, steep near zero", ", ".join(self.kept_in_float))
+        return table
 
     def __str__(self) -> str:
         return as_text(self.__rich__())
@@ -147,17 +147,17 @@ def export_tflite(
     """Writes a model to a `.tflite` file, and checks the file against the model first.
 
     The file is run on real samples: the representative dataset, or the training samples that a
-    quantization-aware model keeps; where there are none, on noise of the scale that the first
+    quantization-aware model keeps; where there are none, on noise in the range that the first
     layers expect. A file that does not compute what the model computes is refused and never reaches
     `path`; one that is honest but poor is written with a warning. Each channel of each output is
     measured by its RMSE over its own deviation: float32 files are refused above 0.001, int8 files
-    above 0.03 of the integers that their quantized model computes. What rounding costs, against the
-    float model, is measured over all channels, and refused above 0.5 (warning above 0.1), or where
-    outputs hardly vary that do in the model. docs/exactness.md says why.
+    above 0.03 of the integers that their quantized model computes. What quantization costs, against
+    the float model, is measured over all channels, and refused above 0.5 (warning above 0.1), or
+    where outputs hardly vary that do in the model. docs/exactness.md says why.
 
     Args:
         model: A built Sequential or Functional model, wrapped or not. It is not changed.
-        path: File to write; an existing one is replaced at the end, in one step.
+        path: File to write; an existing one is replaced at the end, atomically.
         scheme: "float32"; "float16" (half the bytes, computed in float); "dynamic_int8" (int8
             weights, float activations); "int8" (integers throughout); "int16x8" (int16
             activations, int8 weights: close to float, slower than int8, on the CPU only; what has
@@ -230,24 +230,25 @@ def export_tflite(
     batch_size = batch_of(model, batch_size)
     check_weights(model)
     specs = input_specs(model)
-    told = labels_by_output(labels, model), normalization_by_input(normalization, model)
-    if not metadata and any(told):
+    label_lists = labels_by_output(labels, model)
+    normalizations = normalization_by_input(normalization, model)
+    if not metadata and (label_lists or normalizations):
         raise ValueError("labels and normalization are metadata. Received: metadata=False.")
-    given = classes = None
+    samples = classes = None
     if representative_dataset is not None:
-        given, classes = collect(
+        samples, classes = collect(
             representative_dataset,
             specs,
             limit=CALIBRATION_SAMPLES,
             argument="representative_dataset",
         )
-    # The converter measures more operations in 16 bits than it takes ranges of.
+    # In 16 bits, the converter measures ranges of more operations than it reads ranges of.
     by_converter = scheme == "int16x8" and options is None and not trained
     integer = scheme in INTEGER_SCHEMES
     use_ranges = bool(trained) and integer
     if use_ranges:
         check_trained(model, scheme, options)
-    elif integer and given is None:
+    elif integer and samples is None:
         raise ValueError(
             f"scheme={scheme!r} needs the ranges of the activations: pass representative_dataset="
             "(samples like those of training), or train with quantize()."
@@ -263,10 +264,10 @@ def export_tflite(
             f"io_dtype={io_dtype!r} is not possible where some layers have 16-bit activations. "
             "Use io_dtype='float32'."
         )
-    if integer and given is not None and not use_ranges:
-        for suspect in problems_of(model, given):
+    if integer and samples is not None and not use_ranges:
+        for suspect in problems_of(model, samples):
             warnings.warn(suspect, CompressionWarning, stacklevel=2)
-    checked = probes(model, specs, given, classes) if verify else None
+    checked = probes(model, specs, samples, classes) if verify else None
     warn_unfinished(model, "export_tflite")
 
     say = _speaker(verbose, model)
@@ -274,12 +275,12 @@ def export_tflite(
         warm_up(interpreter_module().__name__)
     final, check = model, None
     keep = model.count_params() <= HUGE
-    with converter_process(keep=keep) as process:  # which loads while biases are corrected
+    with converter_process(keep=keep) as process:  # it loads while biases are corrected
         if integer and not use_ranges and not by_converter:
             with native_rounding():
-                final = post_training(model, options or as_scheme(scheme), given or {}, say)
+                final = post_training(model, options or as_scheme(scheme), samples or {}, say)
         if integer:
-            check_ranges(final, given)
+            check_ranges(final, samples)
         if checked:
             copied = final if integer and not by_converter else None
             check = Check(model, checked, scheme, copied)
@@ -296,7 +297,7 @@ def export_tflite(
             batch_size=batch_size,
             sparse=sparse,
             per_channel=rounds_per_channel(final),
-            calibration=given if by_converter else None,
+            calibration=samples if by_converter else None,
         )
     claim(content)
     verdict = None
@@ -307,13 +308,13 @@ def export_tflite(
             warnings.warn(problem, CompressionWarning, stacklevel=2)
     agreed = verdict.agreement if verdict else None
     if metadata:
-        made = _recipe(model, scheme, use_ranges, agreed)
+        entries = _recipe(model, scheme, use_ranges, agreed)
         content = write_metadata(
             content,
-            made,
+            entries,
             name=model.name,
-            labels=told[0],
-            normalization=told[1],
+            labels=label_lists,
+            normalization=normalizations,
             tried=verify,
         )
     report = dataclasses.replace(inspect_tflite(content), path=str(target), content=content)

@@ -1,4 +1,4 @@
-"""What a user says of the inputs and outputs of a file: normalization and labels, checked."""
+"""Checks the metadata of inputs and outputs of a file: normalization and labels."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from tfcompress.graph.read import input_specs, output_names
 
 
 def labels_by_output(labels: Any, model: keras.Model) -> dict[str, list[str]]:
-    """Returns the labels of each output that has some.
+    """Returns the labels of each output that has any.
 
     Args:
         labels: None, a list for the only output, or a dict of lists by output name.
         model: The model.
 
     Raises:
-        TypeError: If they are no strings.
+        TypeError: If they are not strings.
         ValueError: If an output is unknown, or has another number of channels.
     """
     if labels is None:
         return {}
-    found = {}
+    checked = {}
     sizes = dict(zip(output_names(model), (t.shape[-1] for t in model.outputs), strict=True))
     for output, names in _by_name(labels, list(sizes), "labels", "output").items():
         strings = isinstance(names, Sequence) and not isinstance(names, str)
@@ -36,14 +36,14 @@ def labels_by_output(labels: Any, model: keras.Model) -> dict[str, list[str]]:
                 f"labels must name each of the {sizes[output]} channels of output {output!r}. "
                 f"Received: {len(names)} labels."
             )
-        found[output] = list(names)
-    return found
+        checked[output] = list(names)
+    return checked
 
 
 def normalization_by_input(
     normalization: Any, model: keras.Model
 ) -> dict[str, tuple[list[float], list[float]]]:
-    """Returns mean and deviation, as lists, of each input that has some.
+    """Returns mean and deviation, as lists, of each input that has any.
 
     Args:
         normalization: None, a pair (mean, deviation) for the only input, or a dict of pairs by
@@ -51,17 +51,17 @@ def normalization_by_input(
         model: The model.
 
     Raises:
-        TypeError: If one is no pair of numbers.
+        TypeError: If one is not a pair of numbers.
         ValueError: If an input is unknown, has another number of channels, or a deviation is not
             positive.
     """
     if normalization is None:
         return {}
-    found = {}
+    checked = {}
     channels = {spec.name: spec.shape[-1] if spec.shape else 1 for spec in input_specs(model)}
     for name, pair in _by_name(normalization, list(channels), "normalization", "input").items():
         try:
-            mean, deviation = (np.atleast_1d(np.asarray(end, float)) for end in pair)
+            mean, deviation = (np.atleast_1d(np.asarray(value, float)) for value in pair)
         except (TypeError, ValueError):
             raise TypeError(
                 "normalization must be a pair (mean, deviation) of numbers, or of one number for "
@@ -75,22 +75,22 @@ def normalization_by_input(
             )
         if not (deviation > 0).all() or not np.isfinite([mean, deviation]).all():
             raise ValueError(f"normalization needs deviations above 0. Received: {pair!r}")
-        found[name] = mean.tolist(), deviation.tolist()
-    return found
+        checked[name] = mean.tolist(), deviation.tolist()
+    return checked
 
 
-def _by_name(value: Any, names: list[str], argument: str, end: str) -> Mapping[str, Any]:
+def _by_name(value: Any, names: list[str], argument: str, kind: str) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
         if len(names) > 1:
             raise ValueError(
-                f"{argument} must be a dict by {end} where there are several: "
+                f"{argument} must be a dict by {kind} where there are several: "
                 f"{', '.join(map(repr, names))}. Received: {value!r}"
             )
         return {names[0]: value}
     unknown = [name for name in value if name not in names]
     if unknown:
         raise ValueError(
-            f"{argument} names the {end} {unknown[0]!r}, which the model does not have. It has: "
+            f"{argument} names the {kind} {unknown[0]!r}, which the model does not have. It has: "
             f"{', '.join(map(repr, names))}"
         )
     return value

@@ -1,4 +1,4 @@
-"""What export_tflite refuses: arguments, and models that cannot become files."""
+"""Checks of arguments, and of models that cannot be converted, before the export starts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tfcompress.tflite.converter_workarounds import HUGE
 
 
 def choose_scheme(scheme: Any, model: keras.Model, has_data: bool, is_trained: bool) -> str:
-    """Returns the name of the scheme asked for, or of what the model was trained for."""
+    """Returns the name of the requested scheme, or of the one that the model was trained for."""
     if isinstance(scheme, QuantizationScheme):
         return scheme.name
     if scheme is None:
@@ -31,7 +31,7 @@ def choose_scheme(scheme: Any, model: keras.Model, has_data: bool, is_trained: b
 def check_arguments(
     scheme: str, io_dtype: str, batch_size: Any, sparse: bool, verbose: Any
 ) -> None:
-    """Refuses arguments that are unknown, or do not fit each other."""
+    """Refuses arguments that are unknown or contradict each other."""
     check_choice(io_dtype, "io_dtype", ("float32", "int8", "uint8", "int16"))
     possible = {**dict.fromkeys(INTEGER_SCHEMES, ("int8", "uint8")), "int16x8": ("int16",)}
     if io_dtype != "float32" and io_dtype not in possible.get(scheme, ()):
@@ -46,15 +46,15 @@ def check_arguments(
             f"of integers. Received: scheme={scheme!r}. A pruned {scheme} file is small after gzip "
             "all the same."
         )
-    whole = isinstance(batch_size, int) and not isinstance(batch_size, bool)
-    if batch_size is not None and not (whole and batch_size >= 1):
+    is_integer = isinstance(batch_size, int) and not isinstance(batch_size, bool)
+    if batch_size is not None and not (is_integer and batch_size >= 1):
         raise ValueError(f"batch_size must be None or an integer >= 1. Received: {batch_size!r}")
     if verbose not in (True, False, "auto"):
         raise ValueError(f"verbose must be True, False or 'auto'. Received: {verbose!r}")
 
 
 def batch_of(model: keras.Model, batch_size: int | None) -> int | None:
-    """Returns the batch of the file, which is that of a model that has a fixed one."""
+    """Returns the batch size of the file: that of the model if it has a fixed one."""
     fixed = fixed_batch(model)
     if fixed is None or batch_size in (1, fixed):
         return fixed or batch_size
@@ -66,11 +66,11 @@ def batch_of(model: keras.Model, batch_size: int | None) -> int | None:
 
 def check_trained(model: keras.Model, scheme: str, options: Any) -> None:
     """Refuses a quantization-aware model whose ranges were not trained, or not for the scheme."""
-    given = trained_scheme(model)
-    if options is not None or scheme != given:
+    trained_for = trained_scheme(model)
+    if options is not None or scheme != trained_for:
         raise ValueError(
             f"scheme={options or scheme!r} is not what this model was trained for, which is "
-            f"{given!r}. Leave scheme out, or quantize strip(model) anew."
+            f"{trained_for!r}. Leave scheme out, or quantize strip(model) anew."
         )
     untrained = [q.name for q in quantizers(model) if not q.is_trained]
     if untrained:
@@ -83,24 +83,24 @@ def check_trained(model: keras.Model, scheme: str, options: Any) -> None:
 
 
 def check_sizes(model: keras.Model) -> None:
-    """Refuses inputs of any size where a layer needs one of at least some pixels.
+    """Refuses inputs of any size if a layer needs a minimum size.
 
     Raises:
         ValueError: If there is one.
     """
-    found = sized_layer(model)
-    if found is None:
+    sized = sized_layer(model)
+    if sized is None:
         return
     spec = next(spec for spec in input_specs(model) if None in spec.shape)
     raise ValueError(
-        f"Input {spec.name!r} takes any size, {spec.shape}, but layer {found[0]!r} needs at least "
-        f"{found[1]}, and the runtime prepares a file for one size. Pass it as "
+        f"Input {spec.name!r} takes any size, {spec.shape}, but layer {sized[0]!r} needs at least "
+        f"{sized[1]}, and the runtime prepares a file for one size. Pass it as "
         f"input_shape={tuple(n or 224 for n in spec.shape)}, say."
     )
 
 
 def check_weights(model: keras.Model) -> None:
-    """Refuses weights that are no numbers, or with which a layer computes none.
+    """Refuses weights that are not finite, or with which a layer computes NaN.
 
     Raises:
         ValueError: If there are any.
@@ -122,61 +122,65 @@ def check_weights(model: keras.Model) -> None:
                 )
 
 
-def check_ranges(model: keras.Model, given: Mapping[str, np.ndarray] | None) -> None:
-    """Refuses a quantized model in which what is rounded was not finite.
+def check_ranges(model: keras.Model, samples: Mapping[str, np.ndarray] | None) -> None:
+    """Refuses a quantized model whose activations were not finite.
 
     Args:
         model: The model.
-        given: Samples that it was measured on; None if it was trained.
+        samples: Samples that its ranges were measured on; None if they were trained.
 
     Raises:
-        ValueError: If there is such a range, or weights were corrected by it.
+        ValueError: If a range is not finite, or a bias that was corrected.
     """
     ranges = {q.name: np.isfinite(q.range()).all() for q in quantizers(model)}
-    # Without samples, they are those that `check_weights` has seen.
-    weights = given is None or all(
+    # Without samples, weights are unchanged since `check_weights`.
+    weights = samples is None or all(
         _is_finite(w) for _, layer in walk_layers(model) for w in own_weights(layer)
     )
     if weights and all(ranges.values()):
         return
-    where = next((name for name, fine in ranges.items() if not fine), None)
-    what = (
-        f"What {where!r} rounds is not finite" if where else "What the model computes is not finite"
+    where = next((name for name, finite in ranges.items() if not finite), None)
+    problem = (
+        f"The input of {where!r} is not finite"
+        if where
+        else "What the model computes is not finite"
     )
-    if given is not None and (found := _first_infinite(model, given)):
-        what = f"Layer or operation {found!r} computes NaN or infinity on these samples"
+    if samples is not None and (path := _first_infinite(model, samples)):
+        problem = f"Layer or operation {path!r} computes NaN or infinity on these samples"
     raise ValueError(
-        f"{what}: integers have neither. Is it a logarithm or a quotient of what may be zero, or a "
-        "constant that is infinite? Add a small number to the first, use a large one for the other."
+        f"{problem}: integers have neither. Is it a logarithm or a quotient of what may be zero, "
+        "or a constant that is infinite? Add a small number to the first, use a large one for the "
+        "other."
     )
 
 
-def _first_infinite(model: keras.Model, given: Mapping[str, np.ndarray]) -> str | None:
-    """Returns the first call of a model that makes what is not finite of what is."""
-    found: list[str] = []
+def _first_infinite(model: keras.Model, samples: Mapping[str, np.ndarray]) -> str | None:
+    """Returns the first call of a model with finite inputs and an output that is not finite."""
+    paths: list[str] = []
 
     def note(call: Call, inputs: list[Any], outputs: list[Any]) -> None:
         helps = getattr(call.operation, "is_compression_helper", False)
-        if not (found or helps or all(map(_numbers, outputs))) and all(map(_numbers, inputs)):
-            found.append(call.path)
+        if not (paths or helps or all(map(_all_finite, outputs))) and all(map(_all_finite, inputs)):
+            paths.append(call.path)
 
     with rounding_in_floats(model):
-        for _ in run(model, given, note=note):
-            if found:
-                return found[0]
+        for _ in run(model, samples, note=note):
+            if paths:
+                return paths[0]
     return None
 
 
-def _numbers(value: Any) -> bool:
+def _all_finite(value: Any) -> bool:
     array = keras.ops.convert_to_numpy(value)
     return array.dtype.kind != "f" or bool(np.isfinite(array).all())
 
 
 def _is_finite(weight: Any) -> bool:
-    # The sum of a large weight takes no memory, and keeps NaN and infinity; it may overflow.
+    # The sum of a large weight takes no memory and is not finite if a value is not. It may
+    # overflow, so then the values are checked.
     if math.prod(weight.shape) > HUGE:
-        total = keras.ops.sum(keras.ops.cast(weight, "float32"))
-        if math.isfinite(total):
+        summed = keras.ops.sum(keras.ops.cast(weight, "float32"))
+        if math.isfinite(summed):
             return True
     return bool(np.isfinite(weight.numpy()).all())
 

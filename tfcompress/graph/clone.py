@@ -23,25 +23,25 @@ from tfcompress.graph.read import Call, Graph, is_graph, read_graph, read_graphs
 
 
 class Rewriter:
-    """Makes a new model from an old one; subclasses say what becomes of each call.
+    """Builds a new model from an old one; subclasses define what each call is replaced by.
 
-    The old model and its layers are never changed. Layers that were shared stay shared, nested
-    models stay nested, names and structures of inputs and outputs are kept, and weights are carried
-    over at the end. A layer that cannot be copied in any way is in both models.
+    The old model and its layers are never changed. Shared layers stay shared, nested models stay
+    nested, names and structures of inputs and outputs are kept, and weights are copied at the end.
+    A layer that cannot be copied is shared by both models.
     """
 
     sequential_class: type[keras.Model] = keras.Sequential
 
     def __init__(self) -> None:
         self._replacements: dict[int, Any] = {}
-        self._sources: list[Any] = []  # alive, so that the ids in the memo stay unique
+        self._originals: list[Any] = []  # kept alive, so that the ids in the memo stay unique
         self._carried: list[tuple[Any, Any]] = []
         self._initializers: list[tuple[Any, dict[str, Any]]] = []
         self._graphs: dict[int, Graph] = {}
 
     def run(self, model: keras.Model) -> keras.Model:
         """Returns the rewritten model, with the weights of the old one."""
-        self._graphs = read_graphs(model)  # all at once: a layer that moves forgets its calls
+        self._graphs = read_graphs(model)  # first of all: moving a layer clears its calls
         new = self._rebuild(model, "")
         for part, initializers in self._initializers:
             vars(part).update(initializers)
@@ -56,7 +56,7 @@ class Rewriter:
             for whole in new_layer if isinstance(new_layer, list) else [new_layer]:
                 after_weights(whole)
                 if isinstance(old_layer, keras.layers.Layer) and not plain(old_layer).trainable:
-                    # Keras does not freeze what is inside a layer that was made frozen.
+                    # Keras does not freeze the sublayers of a layer that was created frozen.
                     for part in flatten_layers(plain(whole)):
                         part.trainable = False
         return new
@@ -64,7 +64,7 @@ class Rewriter:
     # What subclasses override.
 
     def visit(self, graph: Graph, call: Call, args: Any, kwargs: Any) -> Any:
-        """Emits one call; `args` and `kwargs` hold what was emitted for the call's inputs."""
+        """Emits one call; `args` and `kwargs` hold the emitted tensors of the call's inputs."""
         return self.clone(call.operation)(*args, **kwargs)
 
     def visit_model(self, graph: Graph, call: Call, args: Any, kwargs: Any) -> Any:
@@ -73,7 +73,7 @@ class Rewriter:
         return nested(*args, **kwargs)
 
     def input_like(self, tensor: Any) -> Any:
-        """Makes an input of a new model, like that of the old one."""
+        """Creates an input of the new model, like that of the old one."""
         return clone_layer(maker(tensor)).output
 
     def enter(self, model: keras.Model, path: str, inputs: list[Any]) -> list[Any]:
@@ -98,27 +98,27 @@ class Rewriter:
 
     # What subclasses use.
 
-    def once(self, source: Any, make: Any) -> Any:
-        """Returns the one replacement of `source`, made at its first use."""
-        if id(source) not in self._replacements:
-            made = make()
-            self._sources.append(source)
-            self._replacements[id(source)] = made
-        return self._replacements[id(source)]
+    def once(self, original: Any, create: Any) -> Any:
+        """Returns the one replacement of `original`, created at its first use."""
+        if id(original) not in self._replacements:
+            replacement = create()
+            self._originals.append(original)
+            self._replacements[id(original)] = replacement
+        return self._replacements[id(original)]
 
     def clone(self, operation: Any, /, **overrides: Any) -> Any:
-        """Returns the one copy of `operation`; its weights will be carried over."""
+        """Returns the one copy of `operation`; its weights are copied at the end."""
 
-        def make() -> Any:
+        def create() -> Any:
             new = self.copy(operation, **overrides)
             if isinstance(operation, keras.layers.Layer) and new is not operation:
                 self.carry(operation, new)
             return new
 
-        return self.once(operation, make)
+        return self.once(operation, create)
 
     def copy(self, operation: Any, /, **overrides: Any) -> Any:
-        """Returns a copy of `operation`, or itself if there is no way to copy it."""
+        """Returns a copy of `operation`, or itself if it cannot be copied."""
         try:
             return clone_layer(
                 operation, known=self._replacements, graphs=_copied_graph, **overrides
@@ -129,7 +129,7 @@ class Rewriter:
             return operation
 
     def move(self, layer: Any) -> Any:
-        """Returns the layer itself, for a model that takes the place of one no longer needed."""
+        """Returns the layer itself, for a new model that replaces one no longer needed."""
 
         def moved() -> Any:
             clear_calls(layer)
@@ -138,18 +138,18 @@ class Rewriter:
         return self.once(layer, moved)
 
     def carry(self, old: Any, new: Any) -> None:
-        """Has the variables of `new` take the values of those of `old` once both are built."""
+        """Registers that `new` takes the values of the variables of `old` once both are built."""
         self._carried.append((old, new))
         for layer in new if isinstance(new, list) else [new]:
             for part in flatten_layers(plain(layer)):
-                # Random numbers would be drawn for nothing, which takes most of the building.
-                drawn = {
+                # The values are overwritten; drawing random ones would take most of the build time.
+                random = {
                     name: value
                     for name, value in vars(part).items()
                     if isinstance(value, keras.initializers.Initializer) and hasattr(value, "seed")
                 }
-                vars(part).update(dict.fromkeys(drawn, keras.initializers.Zeros()))
-                self._initializers.append((part, drawn))
+                vars(part).update(dict.fromkeys(random, keras.initializers.Zeros()))
+                self._initializers.append((part, random))
 
     def _rebuild(self, model: keras.Model, path: str) -> keras.Model:
         graph = self._graphs.get(id(model)) or read_graph(model, path)
@@ -188,12 +188,12 @@ class Rewriter:
 
 
 def _copied_graph(model: keras.Model) -> dict[int, Any]:
-    """Returns the copies of a model and of all layers in it, by `id` of the originals."""
+    """Returns the copies of a model and of all its layers, by `id` of the originals."""
     rewriter = Rewriter()
     copied = rewriter.run(model)
     inputs = zip(model.inputs, copied.inputs, strict=True)
-    ends = {id(maker(a)): maker(b) for a, b in inputs}
-    return {id(model): copied, **rewriter._replacements, **ends}
+    input_layers = {id(maker(a)): maker(b) for a, b in inputs}
+    return {id(model): copied, **rewriter._replacements, **input_layers}
 
 
 def _makes_masks(call: Call) -> bool:
@@ -201,36 +201,36 @@ def _makes_masks(call: Call) -> bool:
     return not is_layer and all(tensor.dtype == "bool" for tensor in call.outputs)
 
 
-def _name_apart(inputs: list[Any], outputs: list[Any]) -> None:
-    """Renames operations that rewriting put in, where a layer of the user has their name."""
-    seen: dict[int, Any] = {}
-    open_ends, known = list(outputs), {id(tensor) for tensor in inputs}
-    while open_ends:
-        tensor = open_ends.pop()
-        if id(tensor) in known:
+def _make_names_unique(inputs: list[Any], outputs: list[Any]) -> None:
+    """Renames inserted operations whose names clash with those of the user's layers."""
+    operations: dict[int, Any] = {}
+    pending, visited = list(outputs), {id(tensor) for tensor in inputs}
+    while pending:
+        tensor = pending.pop()
+        if id(tensor) in visited:
             continue
-        known.add(id(tensor))
+        visited.add(id(tensor))
         operation = maker(tensor)
-        seen[id(operation)] = operation
-        open_ends += maker_inputs(tensor)
-    taken = {op.name for op in seen.values() if isinstance(op, keras.layers.Layer)}
-    for operation in seen.values():
+        operations[id(operation)] = operation
+        pending += maker_inputs(tensor)
+    used_names = {op.name for op in operations.values() if isinstance(op, keras.layers.Layer)}
+    for operation in operations.values():
         if isinstance(operation, keras.layers.Layer):
             continue
         name, count = operation.name, 0
-        while operation.name in taken:
+        while operation.name in used_names:
             count += 1
             operation.name = f"{name}_op{count}"
-        taken.add(operation.name)
+        used_names.add(operation.name)
 
 
 def _functional(
     new_class: type[keras.Model], model: keras.Model, inputs: list[Any], outputs: list[Any]
 ) -> keras.Model:
     if isinstance(model, keras.Sequential):
-        _name_apart(inputs, outputs)
+        _make_names_unique(inputs, outputs)
         return new_class(inputs[0], outputs[0], name=model.name)
-    _name_apart(inputs, outputs)
+    _make_names_unique(inputs, outputs)
     inputs = tree.pack_sequence_as(input_struct(model), inputs)
     outputs = tree.pack_sequence_as(output_struct(model), outputs)
     try:

@@ -39,8 +39,8 @@ def own_weights(layer: Any) -> list[Any]:
     if getattr(layer, "is_compression_wrapper", False):
         return list(layer.layer.weights)
     if is_graph(layer):
-        found = {id(w): w for inner in layer.layers for w in own_weights(inner)}
-        return list(found.values())
+        weights = {id(w): w for inner in layer.layers for w in own_weights(inner)}
+        return list(weights.values())
     return list(layer.weights)
 
 
@@ -54,11 +54,11 @@ def macs(model: keras.Model) -> int:
     Args:
         model: A built Sequential or Functional model with a fixed input size, wrapped or not.
     """
-    total = 0
+    count = 0
     for call in read_graph(model).calls:
         operation = call.operation
-        total += macs(operation) if is_graph(operation) else call_macs(call) or 0
-    return total
+        count += macs(operation) if is_graph(operation) else call_macs(call) or 0
+    return count
 
 
 def call_macs(call: Call) -> int | None:
@@ -67,23 +67,23 @@ def call_macs(call: Call) -> int | None:
     if not isinstance(layer, keras.layers.Layer):
         return _product_macs(call) if type(layer).__name__ == "Matmul" else 0
     weights = {w.path.split("/")[-1]: math.prod(w.shape) for w in layer.weights}
-    given, made = call.inputs[0].shape[1:], call.outputs[0].shape[1:]
+    input_shape, output_shape = call.inputs[0].shape[1:], call.outputs[0].shape[1:]
     try:
         if isinstance(layer, _SEPARABLE):
             size = weights["depthwise_kernel"] + weights["pointwise_kernel"]
-            return size * _positions(layer, made)
+            return size * _positions(layer, output_shape)
         if isinstance(layer, TRANSPOSED):
-            return weights["kernel"] * _positions(layer, given)
+            return weights["kernel"] * _positions(layer, input_shape)
         if isinstance(layer, (*_CONVOLUTIONS, *DEPTHWISE)):
-            return weights["kernel"] * _positions(layer, made)
+            return weights["kernel"] * _positions(layer, output_shape)
         if isinstance(layer, keras.layers.Dense):
-            return weights["kernel"] * math.prod(made[:-1])
+            return weights["kernel"] * math.prod(output_shape[:-1])
         if isinstance(layer, keras.layers.EinsumDense):
             return _einsum_macs(layer, call.inputs[0].shape, call.outputs[0].shape)
-        if type(layer) is keras.layers.MultiHeadAttention and len(given) == 2:
+        if type(layer) is keras.layers.MultiHeadAttention and len(input_shape) == 2:
             return _attention_macs(layer, call)
         if isinstance(layer, _RECURRENT):
-            return (weights["kernel"] + weights["recurrent_kernel"]) * given[0]
+            return (weights["kernel"] + weights["recurrent_kernel"]) * input_shape[0]
     except TypeError:  # a dimension is None
         return None
     matrices = any(len(w.shape) >= 2 for w in layer.trainable_weights)
@@ -109,12 +109,14 @@ def _positions(layer: Any, shape: tuple[int, ...]) -> int:
     return math.prod(spatial)
 
 
-def _einsum_macs(layer: Any, given: tuple[int, ...], made: tuple[int, ...]) -> int | None:
+def _einsum_macs(
+    layer: Any, input_shape: tuple[int, ...], output_shape: tuple[int, ...]
+) -> int | None:
     if "." in layer.equation:
         return None
     first, second, result = einsum_letters(layer)
     size = dict(zip(second, layer.kernel.shape, strict=True))
-    size.update(zip(result, made, strict=True))
-    size.update(zip(first, given, strict=True))
+    size.update(zip(result, output_shape, strict=True))
+    size.update(zip(first, input_shape, strict=True))
     size[first[0]] = 1  # the batch
     return math.prod(size.values())

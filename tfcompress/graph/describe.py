@@ -1,4 +1,4 @@
-"""What people say of layers of their own: how they are quantized."""
+"""Descriptions of custom layers: how they are quantized."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CUSTOM_ROLES = ("linear", "move", "average", "join", "relu", "output")
 
 @dataclasses.dataclass(frozen=True)
 class LayerDescription:
-    """What `describe_layer` was told.
+    """The arguments of `describe_layer`.
 
     Attributes:
         role: How the output relates to the inputs.
@@ -38,21 +38,21 @@ def describe_layer(
     channel_axes: Mapping[str, int] | None = None,
     uncompressed: Iterable[str] = (),
 ) -> None:
-    """Says how layers of a class of your own are quantized.
+    """Declares how layers of a custom class are quantized.
 
-    Nothing needs to be said of a layer that only calls other layers and `keras.ops`: it is read.
-    One that computes with weights of its own is quantized at its output, and its matrices are
-    rounded on one grid each; this says more. It holds for subclasses, too, until these are
-    described.
+    A layer that only calls other layers and `keras.ops` needs no description: its calls are traced.
+    By default, a layer that computes with weights of its own is quantized at its output, and each
+    of its matrices per tensor, with one scale. The description also applies to subclasses, unless
+    these have their own.
 
     Args:
         layer_class: The class.
         role: "linear" for a weighted sum (a BatchNormalization or ReLU behind it is fused into it),
             "move" where values pass unchanged, "average" for means of values, "join" where values
-            of several inputs are put together, "relu" for a ReLU, "output" for anything else.
+            of several inputs are concatenated, "relu" for a ReLU, "output" for anything else.
         channel_axes: The axis of the output channels of each kernel, by name of the weight. The
             runtime has a scale for each channel of the kernels of matrix products and convolutions.
-        uncompressed: Names of weights that are neither pruned nor rounded.
+        uncompressed: Names of weights that are neither pruned nor quantized.
 
     Raises:
         TypeError: If `layer_class` is no class of layers.
@@ -78,5 +78,5 @@ def describe_layer(
 
 
 def description(layer: Any) -> LayerDescription | None:
-    """Returns what was said of the class of a layer, or of the nearest class it derives from."""
+    """Returns the description of a layer's class, or of its nearest described base class."""
     return next((_DESCRIBED[c] for c in type(layer).__mro__ if c in _DESCRIBED), None)

@@ -1,4 +1,4 @@
-"""Attention and AdditiveAttention, which have no projections, as the graph of what they compute."""
+"""Expands Attention and AdditiveAttention, which have no projections, into graphs."""
 
 from __future__ import annotations
 
@@ -18,66 +18,66 @@ TENSORS = ("query", "value", "key", "query_mask", "value_mask")
 
 
 def dot_arguments(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Returns the arguments of a call of one of these layers by name, tensors and masks apart."""
+    """Returns the arguments of a call of one of these layers by name, with one entry per tensor."""
     bound = inspect.signature(layer.call).bind(*args, **kwargs).arguments
     query, value, *rest = bound.pop("inputs")
-    told = bound.pop("mask", None)
-    masks = [*(told or ()), None, None]
-    given = {"query": query, "value": value, "key": rest[0] if rest else value}
-    given |= {"query_mask": masks[0], "value_mask": masks[1], "mask": told and True, **bound}
-    return {name: value for name, value in given.items() if value is not None}
+    mask = bound.pop("mask", None)
+    masks = [*(mask or ()), None, None]
+    arguments = {"query": query, "value": value, "key": rest[0] if rest else value}
+    arguments |= {"query_mask": masks[0], "value_mask": masks[1], "mask": mask and True, **bound}
+    return {name: value for name, value in arguments.items() if value is not None}
 
 
-def with_masks(given: dict[str, Any]) -> dict[str, Any]:
-    """Returns these arguments with the masks that query and value carry, if none are given."""
-    if "mask" in given:
-        return given
-    carried = {f"{name}_mask": get_keras_mask(given[name]) for name in ("query", "value")}
-    return {**given, **{name: mask for name, mask in carried.items() if mask is not None}}
+def with_masks(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Returns these arguments with the masks that query and value carry, unless it has masks."""
+    if "mask" in arguments:
+        return arguments
+    carried = {f"{name}_mask": get_keras_mask(arguments[name]) for name in ("query", "value")}
+    return {**arguments, **{name: mask for name, mask in carried.items() if mask is not None}}
 
 
-def kind_of_call(given: dict[str, Any]) -> tuple[Any, ...]:
-    """Returns in what a call may differ from others of one layer, but for names and shapes."""
-    return given["key"] is given["value"], "mask" in given
+def kind_of_call(arguments: dict[str, Any]) -> tuple[Any, ...]:
+    """Returns what may differ between calls of one layer, apart from names and shapes."""
+    return arguments["key"] is arguments["value"], "mask" in arguments
 
 
 def fits_sixteen_bits(layer: Any) -> bool:
-    """Returns whether the converter knows the layer written out with activations of 16 bits."""
+    """Returns whether the converter supports the expanded layer with int16 activations."""
     additive = isinstance(layer, layers.AdditiveAttention)
     return not additive and not getattr(layer, "use_scale", False)
 
 
-def dot_call(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict | None:
-    """Returns these arguments if the layer can be written out.
+def dot_call(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any] | None:
+    """Returns these arguments; None if the layer cannot be expanded.
 
-    Left as they are: scores by concatenation (one weight for all of a sum), calls that ask for the
-    scores, and those on tensors that the layer would cast.
+    Not expanded are: scores by concatenation (one weight for the whole sum), calls that return the
+    scores, and calls on tensors that the layer would cast.
     """
-    given = dot_arguments(layer, args, kwargs)
-    tensors = [value for name, value in given.items() if name in TENSORS]
+    arguments = dot_arguments(layer, args, kwargs)
+    tensors = [value for name, value in arguments.items() if name in TENSORS]
     shaped = all(isinstance(t, keras.KerasTensor) and None not in t.shape[1:] for t in tensors)
     if not (layer.built and shaped) or getattr(layer, "score_mode", "dot") != "dot":
         return None
-    kinds = {(len(given[n].shape), given[n].dtype) for n in ("query", "value", "key")}
+    kinds = {(len(arguments[n].shape), arguments[n].dtype) for n in ("query", "value", "key")}
     alike = kinds == {(3, layer.compute_dtype)}
-    return given if alike and not given.get("return_attention_scores") else None
+    return arguments if alike and not arguments.get("return_attention_scores") else None
 
 
 def dot_graph(
     layer: Any,
-    given: dict[str, Any],
+    arguments: dict[str, Any],
     inputs: dict[str, Any],
     mask_scores: Callable[..., Any],
     wrap: Callable[[Any], Any],
 ) -> Any:
-    """Returns what one of these layers computes.
+    """Returns the output of the graph of one of these layers.
 
     Args:
         layer: A built layer.
-        given: What `dot_call` returned.
+        arguments: The result of `dot_call`.
         inputs: A tensor for each of its tensors.
-        mask_scores: Is given scores and where they count.
-        wrap: Is given the layer that weighs scores and returns what to call instead.
+        mask_scores: Takes the scores and a mask, and returns the masked scores.
+        wrap: Takes the layer that scales the scores and returns what to call instead.
     """
     query, key, value = inputs["query"], inputs["key"], inputs["value"]
     scale = layers.Dense(
@@ -94,7 +94,7 @@ def dot_graph(
     mask = inputs.get("value_mask")
     if mask is not None:
         mask = ops.expand_dims(mask, 1)
-    if given.get("use_causal_mask"):
+    if arguments.get("use_causal_mask"):
         past = np.tril(np.ones((1, *scores.shape[1:]), bool))
         mask = past if mask is None else ops.logical_and(mask, past)
     if mask is not None:
@@ -106,7 +106,7 @@ def dot_graph(
 
 
 def softmax(layer: Any, scores: Any) -> Any:
-    """Returns what an attention layer weighs values by."""
+    """Returns the attention weights of a layer: the softmax of the scores, with its dropout."""
     weights = layers.Softmax(name="softmax", dtype=layer.dtype_policy)(scores)
     if not layer.dropout:
         return weights
@@ -115,25 +115,29 @@ def softmax(layer: Any, scores: Any) -> Any:
     )
 
 
-def dot_source(layer: Any, given: dict[str, Any], names: list[str], told: list[str]) -> str:
-    """Returns the layer and how it was called, as `Expanded.source` wants it.
+def dot_source(
+    layer: Any, arguments: dict[str, Any], names: list[str], called_on: list[str]
+) -> str:
+    """Returns the layer and the arguments of its call, in the form of `Expanded.source`.
 
     Args:
         layer: The layer.
-        given: What its graph was made of.
+        arguments: The arguments that its graph was built from.
         names: The inputs of the graph.
-        told: The names of the tensors that the layer itself is called on.
+        called_on: The names of the tensors that the layer itself is called on.
     """
-    places = {name: place for place, name in enumerate(names) if name in told}
-    tensors = ["query", "value"] if given["key"] is given["value"] else ["query", "value", "key"]
-    called: dict[str, Any] = {"inputs": [places[name] for name in tensors]}
-    masks = [places.get(name) for name in ("query_mask", "value_mask")]
-    if any(place is not None for place in masks):
-        called["mask"] = masks
+    indices = {name: index for index, name in enumerate(names) if name in called_on}
+    tensors = (
+        ["query", "value"] if arguments["key"] is arguments["value"] else ["query", "value", "key"]
+    )
+    call_inputs: dict[str, Any] = {"inputs": [indices[name] for name in tensors]}
+    masks = [indices.get(name) for name in ("query_mask", "value_mask")]
+    if any(index is not None for index in masks):
+        call_inputs["mask"] = masks
     return json.dumps(
         {
             "layer": keras.saving.serialize_keras_object(layer),
-            "inputs": called,
-            "options": {"use_causal_mask": True} if given.get("use_causal_mask") else {},
+            "inputs": call_inputs,
+            "options": {"use_causal_mask": True} if arguments.get("use_causal_mask") else {},
         }
     )

@@ -1,10 +1,10 @@
-"""Layers that hide a graph, written out as a nested model of plain layers.
+"""Expands layers that hide a graph into a nested model of plain layers.
 
-Where a layer branches inside, no chain of layers (see `canonicalize.py`) does the same. Attention
-is written out as what it computes: projections, products and a softmax, each of which then gets
-quantizers like any other. The nested model carries the layer's name and its config, and `strip`
-puts the layer back. Its projections are Dense layers on flattened heads: the runtime adds their
-bias and keeps a scale for each of their channels, which it does not for `EinsumDense`.
+A layer that branches inside cannot be replaced by a chain of layers (see `canonicalize.py`).
+Attention is expanded into what it computes: projections, products and a softmax, each of which then
+gets quantizers like any other layer. The nested model carries the layer's name and its config, and
+`strip` restores the layer. The projections are Dense layers on flattened heads: for these the
+runtime fuses the bias and supports per-channel scales, which it does not for `EinsumDense`.
 """
 
 from __future__ import annotations
@@ -43,17 +43,18 @@ from tfcompress.graph.read import is_graph, read_graph, walk_layers
 
 @keras.saving.register_keras_serializable("tfcompress")
 class MaskScores(layers.Layer):
-    """Puts a very low score where attention must not look.
+    """Replaces the scores of masked keys by a very low score.
 
-    The integer runtime has no lower score than the lowest on the grid. Training, and measuring
-    likewise, shows the quantizer behind this layer scores a margin below the lowest of the batch,
-    so that all masked keys together weigh at most 1/3000 of one that is not; otherwise the score is
-    far below any grid, and is clipped to its end. A query that may look nowhere looks everywhere
-    alike.
+    The integer runtime cannot represent a score below the minimum of the quantized range. In
+    training, and while ranges are measured, masked scores are therefore a margin below the minimum
+    of the batch, so that the quantizer behind this layer includes them in its range, and all masked
+    keys together weigh at most 1/3000 of one that is not masked. At inference masked scores are far
+    below any range, and saturate at its minimum. A query whose keys are all masked attends to all
+    of them equally.
     """
 
     margin = 8.0  # exp(-8) is 1/3000
-    measured = False  # whether ranges are measured, which is as good as training
+    measured = False  # whether ranges are measured, which needs the same scores as training
 
     def call(self, scores: Any, mask: Any, training: bool | None = None) -> Any:
         """Returns the scores where `mask` is true, and low ones elsewhere."""
@@ -74,7 +75,7 @@ class MaskScores(layers.Layer):
 
 @dataclasses.dataclass
 class Original:
-    """A layer, in a class of its own so that Keras does not count it to another."""
+    """Holds a layer, so that Keras does not track it as a sublayer."""
 
     layer: Any
 
@@ -85,8 +86,8 @@ class Expanded(keras.Model):
 
     Attributes:
         source: JSON of the layer and of the options it was called with.
-        layer_class: The class of a custom layer, in the process that wrote it out.
-        original: The layer itself, likewise, if its config does not make it again.
+        layer_class: The class of a custom layer, in the process that expanded it.
+        original: The layer itself, in the same process, if it cannot be rebuilt from its config.
     """
 
     source = ""
@@ -95,33 +96,34 @@ class Expanded(keras.Model):
 
     @functools.cached_property
     def _class_name(self) -> str:
-        told = json.loads(self.source)["layer"]
-        return told["class_name"] if told and told["module"] == "keras.layers" else ""
+        config = json.loads(self.source)["layer"]
+        return config["class_name"] if config and config["module"] == "keras.layers" else ""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Calls the graph; attention with masks of its own, not those that its inputs carry.
+        """Calls the graph; for attention, without the masks that the input tensors carry.
 
-        These are among the inputs (see `explicit_masks`). MultiHeadAttention takes them off the
-        tensors as well, so that what reads these later, a residual connection say, sees none.
+        Attention receives its masks as inputs (see `explicit_masks`). Like Keras' own layer,
+        MultiHeadAttention also removes the masks from the tensors, so that later consumers, such as
+        a residual connection, see none.
         """
         if not (self.source and self._class_name in _KINDS):
             return super().__call__(*args, **kwargs)
-        given = tree.flatten((args, kwargs))
-        masks = [get_keras_mask(value) for value in given]
-        _carry(given, [None] * len(given))
+        tensors = tree.flatten((args, kwargs))
+        masks = [get_keras_mask(value) for value in tensors]
+        _set_masks(tensors, [None] * len(tensors))
         outputs = super().__call__(*args, **kwargs)
         if self._class_name != "MultiHeadAttention":
-            _carry(given, masks)
-        _carry([outputs], masks[:1])
+            _set_masks(tensors, masks)
+        _set_masks([outputs], masks[:1])
         return outputs
 
     def get_config(self) -> dict[str, Any]:
-        """Returns the graph and what it was made of."""
+        """Returns the config of the graph, with `source`."""
         return {**super().get_config(), "source": self.source}
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Expanded:
-        """Makes the model from the result of `get_config`."""
+        """Creates the model from the result of `get_config`."""
         config = dict(config)
         source = config.pop("source")
         model = super().from_config(config, custom_objects)
@@ -129,89 +131,96 @@ class Expanded(keras.Model):
         return model
 
     def layer(self) -> Any:
-        """Returns the layer this stands for, which its first call will build if need be."""
+        """Returns the original layer; if it is not built yet, its first call builds it."""
         if self.original is not None:
             return clone_layer(self.original.layer)
-        told = json.loads(self.source)["layer"]
-        if told is None:
+        config = json.loads(self.source)["layer"]
+        if config is None:
             raise ValueError(
                 f"Layer {self.name!r} cannot be put back: its class has no get_config() that makes "
                 "it again. Strip such a model in the process that wrapped it."
             )
-        told.pop("build_config", None)
-        # In the process that wrote it out, its class need not be registered with Keras.
-        names = (told["class_name"], told.get("registered_name"))
+        config.pop("build_config", None)
+        # In the process that expanded it, its class need not be registered with Keras.
+        names = (config["class_name"], config.get("registered_name"))
         known = dict.fromkeys(filter(None, names), self.layer_class) if self.layer_class else None
-        return keras.saving.deserialize_keras_object(told, custom_objects=known)
+        return keras.saving.deserialize_keras_object(config, custom_objects=known)
 
     def arguments(self, inputs: Any) -> dict[str, Any]:
-        """Returns the arguments to call that layer with where this is called with `inputs`."""
-        told, given = json.loads(self.source), tree.flatten(inputs)
-        places = tree.map_structure(
-            lambda place: None if place is None else given[place], told["inputs"]
+        """Returns the arguments for the original layer, if this model is called with `inputs`."""
+        source, tensors = json.loads(self.source), tree.flatten(inputs)
+        tensors_by_name = tree.map_structure(
+            lambda index: None if index is None else tensors[index], source["inputs"]
         )
-        return {**places, **told["options"]}
+        return {**tensors_by_name, **source["options"]}
 
     def pairs(self, layer: Any) -> list[tuple[Any, Any]]:
-        """Pairs the weights of that layer with those of this graph, stripped of all wrappers.
+        """Pairs the weights of the original layer with those of this graph, without wrappers.
 
-        Those of attention have other shapes: heads are flattened.
+        The weights of attention differ in shape: heads are flattened.
         """
         parts = dict(walk_layers(self))
-        told = json.loads(self.source).get("weights")
-        if told is None:
+        locations = json.loads(self.source).get("weights")
+        if locations is None:
             return matching_variables(layer, self.get_layer)
         return [
             (weight, parts[path].weights[index])
-            for weight, (path, index) in zip(layer.weights, told, strict=True)
+            for weight, (path, index) in zip(layer.weights, locations, strict=True)
         ]
 
 
 def expandable(model: keras.Model) -> set[int]:
-    """Returns the `id` of each attention layer, wrapped or not, that can be written out.
+    """Returns the `id` of each attention layer, wrapped or not, that can be expanded.
 
-    Every call of the layer must be one that `attention_call` understands, and all must be alike: on
-    the same shapes, with the same masks. Of multi-head attention there must be one call alone where
-    tensors carry masks along. Inside a nested model called on a tensor with a mask, none can.
+    `attention_call` must support every call of the layer, and all calls must have the same shapes
+    and the same masks. If tensors carry masks, multi-head attention must be called only once. No
+    layer can be expanded inside a nested model that is called on a tensor with a mask.
     """
-    found: dict[int, set[Any]] = {}
-    _find(model, False, found)
-    return {key for key, kinds in found.items() if len(kinds) == 1 and None not in kinds}
+    kinds_by_layer: dict[int, set[Any]] = {}
+    _collect_kinds(model, False, kinds_by_layer)
+    return {key for key, kinds in kinds_by_layer.items() if len(kinds) == 1 and None not in kinds}
 
 
-def _find(model: keras.Model, masked: bool, found: dict[int, set[Any]]) -> None:
+def _collect_kinds(model: keras.Model, masked: bool, kinds_by_layer: dict[int, set[Any]]) -> None:
     for call in read_graph(model).calls:
         if is_graph(call.operation):
-            given_mask = any(mask is not None for mask in tree.flatten(call.kwargs.get("mask")))
+            explicit_mask = any(mask is not None for mask in tree.flatten(call.kwargs.get("mask")))
             carried = any(get_keras_mask(tensor) is not None for tensor in call.inputs)
-            _find(call.operation, masked or given_mask or carried, found)
+            _collect_kinds(call.operation, masked or explicit_mask or carried, kinds_by_layer)
         elif type(plain(call.operation)) in (*_ATTENTION, *DOT_ATTENTION):
-            given = attention_call(plain(call.operation), call.args, call.kwargs)
-            kinds = found.setdefault(id(call.operation), set())
-            seen = bool(kinds)
-            kinds.add(None if given is None or masked else _kind(call.operation, given, seen))
+            arguments = attention_call(plain(call.operation), call.args, call.kwargs)
+            kinds = kinds_by_layer.setdefault(id(call.operation), set())
+            called_before = bool(kinds)
+            kinds.add(
+                None
+                if arguments is None or masked
+                else _kind(call.operation, arguments, called_before)
+            )
 
 
-def _kind(operation: Any, given: dict[str, Any], seen: bool) -> tuple[Any, ...] | None:
-    """Returns what all calls of a layer must have in common, or None if this one cannot be."""
-    told: Any
+def _kind(operation: Any, arguments: dict[str, Any], called_before: bool) -> tuple[Any, ...] | None:
+    """Returns what all calls of a layer must have in common; None if the call is unsupported."""
+    masking: Any
     if type(plain(operation)) in DOT_ATTENTION:
-        told, given = kind_of_call(given), with_masks(given)
+        masking, arguments = kind_of_call(arguments), with_masks(arguments)
     else:
-        told = any(get_keras_mask(given[name]) is not None for name in inputs_of(given))
-        if told and seen:
+        masking = any(get_keras_mask(arguments[name]) is not None for name in inputs_of(arguments))
+        if masking and called_before:
             return None
-    names = inputs_of(given)
-    shapes = (tuple(given[name].shape[1:]) for name in names)
-    return (*names, *shapes, bool(given.get("use_causal_mask")), told)
+    names = inputs_of(arguments)
+    shapes = (tuple(arguments[name].shape[1:]) for name in names)
+    return (*names, *shapes, bool(arguments.get("use_causal_mask")), masking)
 
 
-def attention_call(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict | None:
-    """Returns the arguments of an attention layer's call by name if it can be written out.
+def attention_call(
+    layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> dict[str, Any] | None:
+    """Returns the arguments of an attention layer's call by name; None if it cannot be expanded.
 
-    Left as they are: what Keras adds to the attention of the paper (gates, sliding windows, some of
-    several axes), constraints, sequences of unknown length, calls that ask for the scores, constant
-    masks, and masks by any name but `attention_mask`. Of those without projections: see `dot_call`.
+    Not expanded are: Keras' extensions of attention (gates, sliding windows, attention over some of
+    several axes), constraints, sequences of unknown length, calls that return the scores, constant
+    masks, and masks by any name but `attention_mask`. For layers without projections see
+    `dot_call`.
     """
     if type(layer) in DOT_ATTENTION:
         return dot_call(layer, args, kwargs)
@@ -220,86 +229,94 @@ def attention_call(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
         return None
     if not layer.built or config["kernel_constraint"] or config["bias_constraint"]:
         return None
-    given = arguments_of(layer, args, kwargs)
-    tensors = [given[name] for name in inputs_of(given)]
+    arguments = arguments_of(layer, args, kwargs)
+    tensors = [arguments[name] for name in inputs_of(arguments)]
     if not all(isinstance(t, keras.KerasTensor) for t in tensors):
         return None
-    if any(None in t.shape[1:] for t in tensors[:3]) or not _is_in_one_row(config, given):
+    if any(None in t.shape[1:] for t in tensors[:3]) or not _attends_along_one_axis(
+        config, arguments
+    ):
         return None
     others = ("query_mask", "value_mask", "key_mask", "return_attention_scores")
-    return None if any(given.get(name, False) is not False for name in others) else given
+    return None if any(arguments.get(name, False) is not False for name in others) else arguments
 
 
-def _is_in_one_row(config: dict[str, Any], given: dict[str, Any]) -> bool:
-    """Returns whether each position may look at all others, as in a row of them."""
-    rank = len(given["query"].shape)
+def _attends_along_one_axis(config: dict[str, Any], arguments: dict[str, Any]) -> bool:
+    """Returns whether attention is over one sequence axis, or over all axes without a mask."""
+    rank = len(arguments["query"].shape)
     if rank == 3:
         return True
-    masked = given.get("attention_mask") is not None or bool(given.get("use_causal_mask"))
-    masked = masked or any(get_keras_mask(given[name]) is not None for name in inputs_of(given))
+    masked = arguments.get("attention_mask") is not None or bool(arguments.get("use_causal_mask"))
+    masked = masked or any(
+        get_keras_mask(arguments[name]) is not None for name in inputs_of(arguments)
+    )
     return [*config.get("attention_axes", ())] == [*range(1, rank - 1)] and not masked
 
 
-def explicit_masks(layer: Any, given: dict[str, Any]) -> dict[str, Any]:
-    """Returns the arguments of an attention layer with the masks that they carry among them.
+def explicit_masks(layer: Any, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Returns the arguments of an attention layer, with the masks that its tensors carry.
 
     Args:
         layer: The layer.
-        given: What `arguments_of` returned, of the graph that is being built.
+        arguments: The result of `arguments_of`, with tensors of the graph that is being built.
     """
     if type(layer) in DOT_ATTENTION:
-        return with_masks(given)
-    told = {name: get_keras_mask(given[name]) for name in ("query", "value", "key")}
-    if given["key"] is given["value"]:
-        told["key"] = None
-    if all(mask is None for mask in told.values()):
-        return given
-    masks = {f"{name}_mask": mask for name, mask in told.items()}
-    made = attention_mask(
-        layer, given["query"], given["value"], **masks, attention_mask=given.get("attention_mask")
+        return with_masks(arguments)
+    carried = {name: get_keras_mask(arguments[name]) for name in ("query", "value", "key")}
+    if arguments["key"] is arguments["value"]:
+        carried["key"] = None
+    if all(mask is None for mask in carried.values()):
+        return arguments
+    masks = {f"{name}_mask": mask for name, mask in carried.items()}
+    combined = attention_mask(
+        layer,
+        arguments["query"],
+        arguments["value"],
+        **masks,
+        attention_mask=arguments.get("attention_mask"),
     )
-    return {**given, "attention_mask": made}
+    return {**arguments, "attention_mask": combined}
 
 
-def _carry(tensors: list[Any], masks: list[Any]) -> None:
+def _set_masks(tensors: list[Any], masks: list[Any]) -> None:
     for tensor, mask in zip(tensors, masks, strict=True):
         if get_keras_mask(tensor) is not mask:
             set_keras_mask(tensor, mask)
 
 
 def arguments_of(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Returns the arguments of an attention layer's call by name, but those that are None."""
+    """Returns the arguments of an attention layer's call by name, without those that are None."""
     if type(layer) in DOT_ATTENTION:
         return dot_arguments(layer, args, kwargs)
     bound = inspect.signature(layer.call).bind(*args, **kwargs).arguments
-    given = {name: value for name, value in bound.items() if value is not None}
-    given.setdefault("key", given["value"])
-    return given
+    arguments = {name: value for name, value in bound.items() if value is not None}
+    arguments.setdefault("key", arguments["value"])
+    return arguments
 
 
-def inputs_of(given: dict[str, Any]) -> list[str]:
+def inputs_of(arguments: dict[str, Any]) -> list[str]:
     """Returns the names of the tensors among the arguments, in the order of the model's inputs."""
-    return [name for name in _TENSORS if name in given]
+    return [name for name in _TENSORS if name in arguments]
 
 
 def expand_attention(
-    layer: Any, given: dict[str, Any], told: list[str], wrap: Callable[[Any], Any]
+    layer: Any, arguments: dict[str, Any], called_on: list[str], wrap: Callable[[Any], Any]
 ) -> Expanded:
-    """Writes out an attention layer.
+    """Expands an attention layer.
 
     Args:
         layer: A built attention layer.
-        given: What `explicit_masks` returned.
-        told: The names of the tensors that the layer itself is called on.
-        wrap: Is given each projection and returns what to call instead.
+        arguments: The result of `explicit_masks`.
+        called_on: The names of the tensors that the layer itself is called on.
+        wrap: Takes each projection and returns what to call instead.
 
     Returns:
         A model of the inputs that `inputs_of` names. Its weights are new: see
         `matching_variables`.
     """
-    names = inputs_of(given)
+    names = inputs_of(arguments)
     inputs = {
-        name: keras.Input(given[name].shape[1:], dtype=given[name].dtype, name=f"{name}_in")
+        name: keras.Input(arguments[name].shape[1:], dtype=arguments[name].dtype, name=f"{name}_in")
         for name in names
     }
 
@@ -307,9 +324,9 @@ def expand_attention(
         return MaskScores(name="masked", dtype=layer.dtype_policy)(scores, mask)
 
     if type(layer) in DOT_ATTENTION:
-        outputs = dot_graph(layer, given, inputs, masked, wrap)
+        outputs = dot_graph(layer, arguments, inputs, masked, wrap)
         model = Expanded([inputs[name] for name in names], outputs, name=layer.name)
-        model.source = dot_source(layer, given, names, told)
+        model.source = dot_source(layer, arguments, names, called_on)
         return model
     grouped = isinstance(layer, layers.GroupQueryAttention)
     heads = layer.num_query_heads if grouped else layer.num_heads
@@ -323,7 +340,7 @@ def expand_attention(
         if len(x.shape) > 3:
             x = ops.reshape(x, (-1, math.prod(x.shape[1:-1]), x.shape[-1]))
         x = wrap(_dense(layer, name, count * size))(x)
-        # Operations, not layers: a Reshape layer would complain of the masks it cannot hand on.
+        # Operations, not layers: a Reshape layer would warn about masks that it cannot pass on.
         x = ops.transpose(ops.reshape(x, (-1, x.shape[1], count, size)), order)
         if count == heads:
             return x
@@ -334,7 +351,7 @@ def expand_attention(
     key = projected("key", key_heads, key_size, (0, 2, 3, 1))
     value = projected("value", key_heads, value_size, (0, 2, 1, 3))
     scores = ops.matmul(ops.multiply(query, key_size**-0.5), key)
-    causal = bool(given.get("use_causal_mask"))
+    causal = bool(arguments.get("use_causal_mask"))
     mask = attention_mask(
         layer,
         inputs["query"],
@@ -343,19 +360,19 @@ def expand_attention(
         use_causal_mask=causal,
     )
     if mask is not None:
-        # What the layer makes of an attention_mask of 4 dimensions is one already.
+        # The layer returns an attention_mask of 4 dimensions with 4 dimensions.
         mask = ops.expand_dims(mask, 1) if len(mask.shape) == 3 else mask
         scores = masked(scores, mask)
     x = ops.transpose(ops.matmul(softmax(layer, scores), value), (0, 2, 1, 3))
     x = ops.reshape(x, (-1, x.shape[1], heads * value_size))
-    x = wrap(_dense(layer, "attention_output", given["query"].shape[-1]))(x)
-    if len(given["query"].shape) > 3:
-        x = ops.reshape(x, (-1, *given["query"].shape[1:]))
+    x = wrap(_dense(layer, "attention_output", arguments["query"].shape[-1]))(x)
+    if len(arguments["query"].shape) > 3:
+        x = ops.reshape(x, (-1, *arguments["query"].shape[1:]))
     model = Expanded([inputs[name] for name in names], x, name=layer.name)
     model.source = json.dumps(
         {
             "layer": keras.saving.serialize_keras_object(layer),
-            "inputs": {name: place for place, name in enumerate(names) if name in told},
+            "inputs": {name: index for index, name in enumerate(names) if name in called_on},
             "options": {"use_causal_mask": True} if causal else {},
         }
     )
@@ -368,9 +385,9 @@ _TENSORS = ("query", "value", "key", "attention_mask", "query_mask", "value_mask
 
 
 def _dense(layer: Any, name: str, units: int) -> Any:
-    """Returns the Dense layer that stands for a projection."""
+    """Returns the Dense layer that replaces a projection."""
     config = attention_parts(layer)[name].get_config()
-    kept = (
+    copied = (
         "kernel_initializer bias_initializer kernel_regularizer bias_regularizer "
         "activity_regularizer"
     ).split()
@@ -380,16 +397,16 @@ def _dense(layer: Any, name: str, units: int) -> Any:
         name=name,
         dtype=layer.dtype_policy,
         trainable=layer.trainable,
-        **{key: config[key] for key in kept},
+        **{key: config[key] for key in copied},
     )
 
 
 def matching_variables(layer: Any, part: Callable[[str], Any]) -> list[tuple[Any, Any]]:
-    """Pairs variables of an attention layer with those of its projections, by shapes flattened.
+    """Pairs variables of an attention layer with those of its projections on flattened heads.
 
     Args:
         layer: The built attention layer.
-        part: Returns the Dense layer of a name.
+        part: Returns the Dense layer for a name.
     """
     if type(layer) in DOT_ATTENTION:
         return [(weight, part("scale").kernel) for weight in layer.weights]

@@ -1,9 +1,9 @@
-"""Layers and models that call others in Python code, written out as graphs of what they call.
+"""Expands layers and models that call others in Python code into graphs of these calls.
 
-The code is run on symbolic tensors, which records the layers and `keras.ops` that it calls. That
-tells all if the code does nothing else: it has no weights or random numbers of its own, does not
-look at values, and does the same in training. A custom layer becomes a nested model (`Expanded`),
-which `strip` turns back; a subclassed model becomes a Functional one of the same layers.
+The code is run on symbolic tensors, which records the layers and `keras.ops` that it calls. The
+record is complete if the code does nothing else: it has no weights or random numbers of its own,
+does not depend on values, and does the same in training. A custom layer becomes a nested model
+(`Expanded`), which `strip` reverts; a subclassed model becomes a Functional one of the same layers.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from tfcompress.graph.read import (
 
 
 def as_graph(model: Any, argument: str = "model") -> keras.Model:
-    """Returns a model whose layers can be read: the model itself, or one that does the same.
+    """Returns a model whose layers can be read: the model itself, or an equivalent one.
 
     Args:
         model: A built Keras model of any kind. It is not changed.
@@ -48,7 +48,7 @@ def as_graph(model: Any, argument: str = "model") -> keras.Model:
 
     Returns:
         The model if neither it nor anything in it calls layers in Python code; else a copy with
-        the same weights, in which this code is written out as far as it can be read.
+        the same weights, in which this code is expanded as far as it can be traced.
 
     Raises:
         TypeError: If `model` is no Keras model.
@@ -67,8 +67,8 @@ def as_graph(model: Any, argument: str = "model") -> keras.Model:
                 inputs,
             )
             graph = _read(model, [inputs], {}, keras.Model)
-        if graph is not None and _runs(written := _Inline(graph).run(graph)):
-            return written
+        if graph is not None and _runs(expanded := _Inline(graph).run(graph)):
+            return expanded
     try:
         return keras.Model(inputs, model(inputs), name=f"{model.name}_graph")
     except Exception as error:
@@ -80,7 +80,7 @@ def as_graph(model: Any, argument: str = "model") -> keras.Model:
 
 
 class _Inline(Rewriter):
-    """Puts a nested model in the place of each layer whose code can be read."""
+    """Replaces each layer whose code can be traced by a nested model."""
 
     def __init__(self, model: keras.Model) -> None:
         super().__init__()
@@ -89,7 +89,7 @@ class _Inline(Rewriter):
         self._note_kinds(model)
 
     def _note_kinds(self, model: keras.Model) -> None:
-        """Notes in which ways each layer is called."""
+        """Records the distinct ways in which each layer is called."""
         for call in read_graph(model).calls:
             if is_graph(call.operation):
                 self._note_kinds(call.operation)
@@ -103,7 +103,7 @@ class _Inline(Rewriter):
         if expanded is None:
             shape = getattr(layer, "newshape", ())
             if type(layer).__name__ == "Reshape" and [*shape].count(None) == 1 and -1 not in shape:
-                # A batch of unknown size, of which code that sees values knows the size.
+                # The batch size is unknown here, but was known to code that saw values.
                 return keras.ops.reshape(args[0], [-1 if size is None else size for size in shape])
             return super().visit(graph, call, args, kwargs)
         return expanded(_symbolic((args, kwargs)))
@@ -112,48 +112,48 @@ class _Inline(Rewriter):
         layer = call.operation
         kinds = self._kinds.get(id(layer), set())
         masked = any(mask_of(t) is not None for t in call.inputs)
-        given = _arguments(layer, call)
-        if len(kinds) != 1 or masked or given is None or layer.activity_regularizer:
+        source = _arguments(layer, call)
+        if len(kinds) != 1 or masked or source is None or layer.activity_regularizer:
             return None
-        fresh = {id(t): keras.Input(batch_shape=t.shape, dtype=t.dtype) for t in call.inputs}
+        new_inputs = {id(t): keras.Input(batch_shape=t.shape, dtype=t.dtype) for t in call.inputs}
         args, kwargs = tree.map_structure(
-            lambda value: fresh.get(id(value), value), (call.args, call.kwargs)
+            lambda value: new_inputs.get(id(value), value), (call.args, call.kwargs)
         )
         with _forgetting_calls(layer):
-            read = _read(layer, args, kwargs, Expanded)
-            if read is None:
+            graph = _read(layer, args, kwargs, Expanded)
+            if graph is None:
                 return None
-            self._note_kinds(read)
-            expanded = self._tried(lambda: self._rebuild(read, call.path + "/"))
+            self._note_kinds(graph)
+            expanded = self._attempt(lambda: self._rebuild(graph, call.path + "/"))
             if expanded is None or not _runs(expanded):
                 return None
-            places = {id(variable): place for place, variable in _weights(read)}
-            weights = [places[id(weight)] for weight in layer.weights]
-        expanded.source = json.dumps({**given, "weights": weights})
+            locations = {id(variable): location for location, variable in _weights(graph)}
+            weights = [locations[id(weight)] for weight in layer.weights]
+        expanded.source = json.dumps({**source, "weights": weights})
         expanded.layer_class = type(layer)
-        if not _comes_back(expanded, layer):
+        if not _is_restorable(expanded, layer):
             expanded.original = Original(layer)
         return expanded
 
-    def _tried(self, rebuild: Any) -> Any:
-        """Returns what was rebuilt; None, leaving nothing, if layers refuse its shapes."""
-        done = len(self._sources), len(self._carried), len(self._initializers)
+    def _attempt(self, rebuild: Any) -> Any:
+        """Returns the rebuilt model; None, with all records undone, if a layer rejects a shape."""
+        n = len(self._originals), len(self._carried), len(self._initializers)
         try:
             return rebuild()
-        except Exception:  # sizes that the code of the layer knows, and its graph does not
-            for source in self._sources[done[0] :]:
-                self._replacements.pop(id(source), None)
-            del self._sources[done[0] :], self._carried[done[1] :], self._initializers[done[2] :]
+        except Exception:  # the layer's code knows sizes that its graph does not
+            for original in self._originals[n[0] :]:
+                self._replacements.pop(id(original), None)
+            del self._originals[n[0] :], self._carried[n[1] :], self._initializers[n[2] :]
             return None
 
 
 @keras.saving.register_keras_serializable("tfcompress")
 class Constant(keras.layers.Layer):
-    """Returns numbers that custom code makes, such as those of positions, whatever comes in.
+    """Returns a constant that custom code creates, such as position indices; ignores its input.
 
     Args:
-        value: The numbers, as a list.
-        number_type: Their dtype.
+        value: The constant, as a list.
+        number_type: Its dtype.
         **kwargs: Arguments of `keras.layers.Layer`.
     """
 
@@ -162,7 +162,7 @@ class Constant(keras.layers.Layer):
         self.value, self.number_type = value, number_type
 
     def call(self, inputs: Any) -> Any:
-        """Returns the numbers."""
+        """Returns the constant."""
         return keras.ops.convert_to_tensor(self.value, self.number_type)
 
     def get_config(self) -> dict[str, Any]:
@@ -173,7 +173,7 @@ class Constant(keras.layers.Layer):
 
 @contextlib.contextmanager
 def _recording_constants(layer: Any, inputs: list[Any]) -> Iterator[None]:
-    """Has the layers that a layer calls on constants tell of it; else they would just run.
+    """Records calls of sublayers on constants, which Keras would just run.
 
     Args:
         layer: The layer or model.
@@ -183,7 +183,7 @@ def _recording_constants(layer: Any, inputs: list[Any]) -> Iterator[None]:
     def recorded(part: Any, call: Any, *args: Any, **kwargs: Any) -> Any:
         try:
             (array,) = map(keras.ops.convert_to_numpy, args)
-        except Exception:  # there is no telling what a backend says of values not known yet
+        except Exception:  # backends raise different errors for values that are not known yet
             return call(*args, **kwargs)
         numbers = Constant(array.tolist(), str(array.dtype))(inputs[0])
         recording = vars(part).pop("call")
@@ -203,7 +203,7 @@ def _recording_constants(layer: Any, inputs: list[Any]) -> Iterator[None]:
 
 
 def _runs_code(layer: Any) -> bool:
-    """Returns whether a layer is none of Keras' and none of ours."""
+    """Returns whether a layer is custom: of neither Keras nor tfcompress."""
     if not isinstance(layer, keras.layers.Layer) or is_graph(layer) or not layer.built:
         return False
     ours = type(layer).__module__.split(".")[0] == "tfcompress"
@@ -211,7 +211,7 @@ def _runs_code(layer: Any) -> bool:
 
 
 def _read(layer: Any, args: Any, kwargs: Any, kind: type[keras.Model]) -> Any:
-    """Returns the graph of what a layer's code calls, or None if it does anything else."""
+    """Returns the graph of the calls in a layer's code; None if the code does anything else."""
     parts = flatten_layers(layer)
     if has_own_state(layer) or not all(part.built for part in parts):
         return None
@@ -221,28 +221,28 @@ def _read(layer: Any, args: Any, kwargs: Any, kind: type[keras.Model]) -> Any:
     graphs = []
     for mode in modes:
         training = {"training": mode} if takes_training else {}
-        # Whatever the code does with symbolic tensors that it should not ends in some exception.
+        # Code that does something unsupported with symbolic tensors raises some exception.
         recording = _recording_constants(layer, _symbolic((args, kwargs)))
         with contextlib.suppress(Exception), keras.StatelessScope(), recording:
             outputs = layer.call(*args, **{**kwargs, **training})
             graphs.append(kind(inputs, outputs, name=layer.name))
     if len(graphs) < len(modes):
         return None
-    steps = [_steps(graph) for graph in graphs]
+    traces = [_trace_of(graph) for graph in graphs]
     graph = graphs[-1]
     fixed = any(map(_fixes_training, read_graph(graph).calls))
     reached = {id(variable) for _, variable in _weights(graph)}
     hidden = any(id(weight) not in reached for weight in layer.weights)
-    if fixed or hidden or any(other != steps[-1] for other in steps):
+    if fixed or hidden or any(trace != traces[-1] for trace in traces):
         return None
     graph.trainable = layer.trainable
     return graph
 
 
 def _runs(model: keras.Model) -> bool:
-    """Returns whether what was read runs: code may have seen that the size of a batch is None."""
+    """Returns whether a traced graph runs: the code may have depended on a batch size of None."""
     if any(None in t.shape[1:] for t in model.inputs):
-        return True  # there is no telling what sizes it takes
+        return True  # the supported sizes are not known
     zeros = [keras.ops.zeros((t.shape[0] or 2, *t.shape[1:]), t.dtype) for t in model.inputs]
     with contextlib.suppress(Exception):
         model(tree.pack_sequence_as(model.input, zeros), training=False)
@@ -251,7 +251,7 @@ def _runs(model: keras.Model) -> bool:
 
 
 def _fixes_training(call: Call) -> bool:
-    """Returns whether the code itself says that this is training, or is not."""
+    """Returns whether the code passes a fixed `training` argument."""
     if not isinstance(call.operation, keras.layers.Layer):
         return False
     argument = inspect.signature(call.operation.call).parameters.get("training")
@@ -264,17 +264,17 @@ def _weights(graph: keras.Model) -> Iterator[tuple[tuple[str, int], Any]]:
             yield (path, index), weight
 
 
-def _steps(graph: keras.Model) -> list[Any]:
-    """Returns what a graph calls on what, comparable with another of the same layers."""
-    places = {id(tensor): f"input {place}" for place, tensor in enumerate(graph.inputs)}
-    steps = []
+def _trace_of(graph: keras.Model) -> list[Any]:
+    """Returns the calls of a graph, comparable with those of another graph of the same layers."""
+    labels = {id(tensor): f"input {index}" for index, tensor in enumerate(graph.inputs)}
+    trace = []
     for call in read_graph(graph).calls:
         layer = isinstance(call.operation, keras.layers.Layer)
-        who = id(call.operation) if layer else str(_settings(call.operation))
-        steps.append((who, _described(call, places)))
+        identity = id(call.operation) if layer else str(_settings(call.operation))
+        trace.append((identity, _described(call, labels)))
         for tensor in call.outputs:
-            places[id(tensor)] = f"result {len(places)}"
-    return [*steps, [places[id(tensor)] for tensor in graph.outputs]]
+            labels[id(tensor)] = f"result {len(labels)}"
+    return [*trace, [labels[id(tensor)] for tensor in graph.outputs]]
 
 
 def _settings(operation: Any) -> Any:
@@ -282,20 +282,20 @@ def _settings(operation: Any) -> Any:
     return type(operation).__name__, plain
 
 
-def _described(call: Call, places: dict[int, str]) -> str:
-    """Returns the arguments of a call as text: tensors by place, or by shape and type."""
+def _described(call: Call, labels: dict[int, str]) -> str:
+    """Returns the arguments of a call as text: tensors by label, or by shape and dtype."""
 
     def text(value: Any) -> str:
         if isinstance(value, keras.KerasTensor):
-            return places.get(id(value), f"{value.shape} {value.dtype}")
+            return labels.get(id(value), f"{value.shape} {value.dtype}")
         return f"{type(value).__name__} {value!r}"
 
-    given = {name: value for name, value in call.kwargs.items() if name != "training"}
-    return str(tree.map_structure(text, (call.args, given)))
+    kwargs = {name: value for name, value in call.kwargs.items() if name != "training"}
+    return str(tree.map_structure(text, (call.args, kwargs)))
 
 
 def _tokens(graph: keras.Model) -> set[int]:
-    """Returns the `id` of the inputs that nothing but embeddings reads: they are integers."""
+    """Returns the `id` of the inputs that only embeddings consume: they are integers."""
     consumers = read_graph(graph).consumers
     return {
         id(tensor)
@@ -308,72 +308,72 @@ def _tokens(graph: keras.Model) -> set[int]:
 
 def _symbolic(values: Any) -> list[Any]:
     """Returns the symbolic tensors in a structure, each once."""
-    found = {id(v): v for v in tree.flatten(values) if isinstance(v, keras.KerasTensor)}
-    return list(found.values())
+    unique = {id(v): v for v in tree.flatten(values) if isinstance(v, keras.KerasTensor)}
+    return list(unique.values())
 
 
 def _arguments(layer: Any, call: Call) -> dict[str, Any] | None:
-    """Returns what to make and call the layer with, or None if JSON does not hold it."""
+    """Returns the layer's config and call arguments; None if JSON cannot represent them."""
     try:
         signature = inspect.signature(layer.call)
-        given = signature.bind(*call.args, **call.kwargs).arguments
-        kinds = {signature.parameters[name].kind for name in given}
+        arguments = signature.bind(*call.args, **call.kwargs).arguments
+        kinds = {signature.parameters[name].kind for name in arguments}
         if kinds & {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}:
             return None
-        inputs = _symbolic((call.args, call.kwargs))  # as the graph is called
-        places = {id(tensor): place for place, tensor in enumerate(inputs)}
-        told: dict[str, Any] = {"inputs": {}, "options": {}}
-        for name, value in given.items():
+        inputs = _symbolic((call.args, call.kwargs))  # the inputs of the graph
+        indices = {id(tensor): index for index, tensor in enumerate(inputs)}
+        source: dict[str, Any] = {"inputs": {}, "options": {}}
+        for name, value in arguments.items():
             tensors = [isinstance(v, keras.KerasTensor) for v in tree.flatten(value)]
             if any(tensors) and not all(tensors):
                 return None
             if any(tensors):
-                told["inputs"][name] = tree.map_structure(lambda t: places[id(t)], value)
+                source["inputs"][name] = tree.map_structure(lambda t: indices[id(t)], value)
             elif value is not None:
-                told["options"][name] = value
-        json.dumps(told)
+                source["options"][name] = value
+        json.dumps(source)
     except TypeError:
         return None
     try:
-        told["layer"] = keras.saving.serialize_keras_object(layer)
-        json.dumps(told)
-    except Exception:  # whatever its get_config() does
-        told["layer"] = None
-    return told
+        source["layer"] = keras.saving.serialize_keras_object(layer)
+        json.dumps(source)
+    except Exception:  # get_config() of a custom layer may raise anything
+        source["layer"] = None
+    return source
 
 
-def _comes_back(expanded: Expanded, layer: Any) -> bool:
-    """Returns whether a layer is made again by its config, as far as its weights tell."""
+def _is_restorable(expanded: Expanded, layer: Any) -> bool:
+    """Returns whether a layer rebuilt from its config has weights of the same shapes."""
     inputs = [keras.KerasTensor(t.shape, t.dtype) for t in expanded.inputs]
     with contextlib.suppress(Exception):
-        made = expanded.layer()
-        made(**expanded.arguments(inputs))
-        return [w.shape for w in made.weights] == [w.shape for w in layer.weights]
+        restored = expanded.layer()
+        restored(**expanded.arguments(inputs))
+        return [w.shape for w in restored.weights] == [w.shape for w in layer.weights]
     return False
 
 
 def _inputs_of(model: Any, argument: str) -> Any:
-    """Returns symbolic inputs like those that a subclassed model was built for."""
+    """Returns symbolic inputs for the shapes that a subclassed model was built for."""
     shapes = list(build_shapes(model).values())
     if len(shapes) != 1:
         raise ValueError(
-            f"{argument} {model.name!r} is subclassed, and does not tell the shapes of its inputs. "
+            f"{argument} {model.name!r} is subclassed, and the shapes of its inputs are not known. "
             f"Pass keras.Model(inputs, {model.name}(inputs)) with inputs = keras.Input(...)."
         )
 
-    def made(shape: Any) -> Any:
+    def input_for(shape: Any) -> Any:
         if isinstance(shape, dict):
-            return {name: made(value) for name, value in shape.items()}
+            return {name: input_for(value) for name, value in shape.items()}
         if all(size is None or isinstance(size, int) for size in shape):
             return keras.Input(shape[1:], dtype=model.variable_dtype)
-        return [made(value) for value in shape]
+        return [input_for(value) for value in shape]
 
-    return made(shapes[0])
+    return input_for(shapes[0])
 
 
 @contextlib.contextmanager
 def _forgetting_calls(layer: Any) -> Iterator[None]:
-    """Takes out of the layers inside what they remember of calls made meanwhile."""
+    """Removes the records of calls made meanwhile from the layers inside."""
     counts = [
         (nodes, len(nodes))
         for part in flatten_layers(layer)

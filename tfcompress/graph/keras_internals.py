@@ -1,6 +1,6 @@
-"""What is used of Keras that it does not promise to keep: these names stand nowhere else.
+"""Private names of Keras, which it may change; no other module uses them.
 
-With a new version of Keras that is not known yet, this is what to look at first.
+After an update of Keras, check this module first.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ class History(NamedTuple):
     """Where a symbolic tensor comes from.
 
     Attributes:
-        operation: What made it.
-        node_index: In which of its calls.
-        tensor_index: Which of the outputs of that call.
+        operation: The operation that produced it.
+        node_index: Which call of the operation produced it.
+        tensor_index: Which output of that call it is.
     """
 
     operation: Any
@@ -35,65 +35,65 @@ class History(NamedTuple):
 
 def history(tensor: Any) -> History | None:
     """Returns where a symbolic tensor comes from; None for any other value."""
-    found = getattr(tensor, "_keras_history", None)
-    return None if found is None else History(*found)
+    entry = getattr(tensor, "_keras_history", None)
+    return None if entry is None else History(*entry)
 
 
 def maker(tensor: Any) -> Any:
-    """Returns the operation that made a symbolic tensor."""
+    """Returns the operation that produced a symbolic tensor."""
     return tensor._keras_history.operation
 
 
 def maker_inputs(tensor: Any) -> list[Any]:
-    """Returns the tensors of the call that made a symbolic tensor."""
+    """Returns the input tensors of the call that produced a symbolic tensor."""
     operation, node_index, _ = tensor._keras_history
     return operation._inbound_nodes[node_index].input_tensors
 
 
 def output_index(tensor: Any) -> int:
-    """Returns which of the outputs of the operation that made it a symbolic tensor is."""
+    """Returns which output of its producer a symbolic tensor is."""
     return tensor._keras_history.tensor_index
 
 
 def inbound_nodes(operation: Any) -> list[Any]:
-    """Returns the calls of an operation, those in other models among them."""
+    """Returns the calls of an operation, including those in other models."""
     return operation._inbound_nodes
 
 
 def outbound_nodes(operation: Any) -> list[Any]:
-    """Returns the calls of others on what an operation returned."""
+    """Returns the calls of other operations on the outputs of an operation."""
     return operation._outbound_nodes
 
 
 def clear_calls(operation: Any) -> None:
-    """Has an operation forget its calls, so that another model can take it."""
+    """Clears the calls of an operation, so that another model can use it."""
     operation._inbound_nodes.clear()
     operation._outbound_nodes.clear()
 
 
 def nodes_in_order(function: Any) -> Iterator[Any]:
-    """Yields the calls of a `keras.Function`, each behind those that it reads."""
+    """Yields the calls of a `keras.Function`, each after the calls that it depends on."""
     for depth in sorted(function._nodes_by_depth, reverse=True):
         yield from function._nodes_by_depth[depth]
 
 
 def input_struct(model: Any) -> Any:
-    """Returns the inputs of a Functional model as they were given; None of other models."""
+    """Returns the inputs of a Functional model in their structure; None for other models."""
     return getattr(model, "_inputs_struct", None)
 
 
 def output_struct(model: Any) -> Any:
-    """Returns the outputs of a Functional model as they were given; None of other models."""
+    """Returns the outputs of a Functional model in their structure; None for other models."""
     return getattr(model, "_outputs_struct", None)
 
 
 def functional_class(model: Any) -> Any:
-    """Returns the class of Keras' Functional models if a model is of one; else None."""
+    """Returns Keras' class of Functional models if a model is an instance of it; else None."""
     return next((c for c in type(model).__mro__ if c.__name__ == "Functional"), None)
 
 
 def functional_of(sequential: Any) -> Any:
-    """Returns the Functional model inside a Sequential one; None of other models."""
+    """Returns the Functional model inside a Sequential one; None for other models."""
     return getattr(sequential, "_functional", None)
 
 
@@ -103,28 +103,28 @@ def flatten_layers(layer: Any) -> list[Any]:
 
 
 def sublayers(layer: Any) -> list[Any]:
-    """Returns the layers that a layer holds itself."""
+    """Returns the direct sublayers of a layer."""
     return layer._layers
 
 
 def trained_variables(layer: Any) -> list[Any]:
-    """Returns a layer's own variables that were made trainable, frozen or not."""
+    """Returns a layer's own variables that were created trainable, frozen or not."""
     return layer._trainable_variables
 
 
 def has_own_state(layer: Any) -> bool:
-    """Returns whether a layer holds variables or seeds itself, not in layers inside."""
+    """Returns whether a layer itself holds variables or seeds, not only its sublayers."""
     own = (layer._trainable_variables, layer._non_trainable_variables, layer._seed_generators)
     return any(own)
 
 
 def tracked_ids(layer: Any) -> dict[str, set[int]]:
-    """Returns the `id` of everything that a layer keeps a record of, by kind."""
+    """Returns the `id` of everything that a layer tracks, by kind."""
     return layer._tracker.stored_ids
 
 
 def copy_call_signature(layer: Any, wrapper: Any) -> None:
-    """Has a wrapper be called as the layer inside is: Keras looks there for tensors and masks."""
+    """Copies the call signature of a layer to its wrapper; Keras finds tensors and masks by it."""
     wrapper._call_signature = layer._call_signature
     wrapper._allow_non_tensor_positional_args = layer._allow_non_tensor_positional_args
 
@@ -150,12 +150,12 @@ def takes_training(layer: Any) -> bool:
 
 
 def symbolic_call(function: Any, *args: Any, **kwargs: Any) -> Any:
-    """Returns what a function would return, symbolically."""
+    """Returns the symbolic outputs of a function."""
     return backend.compute_output_spec(function, *args, **kwargs)
 
 
 def lambda_output_shape(layer: keras.layers.Lambda) -> Any:
-    """Returns the output shape that a Lambda layer was given."""
+    """Returns the `output_shape` argument of a Lambda layer."""
     return layer._output_shape
 
 
@@ -172,22 +172,22 @@ def first_call_in_pass(layer: keras.layers.Layer) -> bool:
     distribution strategy each have their own.
     """
     context = layer._get_call_context()
-    seen = context.get_value("tfcompress_seen")
-    if seen is None:
-        seen = set()
-        context.set_value("tfcompress_seen", seen)
-    first = id(layer) not in seen
-    seen.add(id(layer))
+    called = context.get_value("tfcompress_seen")
+    if called is None:
+        called = set()
+        context.set_value("tfcompress_seen", called)
+    first = id(layer) not in called
+    called.add(id(layer))
     return first
 
 
 def first_epoch(model: Any, epoch: int | None) -> None:
-    """Has `fit` begin at an epoch, as Keras' own callback does; None for the first."""
+    """Makes `fit` begin at an epoch, as Keras' own callback does; None for the first."""
     model._initial_epoch = epoch
 
 
 def loss_given(model: Any) -> Any:
-    """Returns the loss that was given to `compile`; None for a model that was not compiled."""
+    """Returns the `loss` argument of `compile`; None for a model that was not compiled."""
     compiled = getattr(model, "_compile_loss", None)
     return compiled._user_loss if compiled is not None and model.compiled else None
 
@@ -212,13 +212,13 @@ ATTENTION_METHOD = "_compute_attention"
 
 
 def attention_mask(layer: Any, query: Any, value: Any, **kwargs: Any) -> Any:
-    """Returns the one mask that an attention layer makes of all that it is given."""
+    """Returns the mask that an attention layer computes from all of its masks."""
     return layer._compute_attention_mask(query, value, **kwargs)
 
 
 @contextlib.contextmanager
 def returning_attention_maps(layer: Any) -> Iterator[None]:
-    """Has a GroupQueryAttention compute its maps."""
+    """Makes a GroupQueryAttention return its attention maps."""
     before = layer._return_attention_scores
     layer._return_attention_scores = True
     try:
@@ -238,12 +238,12 @@ def is_keras_2_graph(model: Any) -> bool:
 
 
 def keras_2_structs(model: Any) -> tuple[Any, Any]:
-    """Returns inputs and outputs of a `tf_keras` model as they were given."""
+    """Returns inputs and outputs of a `tf_keras` model in their structure."""
     return model._nested_inputs, model._nested_outputs
 
 
 def give_up_kernel(layer: Any, value: Any) -> Any:
-    """Returns the kernel of a dense layer, and puts another value in the place of its own."""
+    """Replaces the kernel of a dense layer by another value, and returns the old value."""
     kernel = layer._kernel
     before = kernel.value
     kernel._value = value

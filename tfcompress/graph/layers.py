@@ -1,4 +1,4 @@
-"""What a layer is: unwrapped, its class, its activation, the letters of an einsum."""
+"""Properties of a layer: unwrapped, its class, its activation, the letters of an einsum."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ def plain(operation: Any) -> Any:
 
 def einsum_letters(layer: keras.layers.EinsumDense) -> tuple[str, str, str]:
     """Returns the letters of the axes of input, kernel and output of an EinsumDense layer."""
-    given, rest = layer.equation.replace(" ", "").replace("...", "").split(",")
-    letters, result = rest.split("->")
-    return given, letters, result
+    input_letters, rest = layer.equation.replace(" ", "").replace("...", "").split(",")
+    kernel_letters, output_letters = rest.split("->")
+    return input_letters, kernel_letters, output_letters
 
 
 def activation_name(layer: Any) -> str | None:

@@ -1,4 +1,4 @@
-"""Plain layers that rules of `canonicalize.py` write, beside those of Keras and of `runtime.py`."""
+"""Plain layers that the rules of `canonicalize.py` emit, beside those of Keras and `runtime.py`."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ class ChannelScale(layers.Layer):
         self.beta = self._weight("beta", input_shape[-1:]) if self.center else None
 
     def _weight(self, name: str, shape: Any) -> Any:
-        given = {
+        options = {
             key.removeprefix(f"{name}_"): value
             for key, value in self.options.items()
             if key.startswith(f"{name}_")
         }
-        return self.add_weight(name=name, shape=shape, **given)
+        return self.add_weight(name=name, shape=shape, **options)
 
     def call(self, inputs: Any) -> Any:
         """Returns the scaled inputs."""
@@ -54,10 +54,10 @@ class ChannelScale(layers.Layer):
 
 @keras.saving.register_keras_serializable("tfcompress")
 class FoldSteps(layers.Layer):
-    """Makes one batch of all steps of all sequences."""
+    """Folds the time steps of all sequences into the batch axis."""
 
     def call(self, inputs: Any) -> Any:
-        """Returns the steps."""
+        """Returns a batch of all time steps."""
         return ops.reshape(inputs, (-1, *inputs.shape[2:]))
 
     def get_config(self) -> dict[str, Any]:
@@ -67,10 +67,10 @@ class FoldSteps(layers.Layer):
 
 @keras.saving.register_keras_serializable("tfcompress")
 class UnfoldSteps(layers.Layer):
-    """Makes sequences of a batch of steps again.
+    """Unfolds a batch of time steps into sequences.
 
     Args:
-        steps: Steps of each sequence.
+        steps: Time steps of each sequence.
         **kwargs: Arguments of `keras.layers.Layer`.
     """
 

@@ -1,4 +1,4 @@
-"""What of a model cannot go into a file: strings, and the tables that these are looked up in."""
+"""Splits off what a file cannot hold: strings, and the tables that they are looked up in."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ _TABLES = (
 def split_preprocessing(model: keras.Model, *, check: bool = True) -> tuple[Any, keras.Model]:
     """Returns the part of a model that stays in the app, and the part that can be compressed.
 
-    A TFLite file holds no strings and no tables to look them up in. So what does that
+    A TFLite file holds no strings and no lookup tables. So the layers that need them
     (`StringLookup`, `IntegerLookup`, `TextVectorization`, `Hashing`, `HashedCrossing`,
-    `FeatureSpace`), and all that comes before it, goes into a first model. It takes what the model
-    takes, and returns a dict: what the second model takes. That one has all the rest, and can be
+    `FeatureSpace`), and all layers before them, go into a first model. It takes the inputs of the
+    model, and returns a dict: the inputs of the second model. That one has all the rest, and can be
     trained on, pruned, quantized and exported.
 
     Args:
         model: A built model. It is not changed.
-        check: Whether to compare the two, one after the other, with the model on a few made-up
+        check: Whether to compare the two, one after the other, with the model on a few synthetic
             samples. False is for models that cannot be run here.
 
     Returns:
@@ -50,7 +50,7 @@ def split_preprocessing(model: keras.Model, *, check: bool = True) -> tuple[Any,
 
     Raises:
         TypeError: If `model` is no Keras model.
-        ValueError: If there is nothing to split off, or nothing besides.
+        ValueError: If there is nothing to split off, or nothing else.
 
     Example:
         >>> import keras, tensorflow as tf
@@ -64,18 +64,18 @@ def split_preprocessing(model: keras.Model, *, check: bool = True) -> tuple[Any,
         >>> {name: array.ravel().tolist() for name, array in prepared.items()}
         {'string_lookup': [2, 1]}
     """
-    given = as_graph(model)
-    if first_table(given) is None:
+    graph_model = as_graph(model)
+    if first_table(graph_model) is None:
         raise ValueError(
             f"model {model.name!r} has no preprocessing that must be split off: there are no "
             "strings in it, and no layer looks values up in a table. Export it as it is."
         )
-    preprocessing, rest = _split(given)
+    preprocessing, rest = _split(graph_model)
     if check:
-        samples, wanted = made_up_samples(given, "split_preprocessing")
-        made = outputs_of(preprocessing, samples)
-        prepared = dict(zip(output_names(preprocessing), made, strict=True))
-        if not are_close(wanted, outputs_of(rest, prepared), given):
+        samples, expected = made_up_samples(graph_model, "split_preprocessing")
+        prepared_outputs = outputs_of(preprocessing, samples)
+        prepared = dict(zip(output_names(preprocessing), prepared_outputs, strict=True))
+        if not are_close(expected, outputs_of(rest, prepared), graph_model):
             raise RuntimeError(
                 "split_preprocessing() made models that differ from the one they were split from. "
                 "This is a fault of tfcompress: please report it. check=False hands them back all "
@@ -85,16 +85,16 @@ def split_preprocessing(model: keras.Model, *, check: bool = True) -> tuple[Any,
 
 
 def check_no_tables(model: keras.Model) -> None:
-    """Refuses a model of which a part cannot go into a file.
+    """Rejects a model of which a part cannot go into a file.
 
     Raises:
         ValueError: If there is one.
     """
-    found = first_table(model)
-    if found is None:
+    path = first_table(model)
+    if path is None:
         return
     raise ValueError(
-        f"{found!r} handles strings or looks values up in a table, which a TFLite file cannot "
+        f"{path!r} handles strings or looks values up in a table, which a TFLite file cannot "
         "hold. Split it off: preprocessing, model = tfc.split_preprocessing(model). The first "
         "stays in the app, the second is compressed."
     )
@@ -103,13 +103,13 @@ def check_no_tables(model: keras.Model) -> None:
 def first_table(model: keras.Model, path: str = "") -> str | None:
     """Returns the path of the first layer that cannot go into a file, or None."""
     for call in read_graph(model, path).calls:
-        found = None
+        table = None
         if is_graph(call.operation):
-            found = first_table(call.operation, call.path + "/")
+            table = first_table(call.operation, call.path + "/")
         elif _is_table(call):
-            found = call.path
-        if found is not None:
-            return found
+            table = call.path
+        if table is not None:
+            return table
     return None
 
 
@@ -120,8 +120,8 @@ def _is_table(call: Call) -> bool:
     return strings or any(isinstance(part, _TABLES) for part in inside)
 
 
-class _Apart(Rewriter):
-    """Copies a model; a nested one that holds tables becomes two, one after the other."""
+class _SplitNested(Rewriter):
+    """Copies a model; a nested model that holds tables becomes two, one after the other."""
 
     sequential_class = keras.Model
 
@@ -134,14 +134,16 @@ class _Apart(Rewriter):
 
 
 def _split(model: keras.Model) -> tuple[Any, keras.Model]:
-    copied = _Apart().run(model)
+    copied = _SplitNested().run(model)
     graph = read_graph(copied)
     makers = {id(tensor): call for call in graph.calls for tensor in call.outputs}
     before: set[int] = set()
     for call in reversed(graph.calls):
-        tables = first_table(call.operation) if is_graph(call.operation) else _is_table(call)
-        leads = any(id(r) in before for t in call.outputs for r in graph.consumers.get(id(t), []))
-        if tables or leads:
+        has_table = first_table(call.operation) if is_graph(call.operation) else _is_table(call)
+        precedes_table = any(
+            id(r) in before for t in call.outputs for r in graph.consumers.get(id(t), [])
+        )
+        if has_table or precedes_table:
             before.add(id(call))
     rest = [call for call in graph.calls if id(call) not in before]
     if not rest:
@@ -149,13 +151,13 @@ def _split(model: keras.Model) -> tuple[Any, keras.Model]:
             f"model {model.name!r} is nothing but preprocessing: it has no part that could be "
             "compressed."
         )
-    named = dict(zip(map(id, copied.inputs), input_names(copied), strict=True))
+    input_name_of = dict(zip(map(id, copied.inputs), input_names(copied), strict=True))
     entering: dict[str, Any] = {}
     for tensor in [*(t for call in rest for t in call.inputs), *copied.outputs]:
         maker = makers.get(id(tensor))
         if maker is not None and id(maker) not in before:
             continue
-        name = named.get(id(tensor)) or layer_name(tensor)
+        name = input_name_of.get(id(tensor)) or layer_name(tensor)
         while entering.get(name, tensor) is not tensor:
             name += "_more"
         entering[name] = tensor
@@ -175,8 +177,8 @@ def _split(model: keras.Model) -> tuple[Any, keras.Model]:
 
     for call in rest:
         args, kwargs = keras.tree.map_structure(lookup, (call.args, call.kwargs))
-        made = keras.tree.flatten(call.operation(*args, **kwargs))
-        emitted.update((id(old), new) for old, new in zip(call.outputs, made, strict=True))
+        results = keras.tree.flatten(call.operation(*args, **kwargs))
+        emitted.update((id(old), new) for old, new in zip(call.outputs, results, strict=True))
     outputs = [emitted[id(tensor)] for tensor in copied.outputs]
     outputs = keras.tree.pack_sequence_as(output_struct(copied), outputs)
     return preprocessing, keras.Model(inputs, outputs, name=model.name)

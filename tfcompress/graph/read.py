@@ -1,4 +1,4 @@
-"""Reads a Keras model: its calls in order, who consumes what, its layers by path."""
+"""Reads a Keras model: its calls in order, the consumers of its tensors, its layers by path."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Graph:
 
 
 def check_built(model: Any, argument: str = "model") -> None:
-    """Refuses what is no Keras model, or has no weights yet.
+    """Rejects what is no Keras model, or has no weights yet.
 
     Raises:
         TypeError: If `model` is no Keras model.
@@ -100,7 +100,7 @@ def input_names(model: keras.Model) -> list[str]:
     struct = input_struct(model)
     if isinstance(struct, dict) and len(struct) == len(model.inputs):
         return list(keras.tree.flatten({key: key for key in struct}))
-    # The layer's name is the one the user gave; the tensor's may be made up.
+    # The name of the layer is the user's; that of the tensor may be generated.
     return [maker(tensor).name for tensor in model.inputs]
 
 
@@ -111,13 +111,13 @@ def output_names(model: keras.Model) -> list[str]:
         return list(keras.tree.flatten({key: key for key in struct}))
     names: list[str] = []
     for name in layer_names(model.outputs):
-        same = sum(n == name or n.startswith(f"{name}_") for n in names)
-        names.append(f"{name}_{same}" if same else name)
+        duplicates = sum(n == name or n.startswith(f"{name}_") for n in names)
+        names.append(f"{name}_{duplicates}" if duplicates else name)
     return names
 
 
 def scope_name(name: str) -> str:
-    """Returns a name as TensorFlow takes it for a layer; those of inputs may be any."""
+    """Returns a name in the form that TensorFlow accepts for a layer; inputs may have any name."""
     return re.sub(r"[^A-Za-z0-9_.>-]", "_", name)
 
 
@@ -154,7 +154,7 @@ def read_graph(model: keras.Model, path: str = "") -> Graph:
         model: A built Sequential or Functional model.
         path: Path of the model itself if it is nested, ending in "/".
     """
-    # A Sequential model holds a Functional one, which is a Function already.
+    # A Sequential model contains a Functional one, which is a Function already.
     function = functional_of(model) or model
     if not isinstance(function, keras.Function):
         function = keras.Function(model.inputs, model.outputs)
@@ -178,20 +178,20 @@ def read_graph(model: keras.Model, path: str = "") -> Graph:
 
 
 def read_graphs(model: keras.Model, path: str = "") -> dict[int, Graph]:
-    """Reads a model and all that are nested in it, by `id`, with the path of their first call."""
+    """Reads a model and all nested models, by `id`, with the path of their first call."""
     graph = read_graph(model, path)
-    found = {id(model): graph}
+    graphs = {id(model): graph}
     for call in graph.calls:
-        if is_graph(call.operation) and id(call.operation) not in found:
-            found = {**read_graphs(call.operation, call.path + "/"), **found}
-    return found
+        if is_graph(call.operation) and id(call.operation) not in graphs:
+            graphs = {**read_graphs(call.operation, call.path + "/"), **graphs}
+    return graphs
 
 
 def called_once(model: keras.Model) -> set[int]:
     """Returns the `id` of each operation that one pass of the model calls exactly once.
 
-    Keras' own record of calls (inbound nodes) is no help: it remembers the calls of models that a
-    layer was in before, and of every stage of a Sequential model.
+    Keras' own record of calls (inbound nodes) does not help: it includes calls in models that a
+    layer belonged to before, and in every stage of a Sequential model.
     """
     counts: dict[int, int] = {}
 
@@ -217,7 +217,7 @@ def walk_layers(model: keras.Model, path: str = "") -> Iterator[tuple[str, keras
 
 
 def load_keras(path: str | pathlib.Path) -> keras.Model:
-    """Loads a `.keras` file, refusing files that could run code.
+    """Loads a `.keras` file; rejects files that could run code.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -232,7 +232,7 @@ def load_keras(path: str | pathlib.Path) -> keras.Model:
     check_weights_file(path, repr(str(path)))
     try:
         return keras.saving.load_model(path, safe_mode=True)
-    except Exception as error:  # a damaged config may lead anywhere
+    except Exception as error:  # a damaged config may raise anything
         if "unsafe" in str(error):
             raise ValueError(
                 f"{str(path)!r} holds Python code (a Lambda layer), which could do anything when "

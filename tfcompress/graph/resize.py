@@ -1,4 +1,4 @@
-"""A model for inputs of one size, made of one for inputs of any size."""
+"""Fixes the input sizes of a model for inputs of any size."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def with_input_shape(model: keras.Model, input_shape: Any) -> keras.Model:
         input_shape: The shape of one sample, or a dict of these by input name.
 
     Raises:
-        ValueError: If an input is unknown, or the shape is not one of its.
+        ValueError: If an input is unknown, or the shape does not fit it.
     """
     specs = {spec.name: spec.shape for spec in input_specs(model)}
     if not isinstance(input_shape, Mapping):
@@ -45,7 +45,7 @@ def with_input_shape(model: keras.Model, input_shape: Any) -> keras.Model:
             b is not None and a != b for a, b in zip(shape, specs[name], strict=True)
         ):
             raise ValueError(
-                f"input_shape of {name!r} must be whole numbers in the place of each None of "
+                f"input_shape of {name!r} must have whole numbers in place of each None of "
                 f"{specs[name]}, without the batch. Received: {shape!r}"
             )
     return _Resize([tuple(input_shape.get(name, shape)) for name, shape in specs.items()]).run(
@@ -54,9 +54,9 @@ def with_input_shape(model: keras.Model, input_shape: Any) -> keras.Model:
 
 
 def sized_layer(model: keras.Model) -> tuple[str, int] | None:
-    """Returns the path of a layer that needs a least size of an image of any size, and that size.
+    """Returns the path of a layer that needs a minimum image size, and this size.
 
-    The runtime prepares a file for images of one pixel where it does not know better.
+    Only images of unknown size matter: the runtime first prepares a file for images of one pixel.
     """
     for graph in read_graphs(model).values():
         for call in graph.calls:
@@ -83,12 +83,14 @@ class _Resize(Rewriter):
 
     def input_like(self, tensor: Any) -> Any:
         shape = self._shapes.get(id(tensor), tensor.shape[1:])
-        source = maker(tensor)
-        return clone_layer(source, batch_shape=(tensor.shape[0], *shape)).output
+        input_layer = maker(tensor)
+        return clone_layer(input_layer, batch_shape=(tensor.shape[0], *shape)).output
 
     def visit_model(self, graph: Graph, call: Call, args: Any, kwargs: Any) -> Any:
-        given = [t for t in keras.tree.flatten((args, kwargs)) if isinstance(t, keras.KerasTensor)]
+        tensors = [
+            t for t in keras.tree.flatten((args, kwargs)) if isinstance(t, keras.KerasTensor)
+        ]
         if id(call.operation) in self._once:  # else it may be called on several sizes
-            pairs = zip(call.operation.inputs, given, strict=False)
+            pairs = zip(call.operation.inputs, tensors, strict=False)
             self._shapes.update((id(inner), outer.shape[1:]) for inner, outer in pairs)
         return super().visit_model(graph, call, args, kwargs)

@@ -1,4 +1,4 @@
-"""Runs a model on samples in little memory, so that layers can be watched on the way."""
+"""Runs a model on samples in little memory, with access to the values of every layer."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from tfcompress.graph.read import Call, Graph, input_names, is_graph, read_graph
 
 Note = Callable[[Call, list[Any], list[Any]], None]
 _BATCH = 32
-_LARGEST = 2**24  # numbers of one tensor of a batch: 64 MiB
+_LARGEST = 2**24  # elements of one tensor of a batch: 64 MiB
 
 
 def largest_tensor(model: keras.Model) -> int:
-    """Returns how many numbers of one sample the largest tensor inside a model holds."""
+    """Returns the number of elements per sample of the largest tensor inside a model."""
     calls = [call for graph in read_graphs(model).values() for call in graph.calls]
     shapes = [t.shape for call in calls for t in call.outputs]
     return max((math.prod(size or 1 for size in shape[1:]) for shape in shapes), default=1)
@@ -29,8 +29,8 @@ def largest_tensor(model: keras.Model) -> int:
 def fixed_batch(model: keras.Model) -> int | None:
     """Returns how many samples a model must be called on at once; None for any number.
 
-    That is what its inputs say; and one where an output has no axis of the batch, for then more
-    samples would be something else.
+    This is the batch size of its inputs. It is 1 if an output has no batch axis, because such an
+    output would combine several samples.
     """
     sizes = {tensor.shape[0] for tensor in model.inputs if len(tensor.shape)} - {None}
     if sizes:
@@ -40,9 +40,9 @@ def fixed_batch(model: keras.Model) -> int | None:
 
 
 def batch_size_for(model: keras.Model) -> int:
-    """Returns how many samples `run` passes through a model at once, if it is not told."""
-    found = int(np.clip(_LARGEST // largest_tensor(model), 1, _BATCH))
-    return fixed_batch(model) or found
+    """Returns the default batch size of `run` for a model."""
+    size = int(np.clip(_LARGEST // largest_tensor(model), 1, _BATCH))
+    return fixed_batch(model) or size
 
 
 def predict(model: keras.Model, features: Mapping[str, np.ndarray]) -> Any:
@@ -69,27 +69,29 @@ def run(
 ) -> Iterator[list[Any]]:
     """Runs a model eagerly at inference, and yields the outputs of each batch, flat.
 
-    A Keras model keeps the outputs of all its layers until it ends, which for images may be many
-    times its weights. Here each value is let go after its last use.
+    A Keras model keeps the outputs of all its layers until its call ends, which for images may be
+    many times the size of its weights. Here each value is released after its last use.
 
     Args:
         model: A Sequential or Functional model.
         samples: Arrays by input name.
-        batch_size: Samples of a batch; None is 32, or fewer where tensors are large.
-        note: Is given each call with what it is called on and what it returns, both flat.
+        batch_size: Samples per batch; None is 32, or fewer if tensors are large.
+        note: Receives each call with its inputs and its outputs, both flat.
     """
     graphs = read_graphs(model)
     fixed = fixed_batch(model)
     if fixed or batch_size is None:
         batch_size = batch_size_for(model)
-    total = len(next(iter(samples.values())))
-    for start in range(0, total, batch_size):
-        count = min(batch_size, total - start)
-        # A model of a fixed batch is called on the last sample again and again.
-        rows = np.minimum(np.arange(start, start + (batch_size if fixed else count)), total - 1)
-        given = [samples[name][rows] for name in input_names(model)]
-        made = _outputs(model, graphs, given, note)
-        yield [value[:count] if count < len(rows) == value.shape[0] else value for value in made]
+    sample_count = len(next(iter(samples.values())))
+    for start in range(0, sample_count, batch_size):
+        count = min(batch_size, sample_count - start)
+        # A model with a fixed batch size gets copies of the last sample to fill the batch.
+        rows = np.minimum(
+            np.arange(start, start + (batch_size if fixed else count)), sample_count - 1
+        )
+        inputs = [samples[name][rows] for name in input_names(model)]
+        outputs = _outputs(model, graphs, inputs, note)
+        yield [value[:count] if count < len(rows) == value.shape[0] else value for value in outputs]
 
 
 def outputs_of(
@@ -102,59 +104,67 @@ def outputs_of(
 
 
 def _outputs(
-    model: keras.Model, graphs: Mapping[int, Graph], given: list[Any], note: Note | None
+    model: keras.Model, graphs: Mapping[int, Graph], inputs: list[Any], note: Note | None
 ) -> list[Any]:
-    """Returns the outputs of a model; takes its inputs out of the list."""
-    values = {id(t): keras.ops.convert_to_tensor(given.pop(0), dtype=t.dtype) for t in model.inputs}
+    """Returns the outputs of a model; removes the inputs from the list."""
+    values = {
+        id(t): keras.ops.convert_to_tensor(inputs.pop(0), dtype=t.dtype) for t in model.inputs
+    }
     graph = graphs[id(model)]
-    left = Counter({key: len(calls) for key, calls in graph.consumers.items()})
-    left.update(id(t) for t in model.outputs)
+    pending_reads = Counter({key: len(calls) for key, calls in graph.consumers.items()})
+    pending_reads.update(id(t) for t in model.outputs)
     for call in graph.calls:
         values |= {
             id(t): value
-            for t, value in zip(call.outputs, _made(call, graphs, values, left, note), strict=True)
-            if left[id(t)]
+            for t, value in zip(
+                call.outputs, _call_outputs(call, graphs, values, pending_reads, note), strict=True
+            )
+            if pending_reads[id(t)]
         }
     return [values[id(t)] for t in model.outputs]
 
 
-def _made(
+def _call_outputs(
     call: Call,
     graphs: Mapping[int, Graph],
     values: dict[int, Any],
-    left: Counter[int],
+    pending_reads: Counter[int],
     note: Note | None,
 ) -> list[Any]:
-    """Returns what a call returns, flat, and lets go of what no later one reads."""
+    """Returns the outputs of a call, flat, and releases values that no later call reads."""
 
     def lookup(value: Any) -> Any:
         return values[id(value)] if isinstance(value, keras.KerasTensor) else value
 
     args, kwargs = tree.map_structure(lookup, (call.args, call.kwargs))
-    given = [values[id(t)] for t in call.inputs]
+    inputs = [values[id(t)] for t in call.inputs]
     for tensor in call.inputs:
-        left[id(tensor)] -= 1
-        if not left[id(tensor)]:
+        pending_reads[id(tensor)] -= 1
+        if not pending_reads[id(tensor)]:
             values.pop(id(tensor), None)
     operation = call.operation
-    if is_graph(operation) and len(given) == len(operation.inputs) == 1 and _fits(operation, given):
+    if (
+        is_graph(operation)
+        and len(inputs) == len(operation.inputs) == 1
+        and _passes_unchanged(operation, inputs)
+    ):
         del args, kwargs
-        made = _outputs(operation, graphs, [*given] if note else given, note)
+        outputs = _outputs(operation, graphs, [*inputs] if note else inputs, note)
     else:
-        made = tree.flatten(at_inference(operation, args, kwargs))
+        outputs = tree.flatten(at_inference(operation, args, kwargs))
     if note is not None:
-        note(call, given, made)
-    return made
+        note(call, inputs, outputs)
+    return outputs
 
 
 def at_inference(operation: Any, args: Any, kwargs: Any) -> Any:
-    """Calls an operation as a model would at inference: some layers train unless told."""
+    """Calls an operation as a model does at inference; some layers default to training."""
     if isinstance(operation, keras.layers.Layer):
-        kwargs = {**kwargs, "training": False}  # for the layers inside it as well
+        kwargs = {**kwargs, "training": False}  # also for the layers inside it
     return operation(*args, **kwargs)
 
 
-def _fits(model: keras.Model, given: list[Any]) -> bool:
-    """Returns whether Keras would hand a tensor on to what is inside of a model as it is."""
-    masked = mask_of(given[0]) is not None
-    return not masked and len(given[0].shape) == len(model.inputs[0].shape)
+def _passes_unchanged(model: keras.Model, inputs: list[Any]) -> bool:
+    """Returns whether Keras passes a tensor unchanged to the layers of a nested model."""
+    masked = mask_of(inputs[0]) is not None
+    return not masked and len(inputs[0].shape) == len(model.inputs[0].shape)

@@ -1,4 +1,4 @@
-"""Is a copy the model? Compared before anybody gets it."""
+"""Compares a rewritten model with the original before it is returned."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from tfcompress.graph.read import (
 )
 from tfcompress.graph.run import outputs_of
 
-_SIZES = (32, 8, 2)  # of an axis that may have any, tried in turn
+_SIZES = (32, 8, 2)  # tried in turn for an axis of unknown size
 _SAMPLES = 2
-_CLOSE, _CLOSE_IN_HALF = 1e-3, 0.1  # of the largest value of a sample
+_CLOSE, _CLOSE_IN_HALF = 1e-3, 0.1  # relative to the largest value of a sample
 
 
 def check_same(original: keras.Model, copy: keras.Model, function: str) -> None:
-    """Compares what a copy puts out with the original, on a few made-up samples.
+    """Compares the outputs of a copy with those of the original, on a few synthetic samples.
 
-    A model that puts out something else each time is not compared.
+    A model whose outputs differ from run to run is not compared.
 
     Args:
         original: The model.
         copy: Its copy, which should compute the same.
-        function: What made it, for messages.
+        function: The function that made the copy, for messages.
 
     Raises:
         ValueError: If the model does not run on samples of the shapes and types of its inputs.
@@ -42,23 +42,23 @@ def check_same(original: keras.Model, copy: keras.Model, function: str) -> None:
     if _signature(original) != _signature(copy):
         raise RuntimeError(_differs(function, "its inputs and outputs"))
     _check_tables(original, copy, function)
-    samples, wanted = made_up_samples(original, function)
-    got = _outputs(copy, samples)
-    if are_close(wanted, got, original) or not are_close(
-        wanted, _outputs(original, samples), original
+    samples, expected = made_up_samples(original, function)
+    actual = _outputs(copy, samples)
+    if are_close(expected, actual, original) or not are_close(
+        expected, _outputs(original, samples), original
     ):
         return
-    found: dict[str, list[Any]] = {}
+    recorded: dict[str, list[Any]] = {}
     differing: list[str] = []
 
     def note(call: Call, inputs: list[Any], outputs: list[Any]) -> None:
-        found.setdefault(call.path, outputs)
+        recorded.setdefault(call.path, outputs)
 
     def compare(call: Call, inputs: list[Any], outputs: list[Any]) -> None:
-        before = found.get(call.path)
+        before = recorded.get(call.path)
         if before is not None and not is_graph(call.operation):
-            wanted, got = ([*map(keras.ops.convert_to_numpy, v)] for v in (before, outputs))
-            if not are_close(wanted, got, original):
+            expected, actual = ([*map(keras.ops.convert_to_numpy, v)] for v in (before, outputs))
+            if not are_close(expected, actual, original):
                 differing.append(call.path)
 
     _outputs(original, samples, note)
@@ -71,19 +71,19 @@ def check_same(original: keras.Model, copy: keras.Model, function: str) -> None:
 def check_kept(
     original: keras.Model, copy: keras.Model, function: str, changed: Collection[str] = ()
 ) -> None:
-    """Compares what a smaller model kept of the original: weights, tables, inputs and outputs.
+    """Compares what a smaller model retains of the original: weights, tables, inputs, outputs.
 
     Args:
         original: The model.
-        copy: What is left of it. Weights of other shapes are not compared.
-        function: What made it, for messages.
-        changed: Paths of layers that have other weights now.
+        copy: The smaller model. Weights of other shapes are not compared.
+        function: The function that made the smaller model, for messages.
+        changed: Paths of layers whose weights were changed.
 
     Raises:
         RuntimeError: If something differs; the message names the first layer that does.
     """
     before, after = _signature(original), _signature(copy)
-    if changed:  # these may be outputs, under other names
+    if changed:  # changed layers may be outputs, under other names
         before, after = before[0], after[0]
     if before != after:
         raise RuntimeError(_differs(function, "its inputs and outputs"))
@@ -106,7 +106,7 @@ def _differs(function: str, what: str) -> str:
 
 
 def _signature(model: keras.Model) -> Any:
-    # No shapes of outputs: code that sees values may know sizes that its graph does not.
+    # Without output shapes: code that sees values may know sizes that its graph does not.
     return input_specs(model), output_names(model), layer_names(model.outputs)
 
 
@@ -119,7 +119,7 @@ def _pairs(original: keras.Model, copy: keras.Model) -> Iterator[tuple[str, Any,
 
 def _values(layer: Any) -> Iterator[np.ndarray]:
     for part in flatten_layers(layer):
-        if isinstance(part, keras.layers.Normalization):  # what it makes of its weights
+        if isinstance(part, keras.layers.Normalization):  # derived from its weights
             yield from map(keras.ops.convert_to_numpy, (part.mean, part.variance))
     yield from map(keras.ops.convert_to_numpy, layer.variables)
 
@@ -138,31 +138,33 @@ def _vocabularies(layer: Any) -> Iterator[list[Any]]:
 
 
 def made_up_samples(model: keras.Model, function: str) -> tuple[dict[str, np.ndarray], list[Any]]:
-    """Returns samples that the model runs on, and what it puts out: numbers, if it can."""
+    """Returns samples that the model runs on, and its outputs, which are finite if possible."""
     failure: Exception | None = None
-    found = None
+    result = None
     specs = input_specs(model)
-    for size, make in itertools.product(_SIZES, (_noise, _small, _zeros)):
+    for size, generate in itertools.product(_SIZES, (_noise, _small, _zeros)):
         generator = np.random.default_rng(0)
         samples = {
-            spec.name: make(generator, (_SAMPLES, *(n or size for n in spec.shape)), spec.dtype)
+            spec.name: generate(
+                generator, (_SAMPLES, *(length or size for length in spec.shape)), spec.dtype
+            )
             for spec in specs
         }
         try:
-            found = samples, _outputs(model, samples)
-        except Exception as error:  # it wants other values, or sizes
+            result = samples, _outputs(model, samples)
+        except Exception as error:  # the model needs other values, or sizes
             failure = failure or error
             continue
-        if all(np.isfinite(array).any() for array in found[1] if array.dtype.kind == "f"):
-            return found
-    if found is None:
+        if all(np.isfinite(array).any() for array in result[1] if array.dtype.kind == "f"):
+            return result
+    if result is None:
         raise ValueError(
             f"{function}() compares its result with the model, which does not run on made-up "
             "samples: "
             f"{' '.join(str(failure).split())[:300]}. If it needs special inputs or another "
             "machine, pass check=False."
         ) from failure
-    return found
+    return result
 
 
 def _noise(generator: Any, shape: tuple[int, ...], dtype: str) -> np.ndarray:
@@ -186,27 +188,27 @@ def _zeros(generator: Any, shape: tuple[int, ...], dtype: str) -> np.ndarray:
 
 
 def _outputs(model: keras.Model, samples: dict[str, np.ndarray], note: Any = None) -> list[Any]:
-    with keras.StatelessScope():  # nobody's statistics and random states move on
+    with keras.StatelessScope():  # statistics and random states stay unchanged
         return outputs_of(model, samples, note)
 
 
-def are_close(wanted: list[Any], got: list[Any], model: keras.Model) -> bool:
+def are_close(expected: list[Any], actual: list[Any], model: keras.Model) -> bool:
     """Returns whether two lists of outputs of a model are the same but for rounding."""
     half = any("16" in part.compute_dtype for part in flatten_layers(model))
-    share = _CLOSE_IN_HALF if half else _CLOSE
-    return all(_near(a, b, share) for a, b in zip(wanted, got, strict=True))
+    tolerance = _CLOSE_IN_HALF if half else _CLOSE
+    return all(_near(a, b, tolerance) for a, b in zip(expected, actual, strict=True))
 
 
-def _near(wanted: np.ndarray, got: np.ndarray, share: float) -> bool:
-    if wanted.shape != got.shape:
+def _near(expected: np.ndarray, actual: np.ndarray, tolerance: float) -> bool:
+    if expected.shape != actual.shape:
         return False
-    if wanted.dtype.kind not in "fV":  # a rounding may decide which is the larger
-        return float(np.mean(wanted == got)) > 1 - 10 * share if wanted.size else True
-    wanted, got = wanted.astype(np.float64), got.astype(np.float64)
-    finite = np.isfinite(wanted)
-    if not np.array_equal(finite, np.isfinite(got)):
+    if expected.dtype.kind not in "fV":  # rounding may decide a comparison
+        return float(np.mean(expected == actual)) > 1 - 10 * tolerance if expected.size else True
+    expected, actual = expected.astype(np.float64), actual.astype(np.float64)
+    finite = np.isfinite(expected)
+    if not np.array_equal(finite, np.isfinite(actual)):
         return False
-    # Sample by sample, for their sizes differ.
-    size = np.abs(np.where(finite, wanted, 0.0)).reshape(len(wanted), -1).max(1, initial=0.0)
-    allowed = share * size.reshape(-1, *(1 for _ in wanted.shape[1:])) + 1e-6
-    return bool(np.all((np.abs(np.where(finite, wanted - got, 0.0))) <= allowed))
+    # Sample by sample, because their magnitudes differ.
+    size = np.abs(np.where(finite, expected, 0.0)).reshape(len(expected), -1).max(1, initial=0.0)
+    allowed = tolerance * size.reshape(-1, *(1 for _ in expected.shape[1:])) + 1e-6
+    return bool(np.all((np.abs(np.where(finite, expected - actual, 0.0))) <= allowed))

@@ -34,10 +34,12 @@ def compressible_weights(layer: Any) -> list[Any]:
     Kernels and embeddings, also those of layers inside the layer (the cell of an LSTM, the
     projections of an attention layer); no biases, no normalization, no activation slopes.
     """
-    # By how they were made, not by `weight.trainable`, which freezing a layer turns off.
+    # As they were created: freezing a layer clears `weight.trainable`.
     learned = {id(v) for part in flatten_layers(layer) for v in trained_variables(part)}
-    told = description(layer)
-    never = _NEVER_COMPRESSED | (told.uncompressed if told else frozenset())
+    layer_description = description(layer)
+    never = _NEVER_COMPRESSED | (
+        layer_description.uncompressed if layer_description else frozenset()
+    )
     return [
         weight
         for weight in layer.weights
@@ -49,7 +51,7 @@ def compressible_weights(layer: Any) -> list[Any]:
 
 
 def step_of(layer: Any) -> Any:
-    """Returns the layer that a TimeDistributed applies at each step, or the layer itself."""
+    """Returns the layer that a TimeDistributed applies at each time step, or the layer itself."""
     return step_of(layer.layer) if isinstance(layer, keras.layers.TimeDistributed) else layer
 
 
@@ -60,9 +62,13 @@ def channel_axes(layer: Any, weight: Any) -> tuple[int, ...]:
     """
     name = variable_name(weight)
     layer = step_of(layer)
-    told = description(layer)
-    if told is not None:
-        return (told.channel_axes[name],) if name in told.channel_axes else ()
+    layer_description = description(layer)
+    if layer_description is not None:
+        return (
+            (layer_description.channel_axes[name],)
+            if name in layer_description.channel_axes
+            else ()
+        )
     if isinstance(layer, DEPTHWISE) or name == "depthwise_kernel":
         return (-2, -1)
     if isinstance(layer, TRANSPOSED):
@@ -70,10 +76,10 @@ def channel_axes(layer: Any, weight: Any) -> tuple[int, ...]:
     if isinstance(layer, _LAST_AXIS) or getattr(layer, "rounds_each_column", False):
         return (-1,)
     if isinstance(layer, keras.layers.EinsumDense):
-        given, letters, result = einsum_letters(layer)
-        batched = any(letter in given and letter in result for letter in letters)
-        kept = [axis - len(letters) for axis, letter in enumerate(letters) if letter in result]
-        return () if batched else tuple(kept)  # of a batch of products there is one scale
+        input_letters, letters, result = einsum_letters(layer)
+        batched = any(letter in input_letters and letter in result for letter in letters)
+        axes = [axis - len(letters) for axis, letter in enumerate(letters) if letter in result]
+        return () if batched else tuple(axes)  # batched products have one scale per tensor
     return ()
 
 

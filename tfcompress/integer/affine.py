@@ -1,4 +1,4 @@
-"""Layers and operations that scale and move each channel."""
+"""Layers and operations that multiply each channel by a scale and add an offset."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from tfcompress.graph.plain_layers import ChannelScale
 
 
 def scale_and_offset(layer: Any) -> tuple[Any, Any]:
-    """Returns what a layer multiplies each channel by, and adds, in one rounding for all compilers.
+    """Returns scale and offset of each channel, rounded alike by all compilers.
 
     Args:
-        layer: A BatchNormalization, Normalization, Rescaling, one with `gamma` and `beta`, or an
-            operation that has a constant for its other operand.
+        layer: A BatchNormalization, Normalization, Rescaling, another layer with `gamma` and
+            `beta`, or an operation whose other operand is a constant.
     """
     operand = constant_operand(layer)
     if operand is not None:
@@ -34,21 +34,21 @@ def scale_and_offset(layer: Any) -> tuple[Any, Any]:
     beta = ops.zeros(()) if layer.beta is None else ops.convert_to_tensor(layer.beta)
     if not isinstance(layer, layers.BatchNormalization):
         return gamma, beta
-    # Inverse square roots are approximated, here in one way and there in another.
+    # No `rsqrt`: compilers approximate it in different ways.
     variance = ops.convert_to_tensor(layer.moving_variance) + layer.epsilon
     scale = gamma / ops.maximum(ops.sqrt(variance), 1e-30)
     return scale, beta - ops.convert_to_tensor(layer.moving_mean) * scale
 
 
 def operand_of(args: Any, kwargs: Any) -> Any:
-    """Returns what an operation is called on beside numbers."""
+    """Returns the first argument of an operation that is not a number."""
     return next(v for v in (*args, *kwargs.values()) if not isinstance(v, (int, float)))
 
 
 def constant_operand(operation: Any) -> tuple[float, float] | None:
-    """Returns scale and offset of an operation on floats with a number as its other operand.
+    """Returns scale and offset of an operation on a float tensor and a number.
 
-    None for any other operation, for one that changes nothing, and for vectors.
+    None for any other operation, for the identity, and for vectors.
     """
     name = type(operation).__name__
     if isinstance(operation, keras.layers.Layer) or name not in _ARITHMETIC:
@@ -60,9 +60,9 @@ def constant_operand(operation: Any) -> tuple[float, float] | None:
     if not keras.backend.is_float_dtype(tensor.dtype) or isinstance(number, bool):
         return None
     if len(tensor.shape) < 3:
-        return None  # it would have to be made an image, and the converter gets lost there
-    found = _ARITHMETIC[name](float(number), tensor is second)
-    return None if found == (1.0, 0.0) else found
+        return None  # the reshape to an image, which it needs, fails in the converter
+    scale_offset = _ARITHMETIC[name](float(number), tensor is second)
+    return None if scale_offset == (1.0, 0.0) else scale_offset
 
 
 _ARITHMETIC: dict[str, Callable[[float, bool], tuple[float, float] | None]] = {
@@ -75,7 +75,7 @@ _ARITHMETIC: dict[str, Callable[[float, bool], tuple[float, float] | None]] = {
 
 
 def is_affine(layer: Any) -> bool:
-    """Returns whether an operation only scales and moves each channel of its last axis."""
+    """Returns whether an operation only scales and offsets each channel of its last axis."""
     if isinstance(layer, ChannelScale) or constant_operand(layer) is not None:
         return True
     if type(layer) is layers.Rescaling:
@@ -90,6 +90,6 @@ def _last_axis(layer: Any) -> int:
 
 
 def affine_of(layer: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Returns scale and offset, per channel or one for all, of a built layer that `is_affine`."""
+    """Returns scale and offset, per channel or scalar, of a built layer that `is_affine`."""
     scale, offset = (ops.convert_to_numpy(value) for value in scale_and_offset(layer))
     return scale.astype(np.float64), offset.astype(np.float64)

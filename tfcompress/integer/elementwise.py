@@ -1,4 +1,4 @@
-"""Kernels of the runtime that a layer has to follow from its inputs on (see `integers.py`)."""
+"""Elementwise kernels of the runtime, computed from quantized inputs (see `producers.py`)."""
 
 from __future__ import annotations
 
@@ -10,56 +10,62 @@ from typing import Any
 from keras import ops
 
 from tfcompress.integer.fake_quant import straight_through
-from tfcompress.integer.fixed_point import divided, in_two_roundings, power_below
+from tfcompress.integer.fixed_point import (
+    divided,
+    multiply_by_quantized_multiplier,
+    power_below,
+)
 from tfcompress.integer.producers import Int8Quantizer
 
 
 @dataclasses.dataclass(frozen=True)
 class ElementwiseKernel:
-    """What computes the integers of a layer's output from those of its inputs.
+    """Computes the quantized output of a layer from its quantized inputs.
 
     Args:
-        read: The quantizers of the inputs.
-        result: The quantizer of the output.
+        input_quantizers: The quantizers of the inputs.
+        output_quantizer: The quantizer of the output.
     """
 
-    read: tuple[Int8Quantizer, ...]
-    result: Int8Quantizer
+    input_quantizers: tuple[Int8Quantizer, ...]
+    output_quantizer: Int8Quantizer
 
-    def __call__(self, inputs: Sequence[Any], otherwise: Any) -> Any:
-        """Returns the output, rounded and not clipped; `otherwise` before ranges were trained.
+    def __call__(self, inputs: Sequence[Any], float_output: Any) -> Any:
+        """Returns the fake-quantized output, not clipped; `float_output` until ranges are trained.
 
         Args:
-            inputs: What the layer is called on.
-            otherwise: What it computes in floats.
+            inputs: The inputs of the layer.
+            float_output: What the layer computes from them in floats.
         """
-        grids = (*self.read, self.result)
-        if not all(grid.exact for grid in grids):
-            return otherwise
+        quantizers = (*self.input_quantizers, self.output_quantizer)
+        if not all(quantizer.exact for quantizer in quantizers):
+            return float_output
 
         def exact() -> Any:
-            units = [grid.qparams()[0] for grid in self.read]
-            steps = [ops.round(x / unit) for x, unit in zip(inputs, units, strict=True)]
-            scale = self.result.qparams()[0]
-            return self.compute(steps, units, scale) * scale
+            scales = [quantizer.qparams()[0] for quantizer in self.input_quantizers]
+            quantized = [ops.round(x / scale) for x, scale in zip(inputs, scales, strict=True)]
+            output_scale = self.output_quantizer.qparams()[0]
+            return self.compute(quantized, scales, output_scale) * output_scale
 
-        trained = functools.reduce(ops.logical_and, (grid.rounds() for grid in grids))
-        return straight_through(otherwise, ops.cond(trained, exact, lambda: otherwise))
+        trained = functools.reduce(
+            ops.logical_and, (quantizer.rounds() for quantizer in quantizers)
+        )
+        return straight_through(float_output, ops.cond(trained, exact, lambda: float_output))
 
-    def compute(self, inputs: list[Any], units: list[Any], scale: Any) -> Any:
-        """Returns the integers of the output.
+    def compute(self, inputs: list[Any], input_scales: list[Any], output_scale: Any) -> Any:
+        """Returns the quantized output, before clipping.
 
         Args:
-            inputs: Integers of the inputs.
-            units: Their steps.
-            scale: The step of the output.
+            inputs: The quantized inputs.
+            input_scales: Their scales.
+            output_scale: The scale of the output.
         """
         raise NotImplementedError
 
 
 @dataclasses.dataclass(frozen=True)
 class ParametricReLU(ElementwiseKernel):
-    """What is negative times a slope of its own, of 8 bits.
+    """A PReLU with slopes of 8 bits.
 
     Args:
         slopes: Returns the slopes, as floats.
@@ -67,87 +73,104 @@ class ParametricReLU(ElementwiseKernel):
 
     slopes: Callable[[], Any]
 
-    def compute(self, inputs: list[Any], units: list[Any], scale: Any) -> Any:
-        """Returns the integers of the activation."""
-        (x,), (unit,) = inputs, units
-        slopes, step = rounded_slopes(self.slopes())
-        below = in_two_roundings(x * slopes, ops.maximum(unit * step / scale, 2.0**-29))
-        return ops.where(x < 0, below, in_two_roundings(x, unit / scale))
+    def compute(self, inputs: list[Any], input_scales: list[Any], output_scale: Any) -> Any:
+        """Returns the quantized activation."""
+        (x,), (input_scale,) = inputs, input_scales
+        slopes, slope_scale = rounded_slopes(self.slopes())
+        negative = multiply_by_quantized_multiplier(
+            x * slopes, ops.maximum(input_scale * slope_scale / output_scale, 2.0**-29)
+        )
+        positive = multiply_by_quantized_multiplier(x, input_scale / output_scale)
+        return ops.where(x < 0, negative, positive)
 
 
 def rounded_slopes(slopes: Any) -> tuple[Any, Any]:
-    """Returns slopes as integers of 8 bits, and their step: that of the largest."""
-    step = divided(ops.max(ops.abs(slopes)), 127)
-    return ops.round(slopes / ops.where(step > 0, step, 1.0)), step
+    """Returns slopes, quantized symmetrically to 8 bits, and their scale (one per tensor)."""
+    scale = divided(ops.max(ops.abs(slopes)), 127)
+    return ops.round(slopes / ops.where(scale > 0, scale, 1.0)), scale
 
 
 class Addition(ElementwiseKernel):
-    """A sum of two tensors on different grids."""
+    """A sum of two tensors with different scales."""
 
-    def compute(self, inputs: list[Any], units: list[Any], scale: Any) -> Any:
-        """Returns the integers of the sum."""
-        return added(inputs, units, scale)
+    def compute(self, inputs: list[Any], input_scales: list[Any], output_scale: Any) -> Any:
+        """Returns the quantized sum."""
+        return added(inputs, input_scales, output_scale)
 
 
 class Subtraction(ElementwiseKernel):
-    """A difference of two tensors on different grids, added up like a sum."""
+    """A difference of two tensors with different scales, computed like a sum."""
 
-    def compute(self, inputs: list[Any], units: list[Any], scale: Any) -> Any:
-        """Returns the integers of the difference."""
-        return added([inputs[0], -inputs[1]], units, scale)
+    def compute(self, inputs: list[Any], input_scales: list[Any], output_scale: Any) -> Any:
+        """Returns the quantized difference."""
+        return added([inputs[0], -inputs[1]], input_scales, output_scale)
 
 
-def added(inputs: list[Any], units: list[Any], scale: Any) -> Any:
-    """Returns the sum of two tensors of integers on different grids.
+def added(inputs: list[Any], input_scales: list[Any], output_scale: Any) -> Any:
+    """Returns the quantized sum of two quantized tensors with different scales.
 
-    The kernel multiplies by ratios of the steps, of 21 binary digits. Here these are taken in two
-    halves, so that no float has to hold more than 24.
+    The kernel uses integer multipliers of 21 bits. Here each multiplier is split into two halves,
+    so that no product needs more than the 24 bits that a float32 represents exactly.
 
     Args:
-        inputs: The integers.
-        units: The steps of their grids.
-        scale: The step of the result.
+        inputs: The quantized values.
+        input_scales: Their scales.
+        output_scale: The scale of the sum.
     """
-    ratios = [unit / scale for unit in units]
+    ratios = [input_scale / output_scale for input_scale in input_scales]
     power = power_below(ops.maximum(*ratios))
     upper, lower = [], []
     for x, ratio in zip(inputs, ratios, strict=True):
         multiplier = ops.round(ratio * (2.0**20 / power))
-        half = ops.floor(multiplier * 2**-10)
-        upper.append(x * half)
-        lower.append(x * (multiplier - half * 2**10))
-    total = ops.floor((lower[0] + lower[1]) * 2**-10) + (upper[0] + upper[1])
-    return ops.floor(total * (power * 2**-10) + 0.5)
+        high_bits = ops.floor(multiplier * 2**-10)
+        upper.append(x * high_bits)
+        lower.append(x * (multiplier - high_bits * 2**10))
+    accumulator = ops.floor((lower[0] + lower[1]) * 2**-10) + (upper[0] + upper[1])
+    return ops.floor(accumulator * (power * 2**-10) + 0.5)
 
 
 class HardSwish(ElementwiseKernel):
-    """`x * min(max(x + 3, 0), 6) / 6` in the 16 bits of the runtime (Howard et al. 2019)."""
+    """`x * min(max(x + 3, 0), 6) / 6` as the runtime's int16 kernel (Howard et al. 2019).
 
-    def compute(self, inputs: list[Any], units: list[Any], scale: Any) -> Any:
-        """Returns the integers of the activation."""
+    Variables have the names of the kernel in TFLite: reluish is `min(max(x + 3, 0), 6) / 6`.
+    """
+
+    def compute(self, inputs: list[Any], input_scales: list[Any], output_scale: Any) -> Any:
+        """Returns the quantized activation."""
         (x,) = inputs
-        fine = units[0] * 2**-7  # the kernel computes with 128ths of the input's step
-        factor, power = _multiplier(fine / scale)
-        value = ops.floor(x * factor * 2**-8 + 0.5)
-        # The gate, of which 3 is 2 ** 15: what is out of reach saturates.
-        slope, gain = _multiplier(fine / (3 / 2**15))
-        largest = 2**15 - 1
-        shifted = x * 2**7 * ops.maximum(gain / 2, 1.0)
-        gate = ops.floor(x * slope * (ops.maximum(gain / 2, 1.0) * 2**-8) + 0.5)
-        over = slope - ops.cast(slope > 2**14, slope.dtype)
-        gate = ops.where(shifted > largest, over, ops.where(shifted < -(2**15), -slope, gate))
-        doubled = ops.clip(gate * 2, -(2**15), largest)
-        halved = ops.sign(gate) * ops.floor(ops.abs(gate) * gain + 0.5)
-        gate = ops.where(gain > 1, doubled, ops.where(gain < 1, halved, gate))
-        gate = ops.floor((gate + 2**15) * 0.5)
-        upper = ops.floor(gate * 2**-8)
-        size = ops.abs(value)
-        product = upper * size + ops.floor((gate - upper * 2**8) * size * 2**-8)
+        hires_input_scale = input_scales[0] * 2**-7  # the kernel shifts inputs left by 7 bits
+        output_multiplier, output_power = _quantized_multiplier(hires_input_scale / output_scale)
+        value = ops.floor(x * output_multiplier * 2**-8 + 0.5)
+        # The scale of reluish maps 3 to 2 ** 15: inputs outside of [-3, 3] saturate.
+        reluish_multiplier, reluish_power = _quantized_multiplier(hires_input_scale / (3 / 2**15))
+        int16_max = 2**15 - 1
+        left_shift = ops.maximum(reluish_power / 2, 1.0)
+        shifted = x * 2**7 * left_shift
+        reluish = ops.floor(x * reluish_multiplier * (left_shift * 2**-8) + 0.5)
+        saturated = reluish_multiplier - ops.cast(
+            reluish_multiplier > 2**14, reluish_multiplier.dtype
+        )
+        reluish = ops.where(
+            shifted > int16_max,
+            saturated,
+            ops.where(shifted < -(2**15), -reluish_multiplier, reluish),
+        )
+        doubled = ops.clip(reluish * 2, -(2**15), int16_max)
+        right_shifted = ops.sign(reluish) * ops.floor(ops.abs(reluish) * reluish_power + 0.5)
+        reluish = ops.where(
+            reluish_power > 1, doubled, ops.where(reluish_power < 1, right_shifted, reluish)
+        )
+        reluish = ops.floor((reluish + 2**15) * 0.5)
+        # In two halves, so that float32 represents the products exactly.
+        high_bits = ops.floor(reluish * 2**-8)
+        magnitude = ops.abs(value)
+        low_product = ops.floor((reluish - high_bits * 2**8) * magnitude * 2**-8)
+        product = high_bits * magnitude + low_product
         product = ops.floor(product * 2**-7)
-        return ops.sign(value) * ops.floor(product * power + 0.5)
+        return ops.sign(value) * ops.floor(product * output_power + 0.5)
 
 
-def _multiplier(x: Any) -> tuple[Any, Any]:
-    """Returns a positive scalar as an integer of 15 bits, over 2**15, times a power of two."""
+def _quantized_multiplier(x: Any) -> tuple[Any, Any]:
+    """Returns an integer of 15 bits and a power of two: `x` is `integer / 2**15 * power`."""
     power = power_below(x) * 2
     return ops.minimum(ops.floor(x / power * 2**15 + 0.5), 2.0**15 - 1), power

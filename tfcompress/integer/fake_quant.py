@@ -1,4 +1,4 @@
-"""Rounding onto a grid, with gradients that pass straight through."""
+"""Fake-quantization of activations, with straight-through gradients."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from keras import ops
 
 
 def fake_quant(x: Any, minimum: Any, maximum: Any, bits: int = 8) -> Any:
-    """Rounds `x` onto the asymmetric grid of `2 ** bits` steps over [minimum, maximum].
+    """Fake-quantizes `x` asymmetrically to `2 ** bits` values over [minimum, maximum].
 
-    The gradient passes straight through, clipped values included: the range follows what it sees,
-    so these are few, and the fused gradient, which computes gradients of the range as well, costs
-    twice the rounding itself.
+    The gradient passes straight through, also for clipped values. These are few, as the range
+    follows the observed values. The fused gradient of Keras also computes gradients of the range,
+    which costs twice the fake-quantization itself.
     """
 
     @ops.custom_gradient
@@ -26,20 +26,20 @@ def fake_quant(x: Any, minimum: Any, maximum: Any, bits: int = 8) -> Any:
 
         return fake_quant_op(x, minimum, maximum, bits), gradient
 
-    return rounded(x, *(ops.convert_to_tensor(end, "float32") for end in (minimum, maximum)))
+    return rounded(x, *(ops.convert_to_tensor(bound, "float32") for bound in (minimum, maximum)))
 
 
 def fake_quant_op(x: Any, minimum: Any, maximum: Any, bits: int = 8) -> Any:
-    """Is `fake_quant` in the form that a converter knows.
+    """Is `fake_quant` as the operation that the converter knows.
 
-    With 16 bits the grid is symmetric, as the runtime has it: the range must be.
+    With 16 bits, quantization is symmetric as in the runtime, so the range must be symmetric.
     """
     return _roundings[-1](x, minimum, maximum, num_bits=bits, narrow_range=bits == 16)
 
 
 @contextlib.contextmanager
 def rounding_by(function: Callable[..., Any]) -> Iterator[None]:
-    """Has `fake_quant_op` call another function of the arguments of Keras' own."""
+    """Replaces the function that `fake_quant_op` calls; the arguments are those of Keras."""
     _roundings.append(function)
     try:
         yield
@@ -51,32 +51,35 @@ _roundings: list[Callable[..., Any]] = [keras.quantizers.fake_quant_with_min_max
 
 
 def fake_quant_learning(x: Any, minimum: Any, maximum: Any) -> Any:
-    """Is `fake_quant` with the gradient of LSQ for the range, and none for what is clipped."""
-    # LSQ scales the gradient of the range by the number of values that it is a sum over.
+    """Is `fake_quant` with the LSQ gradient for the range, and none for clipped values."""
+    # LSQ scales the gradient of the range by the number of values that contribute to it.
     factor = ops.rsqrt(ops.cast(ops.size(x), "float32") * 255)
-    low, high = (ops.stop_gradient(end * (1 - factor)) + end * factor for end in (minimum, maximum))
+    low, high = (
+        ops.stop_gradient(bound * (1 - factor)) + bound * factor for bound in (minimum, maximum)
+    )
     scale = (high - low) / 255
-    places = (ops.clip(ops.cast(x, "float32"), low, high) - low) / scale
-    places = places + ops.stop_gradient(ops.round(places) - places)
-    smooth = ops.cast(low + places * scale, x.dtype)
-    return smooth + ops.stop_gradient(fake_quant_op(x, minimum, maximum) - smooth)
+    quantized = (ops.clip(ops.cast(x, "float32"), low, high) - low) / scale
+    quantized = quantized + ops.stop_gradient(ops.round(quantized) - quantized)
+    differentiable = ops.cast(low + quantized * scale, x.dtype)
+    exact = fake_quant_op(x, minimum, maximum)
+    return differentiable + ops.stop_gradient(exact - differentiable)
 
 
 def round_average(x: Any, minimum: Any, maximum: Any, bits: int = 8) -> Any:
-    """Rounds averages of values on a grid back onto it, ties as the runtime rounds them.
+    """Fake-quantizes averages of quantized values with their range; ties as in the runtime.
 
-    Averages of four integers end in 1/2 every fourth time. AVERAGE_POOL_2D rounds these away from
-    the integer 0 (which stands for the middle of the range, not for the real 0), fake-quantization
-    rounds them up. A push of a thousandth of a step (a hundredth with 16 bits, less being lost in
-    float32) decides the ties and nothing else.
+    An average of four integers is a tie every fourth time. AVERAGE_POOL_2D rounds ties away from
+    the quantized value 0 (the middle of the range, not the real 0); fake-quantization rounds them
+    up. Shifting by a thousandth of the scale decides the ties and nothing else. With 16 bits it is
+    a hundredth: a smaller shift would be lost in float32.
     """
-    steps = 2**bits - (2 if bits == 16 else 1)
-    scale = (maximum - minimum) / steps
+    levels = 2**bits - (2 if bits == 16 else 1)  # qmax - qmin
+    scale = (maximum - minimum) / levels
     zero_point = ops.round(-minimum / scale)
-    middle = ((steps + 1) // 2 - zero_point) * scale
-    share = scale / (100 if bits == 16 else 1000)
-    push = ops.sign(x - ops.cast(middle, x.dtype)) * ops.cast(share, x.dtype)
-    return fake_quant(x + ops.stop_gradient(push), minimum, maximum, bits)
+    middle = ((levels + 1) // 2 - zero_point) * scale
+    size = scale / (100 if bits == 16 else 1000)
+    shift = ops.sign(x - ops.cast(middle, x.dtype)) * ops.cast(size, x.dtype)
+    return fake_quant(x + ops.stop_gradient(shift), minimum, maximum, bits)
 
 
 def straight_through(x: Any, replaced: Any) -> Any:

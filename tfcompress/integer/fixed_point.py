@@ -1,4 +1,4 @@
-"""The fixed-point arithmetic of the runtime in floats, to the bit."""
+"""The fixed-point arithmetic of the runtime, computed in floats, bit-exact."""
 
 from __future__ import annotations
 
@@ -9,73 +9,80 @@ import numpy as np
 from keras import ops
 
 SIGMOID_RANGE = (0.0, 255 / 256)
-"""What the runtime prescribes for the result of a sigmoid."""
+"""The output range that the runtime fixes for a sigmoid."""
 
 
 TANH_RANGE = (-1.0, 127 / 128)
-"""What the runtime prescribes for the result of a tanh."""
+"""The output range that the runtime fixes for a tanh."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Accumulator:
-    """Integers of 32 bits, scaled by a float32.
+    """An int32 accumulator, requantized with a float32 multiplier.
 
     Args:
-        unit: The step of the integers.
-        offset: What was added to them, in floats.
+        scale: The scale of the accumulator.
+        offset: The bias that the accumulator contains, in floats.
     """
 
-    unit: Any
+    scale: Any
     offset: Any = 0.0
 
-    def requantize(self, x: Any, scale: Any) -> Any:
-        """Returns the values as integers of the result."""
-        # The offset apart: it is rounded by itself, and may lie in the middle of two integers.
-        total = ops.round((x - self.offset) / self.unit) + ops.round(self.offset / self.unit)
-        return ops.round(total * (self.unit / scale))
+    def requantize(self, x: Any, output_scale: Any) -> Any:
+        """Returns the quantized output."""
+        # The runtime quantizes the bias separately. It may be a tie, so it is rounded separately
+        # here as well.
+        accumulator = ops.round((x - self.offset) / self.scale) + ops.round(
+            self.offset / self.scale
+        )
+        return ops.round(accumulator * (self.scale / output_scale))
 
 
-def moved(x: Any, unit: Any, scale: Any) -> Any:
-    """Returns values of one grid as integers of another, by a ratio of 8 binary digits.
+def moved(x: Any, input_scale: Any, output_scale: Any) -> Any:
+    """Requantizes values to another scale, with a multiplier of 8 fractional bits.
 
     Args:
         x: The values, float32.
-        unit: The step of their grid.
-        scale: The step of the other.
+        input_scale: Their scale.
+        output_scale: The scale of the result.
     """
-    return ops.floor((ops.round(x / unit) * ops.round(unit / scale * 256) + 128) * 2**-8)
+    return ops.floor(
+        (ops.round(x / input_scale) * ops.round(input_scale / output_scale * 256) + 128) * 2**-8
+    )
 
 
-def averages(places: Any, middle: Any) -> Any:
-    """Returns averages of integers, rounded as the runtime does.
+def averages(quantized: Any, middle: Any) -> Any:
+    """Returns averages of quantized values, rounded as the runtime does.
 
-    Averages of four integers end in 1/2 every fourth time. AVERAGE_POOL_2D rounds these away from
-    its integer 0, which stands for the middle of the range, RESIZE_BILINEAR up.
+    An average of four integers is a tie every fourth time. AVERAGE_POOL_2D rounds ties away from
+    the quantized value 0, the middle of the range. RESIZE_BILINEAR rounds them up.
 
     Args:
-        places: Averages in steps of the grid, the real zero being 0.
-        middle: The integer away from which ties are rounded; 0.0 to round them up.
+        quantized: Averages of quantized values, before rounding. The zero point is subtracted.
+        middle: The value away from which ties are rounded; 0.0 to round them up.
     """
     if isinstance(middle, float):
-        return ops.floor(places + (0.5 + 1e-4))
-    places = places - middle
-    return ops.sign(places) * ops.floor(ops.abs(places) + (0.5 + 1e-4)) + middle
+        return ops.floor(quantized + (0.5 + 1e-4))
+    quantized = quantized - middle
+    return ops.sign(quantized) * ops.floor(ops.abs(quantized) + (0.5 + 1e-4)) + middle
 
 
-def in_two_roundings(places: Any, ratio: Any, power: float = 1.0) -> Any:
-    """Returns integers times a ratio, as the runtime's own kernels scale them.
+def multiply_by_quantized_multiplier(quantized: Any, multiplier: Any, power: float = 1.0) -> Any:
+    """Returns integers times a multiplier, rounded twice as in the runtime's built-in kernels.
 
-    Once by the binary digits of the ratio, then by its power of two; if that is above one, first.
+    The multiplier is a significand times a power of two. The product with the significand is
+    rounded first, then the product with the power of two. A power above one is a left shift, which
+    comes before the significand.
 
     Args:
-        places: The integers.
-        ratio: A positive scalar.
-        power: A power of two that the ratio is times.
+        quantized: The integers.
+        multiplier: A positive scalar.
+        power: A further power of two by which the multiplier is scaled.
     """
-    digits = power_below(ratio) * 2
-    first = ops.maximum(digits * power, 1.0)
-    total = ops.floor(places * first * (ratio / digits) + 0.5)
-    return ops.sign(total) * ops.floor(ops.abs(total) * (digits * power / first) + 0.5)
+    shift = power_below(multiplier) * 2
+    left_shift = ops.maximum(shift * power, 1.0)
+    product = ops.floor(quantized * left_shift * (multiplier / shift) + 0.5)
+    return ops.sign(product) * ops.floor(ops.abs(product) * (shift * power / left_shift) + 0.5)
 
 
 def power_below(x: Any) -> Any:
@@ -84,40 +91,45 @@ def power_below(x: Any) -> Any:
     return ops.max(ops.where(powers <= x, powers, powers[0]))
 
 
-def accumulator_scale(step: Any, ends: Any, largest: int, offset: Any) -> Any:
-    """Returns the step of sums of products, of each channel.
+def accumulator_scale(input_scale: Any, weight_max: Any, qmax: int, offset: Any) -> Any:
+    """Returns the scale of the accumulator of each channel: input scale times weight scale.
 
     Args:
-        step: That of what is multiplied by the weights.
-        ends: The largest weight of each channel.
-        largest: The integer that stands for it.
-        offset: What is added to the sums.
+        input_scale: The scale of the input.
+        weight_max: The maximum of the weights of each channel.
+        qmax: The quantized value of this maximum.
+        offset: The bias.
     """
-    unit = step * divided(ops.abs(ends), largest)
-    # A channel without weights is an offset alone, which the file stores in 30 bits.
-    spare = ops.maximum(ops.abs(offset), 1e-30) * 2**-20
-    return ops.where(unit > 0, unit, spare)
+    scale = input_scale * divided(ops.abs(weight_max), qmax)
+    # If all weights of a channel are zero, only its bias counts, which the file stores in 30 bits.
+    bias_scale = ops.maximum(ops.abs(offset), 1e-30) * 2**-20
+    return ops.where(scale > 0, scale, bias_scale)
 
 
-def divided(x: Any, count: float) -> Any:
-    """Returns `x / count` rounded once, as the converter does.
+def divided(x: Any, divisor: float) -> Any:
+    """Returns `x / divisor` rounded once, as the converter does.
 
-    A compiler would make of a division by a constant a product with its inverse, so it is not told
-    that there is one.
+    Compilers replace a division by a constant with a multiplication by its inverse, which rounds
+    differently. `where` prevents this: they do not see a constant.
     """
-    return x / ops.where(ops.isfinite(x), count, 1.0)
+    return x / ops.where(ops.isfinite(x), divisor, 1.0)
 
 
-def range_of_qparams(scale: float, lowest: float) -> tuple[float, float]:
-    """Returns ends of a range from which the converter finds a step again, to the last digit."""
-    low, high = np.float32(lowest * scale), np.float32((lowest + 255) * scale)
+def range_of_qparams(scale: float, qmin: float) -> tuple[float, float]:
+    """Returns a range from which the converter computes exactly the given scale.
+
+    Args:
+        scale: The scale.
+        qmin: The smallest quantized value of 8 bits, minus the zero point.
+    """
+    low, high = np.float32(qmin * scale), np.float32((qmin + 255) * scale)
     up, down = np.float32(np.inf), np.float32(-np.inf)
-    lows = [low] if lowest == 0 else [low, np.nextafter(low, up), np.nextafter(low, down)]
+    lows = [low] if qmin == 0 else [low, np.nextafter(low, up), np.nextafter(low, down)]
     highs = [high, np.nextafter(high, up), np.nextafter(high, down)]
-    found = [
+    matches = [
         (float(a), float(b))
         for a in lows
         for b in highs
         if np.float32((float(b) - float(a)) / 255) == np.float32(scale)
     ]
-    return found[0] if found else (float(low), float(high))
+    return matches[0] if matches else (float(low), float(high))

@@ -1,4 +1,4 @@
-"""What stands for quantizers while a model is converted, and what keeps two of them apart."""
+"""Operations that replace quantizers in a model for the converter."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from tfcompress.integer.producers import Table
 
 
 class FixedFakeQuant(keras.Operation):
-    """Rounds onto a constant grid; stands for a trained quantizer while a model is exported.
+    """Fake-quantizes with a constant range; replaces a trained quantizer for export.
 
     Args:
-        minimum: Lower end of the range.
-        maximum: Upper end of the range.
+        minimum: Minimum of the range.
+        maximum: Maximum of the range.
         bits: 8 or 16.
-        name: Name of the tensor that it makes.
+        name: Name of the output tensor.
     """
 
     is_compression_helper = True
@@ -32,8 +32,8 @@ class FixedFakeQuant(keras.Operation):
         self.bits = bits
 
     def __call__(self, inputs: Any, averaged: bool | str = False) -> Any:
-        """Returns the inputs, rounded onto the grid, with the mask that they carry."""
-        # An operation takes half the time of a layer, which would hand the mask on.
+        """Returns the fake-quantized inputs, with their Keras mask."""
+        # A layer would propagate the mask by itself, but takes twice the time of an operation.
         outputs = super().__call__(inputs, averaged=averaged)
         mask = get_keras_mask(inputs)
         if mask is not None:
@@ -41,8 +41,9 @@ class FixedFakeQuant(keras.Operation):
         return outputs
 
     def call(self, inputs: Any, averaged: bool | str = False) -> Any:
-        """Returns the inputs, rounded onto the grid."""
-        # The file averages on integers by itself: only the grid has to be told to the converter.
+        """Returns the fake-quantized inputs."""
+        # `averaged` changes nothing: the kernel in the file rounds averages by itself, and the
+        # converter needs only the range.
         with keras.name_scope(self.name):
             x = ops.cast(inputs, "float32")
             return fake_quant_op(x, self.minimum, self.maximum, self.bits)
@@ -53,16 +54,16 @@ class FixedFakeQuant(keras.Operation):
 
 
 def fake_quant_of_table(wrapper: Any) -> FixedFakeQuant:
-    """Returns what tells the converter the grid of the rows of a table."""
-    scale, lowest = (float(value) for value in Table(wrapper).qparams())
-    return FixedFakeQuant(*range_of_qparams(scale, lowest), name=f"{wrapper.name}_grid")
+    """Returns the operation that gives the converter the range of the rows of an embedding."""
+    scale, qmin = (float(value) for value in Table(wrapper).qparams())
+    return FixedFakeQuant(*range_of_qparams(scale, qmin), name=f"{wrapper.name}_grid")
 
 
 @keras.saving.register_keras_serializable("tfcompress", name="GridCrossing")
 class Requantize(keras.layers.Layer):
-    """Hands on, unchanged, what leaves a grid of 8 bits for one of 16, or the other way round.
+    """Marks a requantization from int8 to int16 activations, or back; returns its inputs.
 
-    The converter makes one of two roundings that follow each other. `barrier` keeps them apart.
+    The converter merges two consecutive quantizations into one. `barrier` prevents this.
     """
 
     is_compression_helper = True
@@ -82,5 +83,5 @@ class Requantize(keras.layers.Layer):
 
     @staticmethod
     def barrier(value: Any) -> Any:
-        """Returns a value behind two casts, which `merge_requantizations` takes out of the file."""
+        """Returns a value after two casts, which `merge_requantizations` removes from the file."""
         return ops.cast(ops.cast(value, "float64"), "float32")

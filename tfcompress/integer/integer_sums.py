@@ -1,4 +1,4 @@
-"""Weighted sums of integers at inference, exact in floats."""
+"""Layers with integer accumulators at inference, computed exactly in floats."""
 
 from __future__ import annotations
 
@@ -11,27 +11,30 @@ from tfcompress.integer.fake_quant import straight_through
 from tfcompress.integer.producers import Int8Quantizer, rounded_weight
 
 
-def accumulate_in_integers(wrapper: Any, read: Int8Quantizer, x: Any) -> Any:
-    """Returns what the layer returns, from integers of the grid that `x` is on.
+def accumulate_in_integers(wrapper: Any, input_quantizer: Int8Quantizer, x: Any) -> Any:
+    """Returns the output of a layer, computed from quantized inputs and quantized weights.
 
-    A sum of products of integers is exact in floats, in whatever order it is added up.
+    Floats accumulate products of integers exactly, in any order.
 
     Args:
-        wrapper: The wrapped layer, whose weights are rounded.
-        read: The quantizer of its input.
+        wrapper: The wrapped layer, whose weights are quantized.
+        input_quantizer: The quantizer of its input.
         x: The input, float32.
     """
-    ((weight, _),) = wrapper.pipelines()
-    value, rounding = rounded_weight(wrapper)
-    step = rounding.scale(value)
-    values = [(weight, straight_through(value / step, rounding.integers(value, step)))]
+    ((variable, _),) = wrapper.pipelines()
+    weight, weight_quantizer = rounded_weight(wrapper)
+    weight_scale = weight_quantizer.scale(weight)
+    quantized_weight = weight_quantizer.quantized_values(weight, weight_scale)
+    values = [(variable, straight_through(weight / weight_scale, quantized_weight))]
     bias = wrapper.layer.bias
     if bias is not None:
         values.append((bias, ops.zeros(bias.shape)))
-    unit = read.qparams()[0]
-    places = x / unit
-    steps = straight_through(places, ops.where(read.rounds(), ops.round(places), places))
+    input_scale = input_quantizer.qparams()[0]
+    divided = x / input_scale
+    quantized = straight_through(
+        divided, ops.where(input_quantizer.rounds(), ops.round(divided), divided)
+    )
     with keras.StatelessScope(values):
-        sums = wrapper.layer(steps)
-    sums = sums * (unit * ops.reshape(step, (-1,)))
-    return sums if bias is None else sums + ops.convert_to_tensor(bias)
+        accumulator = wrapper.layer(quantized)
+    outputs = accumulator * (input_scale * ops.reshape(weight_scale, (-1,)))
+    return outputs if bias is None else outputs + ops.convert_to_tensor(bias)

@@ -1,17 +1,19 @@
-"""The arithmetic of the runtime's kernels at inference, to the bit.
+"""The integer arithmetic of the runtime's kernels, bit-exact, for inference.
 
-A quantization-aware model computes in floats. A value that lies near the middle between two steps
-may then fall to one side here and to the other in the file; each such step goes on through the
-layers behind it, and in a deep network no value stays the same. So at inference
+A quantization-aware model computes in floats. A value halfway between two quantized values may be
+rounded down here and up in the file. The difference of one LSB changes the layers that follow, and
+in a deep network every value differs in the end. Therefore, at inference,
 
-- layers add up products of integers, which floats hold exactly, and scale the sum (`wrapper.py`);
-- a quantizer takes what it is given for what it is, an integer times the step of the sum, and
-  rounds that integer as the kernel does. Each `Producer` knows one kind of operation; `sources.py`
-  says which one a tensor comes from. Where none is known, values are rounded as floats.
+- layers accumulate products of integers, which floats represent exactly, and multiply the
+  accumulator by its scale (`integer_sums.py`);
+- a quantizer divides its input by this scale, which restores the accumulator, and requantizes the
+  accumulator as the kernel does. Each `Producer` does this for one kind of operation; `trace.py`
+  finds the producer of a tensor. If there is none, values are quantized as floats.
 
-The kernels are those of XNNPACK, the default on x86 and on phones: integers of 32 bits, scaled by a
-float32 and rounded to the nearest, ties to even. Where it has none, they are the runtime's own.
-Steps must be those of the file to the last digit, whatever compiles the model: see `divided`.
+The kernels are those of XNNPACK, the default on x86 and on phones: int32 accumulators, multiplied
+by a float32 and rounded to nearest, ties to even. Operations without an XNNPACK kernel follow the
+built-in kernels of the runtime. Scales must have exactly the float32 value that the file has, on
+every backend and compiler: see `divided`.
 """
 
 from __future__ import annotations
@@ -28,111 +30,122 @@ from tfcompress.integer.fixed_point import (
     Accumulator,
     accumulator_scale,
     divided,
-    in_two_roundings,
     moved,
+    multiply_by_quantized_multiplier,
 )
 from tfcompress.transforms import FakeQuant
 
 
 class Int8Quantizer(Protocol):
-    """A quantizer of activations of 8 bits."""
+    """An int8 quantizer of activations."""
 
     exact: bool
 
     def qparams(self) -> tuple[Any, Any]:
-        """Returns the step and the lowest integer, the real zero being the integer 0."""
+        """Returns (scale, qmin).
+
+        Quantized values have the zero point subtracted here: qmin is `-128 - zero_point`.
+        """
 
     def rounds(self) -> Any:
-        """Returns whether values are rounded: the range was trained."""
+        """Returns whether values are quantized, which they are once the range is trained."""
 
 
 class Producer(Protocol):
-    """What computed a tensor: it knows the integers behind the floats."""
+    """The integer operation that computed a tensor."""
 
-    def requantize(self, x: Any, scale: Any) -> Any:
-        """Returns `x` as the integers that the runtime makes of it, not clipped.
+    def requantize(self, x: Any, output_scale: Any) -> Any:
+        """Returns the quantized values that the runtime computes, before clipping.
 
         Args:
             x: Values of the tensor, float32.
-            scale: The step of the grid of the result.
+            output_scale: The scale of the quantizer that follows.
         """
 
 
 @dataclasses.dataclass(frozen=True)
 class Accumulation:
-    """Products of integers, added up (a convolution, a dense layer), and scaled by channel.
+    """An int32 accumulation (a convolution, a dense layer), with what is folded into it.
 
     Args:
-        wrapper: The layer with rounded weights; None for a scaling of each channel alone.
-        scalings: The normalizations behind it, wrapped or not.
-        read: The quantizer of its input.
+        wrapper: The layer with quantized weights; None if there are only normalizations.
+        scalings: The normalizations that follow it and are folded into it, wrapped or not.
+        input_quantizer: The quantizer of its input.
     """
 
     wrapper: Any
     scalings: tuple[Any, ...]
-    read: Int8Quantizer
+    input_quantizer: Int8Quantizer
 
-    def requantize(self, x: Any, scale: Any) -> Any:
-        """Returns the sums as integers of the result."""
-        rounding = end = None
+    def requantize(self, x: Any, output_scale: Any) -> Any:
+        """Returns the requantized accumulators."""
+        weight_quantizer = channel_max = None
         if self.wrapper is not None:
-            value, rounding = rounded_weight(self.wrapper)
-            end = rounding.end(value)
-        _, unit, offset = self._channels(rounding, end)
-        return Accumulator(unit, offset).requantize(x, scale)
+            weight, weight_quantizer = rounded_weight(self.wrapper)
+            channel_max = weight_quantizer.channel_max(weight)
+        _, scale, offset = self._folded(weight_quantizer, channel_max)
+        return Accumulator(scale, offset).requantize(x, output_scale)
 
     def constants(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Returns from what the converter finds the steps of the model, and its offsets.
+        """Returns the folded weights, from which the converter computes the scales of the model.
 
         Returns:
-            The kernel with all scalings in it, or what each channel is multiplied by where there
-            is none; what is added to each channel; and the step of each sum.
+            The kernel with all scalings folded in (without a layer, the factor of each channel);
+            the bias of each channel; and the scale of each channel's accumulator.
         """
         if self.wrapper is None:
-            ends, unit, offset = map(ops.convert_to_numpy, self._channels())
-            return ends, (np.round(offset / unit) * unit).astype(np.float32), unit
-        value, rounding = rounded_weight(self.wrapper)
-        end = rounding.end(value)
-        ends, unit, offset = map(ops.convert_to_numpy, self._channels(rounding, end))
-        offset = (np.round(offset / unit) * unit).astype(np.float32)
-        scale, value = rounding.step(end), ops.convert_to_numpy(value)
-        ends, steps = np.reshape(ends, scale.shape), np.float32(rounding.steps)
-        kernel = np.empty(value.shape, np.float32)
-        pieces = max(kernel.size >> 24, 1)  # the kernel may be large
-        for made, given in zip(
-            np.array_split(kernel, pieces), np.array_split(value, pieces), strict=True
+            factors, scale, offset = map(ops.convert_to_numpy, self._folded())
+            return factors, (np.round(offset / scale) * scale).astype(np.float32), scale
+        weight, weight_quantizer = rounded_weight(self.wrapper)
+        channel_max = weight_quantizer.channel_max(weight)
+        folded_max, scale, offset = map(
+            ops.convert_to_numpy, self._folded(weight_quantizer, channel_max)
+        )
+        offset = (np.round(offset / scale) * scale).astype(np.float32)
+        weight_scale = weight_quantizer.scale_from_max(channel_max)
+        weight = ops.convert_to_numpy(weight)
+        folded_max = np.reshape(folded_max, weight_scale.shape)
+        qmax = np.float32(weight_quantizer.steps)
+        kernel = np.empty(weight.shape, np.float32)
+        chunks = max(kernel.size >> 24, 1)  # to save memory: the kernel may be large
+        for kernel_chunk, weight_chunk in zip(
+            np.array_split(kernel, chunks), np.array_split(weight, chunks), strict=True
         ):
-            places = ops.convert_to_numpy(rounding.integers(ops.convert_to_tensor(given), scale))
-            np.multiply(places, ends / steps, out=made)
-            # From the largest weight the converter finds the step.
+            quantized = ops.convert_to_numpy(
+                weight_quantizer.quantized_values(ops.convert_to_tensor(weight_chunk), weight_scale)
+            )
+            np.multiply(quantized, folded_max / qmax, out=kernel_chunk)
+            # The converter computes the scale from the largest weight, so this must be exact.
             for sign in (1, -1):
-                np.copyto(made, sign * ends, where=places == sign * steps)
-        return kernel, offset, unit
+                np.copyto(kernel_chunk, sign * folded_max, where=quantized == sign * qmax)
+        return kernel, offset, scale
 
-    def _channels(self, rounding: FakeQuant | None = None, end: Any = None) -> tuple[Any, Any, Any]:
-        """Returns the end of the weights of each channel, the step of its sum and its offset.
-
-        All behind the scalings.
+    def _folded(
+        self, weight_quantizer: FakeQuant | None = None, channel_max: Any = None
+    ) -> tuple[Any, Any, Any]:
+        """Returns maximum weight, accumulator scale and bias of each channel, with folded scalings.
 
         Args:
-            rounding: What rounds the weights, if there are any.
-            end: Where their grids end.
+            weight_quantizer: The transform that quantizes the weights, if there are any.
+            channel_max: The maximum of the weights of each channel.
         """
-        ends, largest, offset = ops.ones(()), 127, ops.zeros(())
-        if rounding is not None:
-            largest = rounding.steps
-            ends = ops.reshape(ops.where(end > 0, rounding.step(end) * largest, 0.0), (-1,))
+        folded_max, qmax, offset = ops.ones(()), 127, ops.zeros(())
+        if weight_quantizer is not None:
+            qmax = weight_quantizer.steps
+            folded_max = weight_quantizer.scale_from_max(channel_max) * qmax
+            folded_max = ops.reshape(ops.where(channel_max > 0, folded_max, 0.0), (-1,))
             if self.wrapper.layer.bias is not None:
                 offset = ops.convert_to_tensor(self.wrapper.layer.bias)
         for layer in self.scalings:
-            scale, shift = scale_and_offset(plain(layer))
-            ends, offset = ends * scale, offset * scale + shift
-        return ends, accumulator_scale(self.read.qparams()[0], ends, largest, offset), offset
+            factor, shift = scale_and_offset(plain(layer))
+            folded_max, offset = folded_max * factor, offset * factor + shift
+        input_scale = self.input_quantizer.qparams()[0]
+        return folded_max, accumulator_scale(input_scale, folded_max, qmax, offset), offset
 
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """The grid of rows that are looked up in a table of rounded weights.
+    """The quantization parameters of rows that are looked up in a quantized table.
 
     Args:
         wrapper: The embedding.
@@ -142,143 +155,152 @@ class Table:
     exact = True
 
     def qparams(self) -> tuple[Any, Any]:
-        """Returns the step, and the lowest integer of all."""
-        value, rounding = rounded_weight(self.wrapper)
-        largest = rounding.step(rounding.end(value)) * rounding.steps
-        return divided(ops.max(largest), rounding.steps), -128.0
+        """Returns (scale, qmin); weights have the zero point 0."""
+        weight, weight_quantizer = rounded_weight(self.wrapper)
+        qmax = weight_quantizer.steps
+        channel_max = weight_quantizer.scale_from_max(weight_quantizer.channel_max(weight)) * qmax
+        return divided(ops.max(channel_max), qmax), -128.0
 
     def rounds(self) -> bool:
-        """Returns that all rows are rounded."""
+        """Returns True: all rows are quantized."""
         return True
 
     @property
     def variables(self) -> list[Any]:
-        """What the grid is computed from."""
+        """The variables that the quantization parameters depend on."""
         return self.wrapper.variables
 
 
 @dataclasses.dataclass(frozen=True)
 class Product:
-    """A product of two tensors of integers.
+    """A product of two quantized tensors.
 
     Args:
-        factors: Their quantizers, or the step of the grid where that is fixed.
+        factors: For each its quantizer, or its scale if that is fixed.
     """
 
     factors: tuple[Any, Any]
 
-    def requantize(self, x: Any, scale: Any) -> Any:
-        """Returns the products as integers of the result."""
+    def requantize(self, x: Any, output_scale: Any) -> Any:
+        """Returns the requantized products."""
         a, b = (f if isinstance(f, float) else f.qparams()[0] for f in self.factors)
-        return Accumulator(a * b).requantize(x, scale)
+        return Accumulator(a * b).requantize(x, output_scale)
 
 
 class MatrixProduct(Product):
-    """A product of two matrices of integers, for which the runtime has kernels of its own."""
+    """A product of two quantized matrices, which the runtime's built-in kernel computes."""
 
-    def requantize(self, x: Any, scale: Any) -> Any:
-        """Returns the sums of products as integers of the result."""
+    def requantize(self, x: Any, output_scale: Any) -> Any:
+        """Returns the requantized accumulators."""
         a, b = (factor.qparams()[0] for factor in self.factors)
-        return in_two_roundings(ops.round(x / (a * b)), a * b / scale)
+        return multiply_by_quantized_multiplier(ops.round(x / (a * b)), a * b / output_scale)
 
 
 @dataclasses.dataclass(frozen=True)
 class Mean:
-    """A mean of integers, as a product with a column of equal weights.
+    """A mean of quantized values, computed as a dense layer with equal weights.
 
     Args:
-        read: The quantizer of its input.
-        count: How many.
-        offset: What is added.
+        input_quantizer: The quantizer of its input.
+        count: The number of values in each mean.
+        offset: The bias.
     """
 
-    read: Int8Quantizer
+    input_quantizer: Int8Quantizer
     count: int
     offset: float = 0.0
 
-    def requantize(self, x: Any, scale: Any) -> Any:
-        """Returns the means as integers of the result."""
-        weight = np.float32(np.float64(np.float32(1 / self.count)) / 127)
-        return Accumulator(self.read.qparams()[0] * weight, self.offset).requantize(x, scale)
+    def requantize(self, x: Any, output_scale: Any) -> Any:
+        """Returns the requantized means."""
+        weight_scale = np.float32(np.float64(np.float32(1 / self.count)) / 127)
+        return Accumulator(
+            self.input_quantizer.qparams()[0] * weight_scale, self.offset
+        ).requantize(x, output_scale)
 
 
 @dataclasses.dataclass(frozen=True)
 class InverseRoot:
-    """The inverse square root of integers, of which the runtime keeps 20 binary digits."""
+    """The inverse square root of quantized values, with 20 fractional bits in the runtime."""
 
-    read: Int8Quantizer
+    input_quantizer: Int8Quantizer
 
-    def requantize(self, x: Any, scale: Any) -> Any:
-        """Returns the inverse roots as integers of the result."""
-        unit = self.read.qparams()[0]
-        root = ops.round(2.0**20 / ops.sqrt(ops.round(1 / (x * x * unit))))
-        return in_two_roundings(root, 1 / (ops.sqrt(unit) * scale), 2**-20)
+    def requantize(self, x: Any, output_scale: Any) -> Any:
+        """Returns the requantized inverse roots."""
+        input_scale = self.input_quantizer.qparams()[0]
+        root = ops.round(2.0**20 / ops.sqrt(ops.round(1 / (x * x * input_scale))))
+        return multiply_by_quantized_multiplier(
+            root, 1 / (ops.sqrt(input_scale) * output_scale), 2**-20
+        )
 
 
 @dataclasses.dataclass(frozen=True)
 class Requantized:
-    """Integers of one grid that are put on another."""
+    """A quantized tensor that is requantized to another scale."""
 
-    read: Int8Quantizer
+    input_quantizer: Int8Quantizer
 
-    def requantize(self, x: Any, scale: Any) -> Any:
-        """Returns the values as integers of the result, by a ratio of 8 binary digits."""
-        return moved(x, self.read.qparams()[0], scale)
+    def requantize(self, x: Any, output_scale: Any) -> Any:
+        """Returns the requantized values; the multiplier has 8 fractional bits."""
+        return moved(x, self.input_quantizer.qparams()[0], output_scale)
 
 
 @dataclasses.dataclass(frozen=True)
 class LeakyRelu:
-    """Integers of one grid put on another, by a ratio for each sign (leaky ReLU).
+    """A leaky ReLU: a requantization with one multiplier for each sign.
 
     Args:
-        read: The quantizer of the input.
-        slope: What negative values are multiplied by.
+        input_quantizer: The quantizer of the input.
+        slope: The factor of negative values.
     """
 
-    read: Int8Quantizer
+    input_quantizer: Int8Quantizer
     slope: float
 
-    def requantize(self, x: Any, scale: Any) -> Any:
-        """Returns the activations as integers of the result, by ratios of 8 binary digits."""
-        unit = self.read.qparams()[0]
-        ratio = unit / scale
-        above = ops.round(x / unit) * ops.round(ratio * 256)
-        below = ops.round(x / (unit * self.slope)) * ops.round(ratio * self.slope * 256)
-        return ops.floor((ops.where(x < 0, below, above) + 128) * 2**-8)
+    def requantize(self, x: Any, output_scale: Any) -> Any:
+        """Returns the requantized activations; the multipliers have 8 fractional bits."""
+        input_scale = self.input_quantizer.qparams()[0]
+        ratio = input_scale / output_scale
+        positive = ops.round(x / input_scale) * ops.round(ratio * 256)
+        negative = ops.round(x / (input_scale * self.slope)) * ops.round(ratio * self.slope * 256)
+        return ops.floor((ops.where(x < 0, negative, positive) + 128) * 2**-8)
 
 
 @dataclasses.dataclass(frozen=True)
 class Concatenated:
-    """A concatenation: each part of the result comes from elsewhere.
+    """A concatenation: each part of the output has its own producer.
 
     Args:
         parts: Producer and size of each part.
-        axis: Where they are joined.
+        axis: The axis of the concatenation.
     """
 
     parts: tuple[tuple[Producer | None, int], ...]
     axis: int
 
-    def requantize(self, x: Any, scale: Any) -> Any:
-        """Returns each part as integers of the result."""
-        ends = np.cumsum([size for _, size in self.parts])[:-1]
-        parts = ops.split(x, [int(end) for end in ends], axis=self.axis)
-        made = [rounded(p, s, scale) for p, (s, _) in zip(parts, self.parts, strict=True)]
-        return ops.concatenate(made, axis=self.axis)
+    def requantize(self, x: Any, output_scale: Any) -> Any:
+        """Returns the requantized parts, concatenated."""
+        splits = np.cumsum([size for _, size in self.parts])[:-1]
+        parts = ops.split(x, [int(split) for split in splits], axis=self.axis)
+        quantized = [
+            rounded(part, producer, output_scale)
+            for part, (producer, _) in zip(parts, self.parts, strict=True)
+        ]
+        return ops.concatenate(quantized, axis=self.axis)
 
 
-def rounded(x: Any, source: Producer | None, scale: Any) -> Any:
-    """Returns values as integers on a grid, not clipped, rounded as their source says."""
-    return ops.round(x * (1 / scale)) if source is None else source.requantize(x, scale)
+def rounded(x: Any, producer: Producer | None, scale: Any) -> Any:
+    """Returns quantized values before clipping, requantized by the producer if there is one."""
+    return ops.round(x * (1 / scale)) if producer is None else producer.requantize(x, scale)
 
 
-def rounding_of(transforms: Any) -> FakeQuant | None:
-    """Returns that one of a weight's transforms that rounds it, if there is one."""
+def weight_quantizer_of(transforms: Any) -> FakeQuant | None:
+    """Returns the transform that quantizes a weight, if there is one."""
     return next((t for t in transforms if isinstance(t, FakeQuant)), None)
 
 
 def rounded_weight(wrapper: Any) -> tuple[Any, FakeQuant]:
-    """Returns the weight of a layer as what comes before rounding leaves it, and the rounding."""
+    """Returns the weight of a layer before quantization, and the transform that quantizes it."""
     ((weight, transforms),) = wrapper.pipelines()
-    rounding = next(t for t in transforms if isinstance(t, FakeQuant))
-    return wrapper.effective_value(weight, transforms[: transforms.index(rounding)]), rounding
+    weight_quantizer = next(t for t in transforms if isinstance(t, FakeQuant))
+    before = transforms[: transforms.index(weight_quantizer)]
+    return wrapper.effective_value(weight, before), weight_quantizer

@@ -1,4 +1,4 @@
-"""What calls and tensors of a graph are, by the roles around them."""
+"""Questions about calls and tensors of a graph, answered by the roles of their neighbours."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ def adds_tensors(call: Call) -> bool:
 
 
 def does_nothing(call: Call) -> bool:
-    """Returns whether a call multiplies by one or adds zero, which the converter takes out."""
+    """Returns whether a call multiplies by one or adds zero, which the converter removes."""
     neutral = {"Multiply": 1, "Add": 0}.get(type(call.operation).__name__)
-    given = keras.tree.flatten((call.args, call.kwargs))
-    others = [value for value in given if not isinstance(value, keras.KerasTensor)]
+    arguments = keras.tree.flatten((call.args, call.kwargs))
+    others = [value for value in arguments if not isinstance(value, keras.KerasTensor)]
     return bool(others) and all(isinstance(v, (int, float)) and v == neutral for v in others)
 
 
 def is_joined(graph: Graph, tensor: Any) -> bool:
-    """Returns whether a tensor goes into a concatenation and nowhere else, moved about or not."""
+    """Returns whether a tensor is used only by a JOIN operation, directly or through MOVEs."""
     readers = graph.consumers.get(id(tensor), [])
     if len(readers) != 1 or id(tensor) in graph.outputs:
         return False
@@ -44,7 +44,7 @@ def is_joined(graph: Graph, tensor: Any) -> bool:
 
 
 def is_one_relu(graph: Graph, readers: list[Call]) -> bool:
-    """Returns whether several readers of a tensor are the same ReLU, which the file does once."""
+    """Returns whether several readers of a tensor are the same ReLU, which the file merges."""
     kinds = {activation_name(plain(r.operation)) or _kind(r.operation) for r in readers}
     joined = any(is_joined(graph, output) for r in readers for output in r.outputs)
     alike = len(kinds) == 1 and all(role(reader.operation) == RELU for reader in readers)
@@ -56,18 +56,21 @@ def _kind(relu: Any) -> Any:
 
 
 def comes_in(graph: Graph, tensor: Any) -> bool:
-    """Returns whether a tensor is an input, and not selected from as well: that is one grid."""
+    """Returns whether a tensor is an input of the model that no JOIN operation reads.
+
+    A JOIN would force the quantization parameters of its output on it.
+    """
     joined = [reader for reader in graph.consumers[id(tensor)] if role(reader.operation) == JOIN]
     return isinstance(maker(tensor), keras.layers.InputLayer) and not joined
 
 
 def rounds_weights(layer: Any) -> bool:
-    """Returns whether a layer is wrapped to train with rounded weights."""
+    """Returns whether a layer is wrapped to train with quantized weights."""
     return any(isinstance(t, FakeQuant) for t in getattr(layer, "transforms", ()))
 
 
 def padded_with(pad: Any) -> float:
     """Returns the constant that `keras.ops.pad` pads with."""
-    given = inbound_nodes(pad)[0].arguments
-    value = (*given.args, *given.kwargs.values(), None)[1]
+    arguments = inbound_nodes(pad)[0].arguments
+    value = (*arguments.args, *arguments.kwargs.values(), None)[1]
     return 0.0 if value is None else float(value)

@@ -1,22 +1,23 @@
-"""What each operation is to the runtime: its role decides where activations are rounded.
+"""The role of each operation in the integer runtime, which decides where quantizers are placed.
 
-The runtime computes one operation on integers if its inputs and outputs have ranges, except that
+The runtime computes an operation on integers if its inputs and outputs have ranges. Exceptions:
 
-- it fuses BatchNormalization and ReLU into the convolution or dense layer before them, and ReLU
-  into an addition, so that nothing stands in between to be rounded; a BatchNormalization that
-  follows something else is lowered to a depthwise convolution, which fuses ReLU;
-- operations that only move values about share the range of their input;
-- what is concatenated shares the range of the result, so it is not rounded before;
-- averaging shares it too, and rounds its result onto it;
-- what is looked up in a table of weights is on the grid of the weights already;
-- softmax, sigmoid and tanh have ranges that the runtime prescribes.
+- BatchNormalization and ReLU are fused into the convolution or dense layer before them, and ReLU
+  into an addition, so no quantizer stands in between; a BatchNormalization that follows another
+  operation is lowered to a depthwise convolution, into which ReLU is fused;
+- the output of operations that only move values has the range of their input;
+- the inputs of a concatenation have the range of its output, so they have no quantizers;
+- the output of averaging has the range of its input, and is fake-quantized with it again;
+- rows of a quantized table have the quantization parameters of the table;
+- softmax, sigmoid and tanh have ranges that the runtime fixes.
 
 How to support a layer in integers
 ----------------------------------
-Register it with `integer_layer` in the file of its family in `quantization/layers/`, which is found
-by itself; whatever is not registered is quantized at its output. There, too, a `canonical_form`
-splits it into simpler layers, and a `RuntimeLayer` computes as the runtime does where that rounds
-inside. If the converter needs another form of it, a rule in `lowering/rules/` gives it that.
+Register it with `integer_layer` in the file of its family in `quantization/layers/`; these files
+are imported automatically. A layer that is not registered is quantized at its output. In the same
+file, a `canonical_form` splits a layer into simpler ones, and a `RuntimeLayer` quantizes
+intermediate values where the runtime does. If the converter needs the layer in another form, add a
+rule in `lowering/rules/`.
 """
 
 from __future__ import annotations
@@ -30,18 +31,18 @@ from tfcompress.graph.describe import description
 from tfcompress.graph.layers import keras_name, plain
 from tfcompress.integer.affine import constant_operand
 
-LINEAR = "linear"  # a weighted sum: what follows may be fused into it
-NORMALIZATION = "normalization"  # each channel scaled and moved: fused into what is before it
+LINEAR = "linear"  # an accumulation with weights: what follows may be fused into it
+NORMALIZATION = "normalization"  # scale and offset per channel: fused into what is before it
 RELU = "relu"  # fused into whatever computed its input
-CLIP = "clip"  # likewise: what is outside is outside of the grid
+CLIP = "clip"  # likewise: values outside are outside of the range
 SUM = "sum"  # an addition: a ReLU that follows is fused into it
 PAIR = "pair"  # a difference or product of two tensors: likewise
-MOVE = "move"  # values pass unchanged: the output has the grid of the input
-JOIN = "join"  # a concatenation or selection: its inputs are on the grid of its output
-TABLE = "table"  # rows of a weight: on the grid of the weight
-AVERAGE = "average"  # the grid of the input, but values must be rounded onto it again
-PRECISE = "precise"  # its input must not be rounded, to zero say, unless it was before
-COMPARE = "compare"  # what compares inputs of the model alone must see them unrounded
+MOVE = "move"  # values pass unchanged: the output has the qparams of the input
+JOIN = "join"  # a concatenation or selection: inputs have the qparams of the output
+TABLE = "table"  # rows of a weight: they have the qparams of the weight
+AVERAGE = "average"  # the qparams of the input, but the result must be quantized again
+PRECISE = "precise"  # its input must not get a quantizer: rounding to zero may do harm
+COMPARE = "compare"  # comparisons of model inputs must read them unquantized
 OUTPUT = "output"  # anything else: quantized at its output
 
 FUSES = {
@@ -50,24 +51,24 @@ FUSES = {
     SUM: {RELU, CLIP},
     PAIR: {RELU, CLIP},
 }
-"""What is fused into an operation of each role."""
+"""The roles that are fused into an operation of each role."""
 
 Range = tuple[float, float]
 
 
 @dataclasses.dataclass(frozen=True)
 class IntegerSupport:
-    """What is registered of a layer or operation; each may be a function of the layer.
+    """Properties of a layer or operation; several may be functions of the layer.
 
     Attributes:
         role: One of the roles above.
-        int16: Whether converter and runtime have kernels with activations of 16 bits.
-        int4: Whether they have kernels with weights of 4 bits.
-        fixed_range: The range that the runtime prescribes for the output, if it does.
-        accumulates: Whether it adds up products of integers with one kernel, exactly.
-        keeps_channels: Whether it moves values within their channels, the last axis, only.
-        producer: Returns what computes the integers of its output (see `producers.py`), given the
-            layer, the symbolic tensors that it is called on and the quantizer of the output.
+        int16: Whether converter and runtime have kernels with int16 activations.
+        int4: Whether they have kernels with int4 weights.
+        fixed_range: The range that the runtime fixes for the output, if it does.
+        accumulates: Whether it multiplies its input by one kernel with int32 accumulators.
+        keeps_channels: Whether each value stays in its channel (the last axis).
+        producer: Returns the producer of the output (see `producers.py`). Its arguments are the
+            layer, the symbolic inputs and the quantizer of the output.
     """
 
     role: str | Callable[[Any], str] = OUTPUT
@@ -84,11 +85,11 @@ _NOTHING = IntegerSupport()
 
 
 def integer_layer(names: str, **fields: Any) -> None:
-    """Registers layers or operations; what was registered of one before is added to.
+    """Registers layers or operations; earlier registrations of a name are extended.
 
     Args:
-        names: Their classes, with spaces between; a class of Keras or of tfcompress.
-        **fields: Those of `IntegerSupport`.
+        names: Class names in Keras or tfcompress, separated by spaces.
+        **fields: Fields of `IntegerSupport`.
     """
     for name in names.split():
         before = _REGISTERED.get(name, _NOTHING)
@@ -96,7 +97,7 @@ def integer_layer(names: str, **fields: Any) -> None:
 
 
 def support_of(layer: Any) -> IntegerSupport:
-    """Returns what is registered of a layer (not wrapped) or `keras.ops` node."""
+    """Returns the registered properties of a layer (not wrapped) or `keras.ops` node."""
     return _REGISTERED.get(_name(layer), _NOTHING)
 
 
@@ -115,30 +116,30 @@ def role(operation: Any) -> str:
 
 
 def has_int16_kernels(operation: Any) -> bool:
-    """Returns whether an operation can compute on activations of 16 bits."""
+    """Returns whether an operation has kernels with int16 activations."""
     layer = plain(operation)
     registered = support_of(layer).int16
     return (registered(layer) if callable(registered) else registered) or augments(layer)
 
 
 def has_int4_kernels(layer: Any) -> bool:
-    """Returns whether a layer, or one that it is derived from, can have weights of 4 bits."""
+    """Returns whether a layer, or a base class of it, has kernels with int4 weights."""
     return any(_REGISTERED.get(c.__name__, _NOTHING).int4 for c in type(layer).__mro__)
 
 
 def fixed_range(operation: Any) -> Range | None:
-    """Returns the range that the runtime prescribes for an operation's output, if it does."""
+    """Returns the range that the runtime fixes for an operation's output, if it does."""
     layer = plain(operation)
     registered = support_of(layer).fixed_range
     return registered(layer) if callable(registered) else registered
 
 
 def augments(operation: Any) -> bool:
-    """Returns whether an operation does nothing at inference, and none says otherwise."""
+    """Returns whether an operation is the identity at inference and is not registered."""
     layer = plain(operation)
     return _name(layer) not in _REGISTERED and description(layer) is None and trains_only(layer)
 
 
 def _name(layer: Any) -> str:
-    ours = type(layer).__module__.split(".")[0] == "tfcompress"
-    return type(layer).__name__ if ours else keras_name(layer)
+    is_own = type(layer).__module__.split(".")[0] == "tfcompress"
+    return type(layer).__name__ if is_own else keras_name(layer)

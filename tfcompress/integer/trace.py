@@ -1,4 +1,4 @@
-"""What computed a tensor, read from the graph: the integers that a quantizer will round."""
+"""Finds in the graph which integer operation produced a tensor, and which quantizer it has."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tfcompress.integer.producers import (
     Product,
     Requantized,
     Table,
-    rounding_of,
+    weight_quantizer_of,
 )
 from tfcompress.integer.roles import (
     CLIP,
@@ -44,125 +44,136 @@ from tfcompress.integer.roles import (
     support_of,
 )
 
-_SCALARS = (Product, Requantized)
+_PER_TENSOR = (Product, Requantized)  # with one multiplier for the whole tensor
 
 
-def producer_of(tensor: Any, result: Int8Quantizer) -> Producer | None:
-    """Returns what computed a symbolic tensor in integers, if that is known.
+def producer_of(tensor: Any, output_quantizer: Int8Quantizer) -> Producer | None:
+    """Returns the integer operation that computes a symbolic tensor, if it is known.
 
     Args:
-        tensor: What a quantizer is called on.
-        result: That quantizer; a layer that rounds for itself is told of it.
+        tensor: The input of a quantizer.
+        output_quantizer: This quantizer. A `RuntimeLayer` before it is linked with it.
     """
-    operation, inputs = _made_by(tensor)
+    operation, inputs = _operation_and_inputs(tensor)
     if operation is None:
         return None
     if is_graph(operation):
-        return producer_of(operation.outputs[output_index(tensor)], result)
+        return producer_of(operation.outputs[output_index(tensor)], output_quantizer)
     layer, kind = plain(operation), role(operation)
     if _bits(operation) == 8:
         return Requantized(quantizer_of(tensor) or operation)
     if isinstance(operation, Requantize):
-        crossed = quantizer_of(inputs[0])
-        return None if crossed is None else Requantized(crossed)
-    if grids := _output_quantizers(layer):
-        return Requantized(grids[output_index(tensor)])
+        input_quantizer = quantizer_of(inputs[0])
+        return None if input_quantizer is None else Requantized(input_quantizer)
+    if quantizers := _output_quantizers(layer):
+        return Requantized(quantizers[output_index(tensor)])
     if kind in (RELU, CLIP):
-        source = producer_of(inputs[0], result)
-        return (
-            None if isinstance(source, Requantized) else source
-        )  # by 31 binary digits: as floats do
+        producer = producer_of(inputs[0], output_quantizer)
+        # A ReLU requantizes with a multiplier of 31 bits, which rounds as floats do.
+        return None if isinstance(producer, Requantized) else producer
     if kind == MOVE and inputs:
-        source = producer_of(inputs[0], result)
-        return source if isinstance(source, _SCALARS) or support_of(layer).keeps_channels else None
+        producer = producer_of(inputs[0], output_quantizer)
+        kept = isinstance(producer, _PER_TENSOR) or support_of(layer).keeps_channels
+        return producer if kept else None
     if kind in (LINEAR, NORMALIZATION):
-        return _sum(operation, inputs[0], ())
-    producer = support_of(layer).producer
-    if producer is not None:
-        return producer(layer, inputs, result)
+        return _folded_accumulation(operation, inputs[0], ())
+    registered = support_of(layer).producer
+    if registered is not None:
+        return registered(layer, inputs, output_quantizer)
     if hasattr(layer, "link"):
-        return layer.link([quantizer_of(t) for t in inputs], result)
+        return layer.link([quantizer_of(t) for t in inputs], output_quantizer)
     return None
 
 
-def _sum(operation: Any, given: Any, scalings: tuple[Any, ...]) -> Producer | None:
+def _folded_accumulation(operation: Any, tensor: Any, scalings: tuple[Any, ...]) -> Producer | None:
+    """Returns the accumulation of a layer and the normalizations that are folded into it.
+
+    Args:
+        operation: The layer, or a normalization that follows it.
+        tensor: The input of the operation.
+        scalings: The normalizations that follow.
+    """
     layer, kind = plain(operation), role(operation)
     if kind == NORMALIZATION:
         if not is_affine(layer):
             return None
         scalings = (operation, *scalings)
-        before, inputs = _made_by(given)
+        before, inputs = _operation_and_inputs(tensor)
         if before is not None and role(before) in (LINEAR, NORMALIZATION):
-            return _sum(before, inputs[0], scalings)
-        read = quantizer_of(given)
-        return None if read is None else Accumulation(None, scalings, read)
-    rounding = rounding_of(getattr(operation, "transforms", ()))
-    if rounding is not None and rounding.granularity == "tensor" and scalings:
-        return None  # the file has a finer grid for each channel than the model
-    read = quantizer_of(given) if accumulates_integers(operation) else None
-    return None if read is None else Accumulation(operation, scalings, read)
+            return _folded_accumulation(before, inputs[0], scalings)
+        input_quantizer = quantizer_of(tensor)
+        return None if input_quantizer is None else Accumulation(None, scalings, input_quantizer)
+    weight_quantizer = weight_quantizer_of(getattr(operation, "transforms", ()))
+    if weight_quantizer is not None and weight_quantizer.granularity == "tensor" and scalings:
+        return None  # folding gives the file a scale per channel, which is finer than the model's
+    input_quantizer = quantizer_of(tensor) if accumulates_integers(operation) else None
+    return None if input_quantizer is None else Accumulation(operation, scalings, input_quantizer)
 
 
-def accumulation_of(wrapper: Any, given: Sequence[Any]) -> Accumulation | None:
-    """Returns what a wrapped layer adds up, called on symbolic tensors; None if not on integers.
+def accumulation_of(wrapper: Any, inputs: Sequence[Any]) -> Accumulation | None:
+    """Returns the accumulation of a wrapped layer, if its input is quantized.
 
-    None as well if another call of the layer reads other grids. A recurrent layer is told the grids
-    that it reads, if there are any.
+    None if another call of the layer has inputs with other quantizers. As a side effect, a
+    recurrent layer is linked with the quantizers of its inputs.
+
+    Args:
+        wrapper: The wrapped layer.
+        inputs: The symbolic tensors that it is called on.
     """
     layer = plain(wrapper)
-    steps = _output_quantizers(layer)
-    if not (steps or accumulates_integers(wrapper)):
+    output_quantizers = _output_quantizers(layer)
+    if not (output_quantizers or accumulates_integers(wrapper)):
         return None
-    calls = [given, *(node.input_tensors for node in inbound_nodes(wrapper))]
-    read, *others = [[quantizer_of(t) for t in call if is_float(t)] for call in calls]
-    if any(list(map(id, other)) != list(map(id, read)) for other in others):
-        read = [None]
-    if steps:
-        layer.link(read, steps[0])
-    grid = None if steps or not read else read[0]
-    return None if grid is None else Accumulation(wrapper, (), grid)
+    calls = [inputs, *(node.input_tensors for node in inbound_nodes(wrapper))]
+    input_quantizers, *others = [[quantizer_of(t) for t in call if is_float(t)] for call in calls]
+    if any(list(map(id, other)) != list(map(id, input_quantizers)) for other in others):
+        input_quantizers = [None]
+    if output_quantizers:
+        layer.link(input_quantizers, output_quantizers[0])
+    quantizer = None if output_quantizers or not input_quantizers else input_quantizers[0]
+    return None if quantizer is None else Accumulation(wrapper, (), quantizer)
 
 
 def accumulates_integers(operation: Any) -> bool:
-    """Returns whether an operation adds up products with rounded weights, in float32 here."""
+    """Returns whether an operation accumulates products with quantized weights, in float32 here."""
     layer = plain(operation)
     return (
         vars(layers).get(type(layer).__name__) is type(layer)
         and support_of(layer).accumulates
-        and rounding_of(getattr(operation, "transforms", ())) is not None
+        and weight_quantizer_of(getattr(operation, "transforms", ())) is not None
         and getattr(layer, "data_format", "") != "channels_first"
         and layer.compute_dtype == "float32"
-        and layer.activity_regularizer is None  # it looks at what the layer itself returns
+        and layer.activity_regularizer is None  # it depends on the unquantized output
         and activation_name(layer) == "linear"
     )
 
 
 def known_accumulations(model: keras.Model) -> dict[int, Accumulation]:
-    """Returns what a trained model adds up in integers and scales, each in one place only.
+    """Returns the accumulations of a trained model whose layers are called only once.
 
     Returns:
-        By `id` of the wrapped layer; of the last normalization where there is none before it.
+        By `id` of the wrapped layer; without one, of the last normalization.
     """
     parts = [part for _, layer in walk_layers(model) for part in flatten_layers(layer)]
-    rounding = [p for p in parts if _bits(p) == 8 and not p.follows and p.is_trained]
-    for part in [*rounding, *filter(rounds_its_output, parts)]:
+    quantizers = [p for p in parts if _bits(p) == 8 and not p.follows and p.is_trained]
+    for part in [*quantizers, *filter(rounds_its_output, parts)]:
         tell_nested_models(part)
-    sources = [quantizer.producer for quantizer in rounding]
-    for source in sources:
-        sources += [part for part, _ in getattr(source, "parts", ())]
+    producers = [quantizer.producer for quantizer in quantizers]
+    for producer in producers:
+        producers += [part for part, _ in getattr(producer, "parts", ())]
     once = called_once(model)
-    found: dict[int, Accumulation] = {}
-    for source in sources:
-        if isinstance(source, Accumulation):
-            owner = source.wrapper or source.scalings[-1]
+    accumulations: dict[int, Accumulation] = {}
+    for producer in producers:
+        if isinstance(producer, Accumulation):
+            owner = producer.wrapper or producer.scalings[-1]
             if id(owner) in once:
-                found[id(owner)] = source
-    return found
+                accumulations[id(owner)] = producer
+    return accumulations
 
 
 def quantizer_of(tensor: Any) -> Int8Quantizer | None:
-    """Returns the quantizer of 8 bits that a symbolic tensor comes from, moved about or not."""
-    operation, inputs = _made_by(tensor)
+    """Returns the int8 quantizer that a symbolic tensor comes from, directly or through MOVEs."""
+    operation, inputs = _operation_and_inputs(tensor)
     if operation is None:
         return None
     if getattr(operation, "follows", False):
@@ -171,26 +182,27 @@ def quantizer_of(tensor: Any) -> Int8Quantizer | None:
         return operation if _bits(operation) == 8 else None
     if is_graph(operation):
         return quantizer_of(operation.outputs[output_index(tensor)])
-    if grids := _output_quantizers(plain(operation)):
-        return grids[output_index(tensor)]
+    if quantizers := _output_quantizers(plain(operation)):
+        return quantizers[output_index(tensor)]
     if role(operation) == TABLE:
         return _table(operation)
     if isinstance(operation, layers.InputLayer):
-        return getattr(operation, _ENTERED, _Entered()).grid
+        return getattr(operation, _INPUT_QUANTIZER, _InputQuantizer()).quantizer
     return quantizer_of(inputs[0]) if role(operation) == MOVE and inputs else None
 
 
 def _table(embedding: Any) -> Table | None:
-    """Returns the grid of an embedding's rows, if it is rounded to 8 bits."""
-    rounding = rounding_of(getattr(embedding, "transforms", ()))
-    plainly = type(plain(embedding)) is layers.Embedding
-    if not plainly or rounding is None or plain(embedding).compute_dtype != "float32":
+    """Returns the quantization parameters of an embedding, if its weights are quantized."""
+    weight_quantizer = weight_quantizer_of(getattr(embedding, "transforms", ()))
+    if type(plain(embedding)) is not layers.Embedding or weight_quantizer is None:
+        return None
+    if plain(embedding).compute_dtype != "float32":
         return None
     return Table(embedding)
 
 
 def quantizer_behind(graph: Graph, call: Call) -> Any:
-    """Returns the quantizer that follows a concatenation, or others and what only moves values."""
+    """Returns the quantizer after a JOIN, directly or after further JOINs and MOVEs."""
     for reader in graph.consumers.get(id(call.outputs[0]), []):
         if _bits(reader.operation):
             return reader.operation
@@ -200,85 +212,91 @@ def quantizer_behind(graph: Graph, call: Call) -> Any:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Entered:
-    """The grid of an input of a nested model; in a class of its own, so that Keras lets it be."""
+class _InputQuantizer:
+    """The quantizer of an input of a nested model.
 
-    grid: Any = None
+    In a class of its own, so that Keras does not track the quantizer as a sublayer.
+    """
+
+    quantizer: Any = None
 
 
-_ENTERED = "_tfcompress_grid"
+_INPUT_QUANTIZER = "_tfcompress_input_quantizer"
 
 
 def rounds_its_output(wrapper: Any) -> bool:
-    """Returns whether a wrapped layer returns integers of a grid, without a quantizer behind it."""
+    """Returns whether the output of a wrapped layer is quantized without a quantizer after it."""
     layer = plain(wrapper)
-    rounded = isinstance(layer, layers.Embedding) or bool(_output_quantizers(layer))
-    return layer is not wrapper and rounded
+    quantized = isinstance(layer, layers.Embedding) or bool(_output_quantizers(layer))
+    return layer is not wrapper and quantized
 
 
-def tell_nested_models(maker: Any) -> None:
-    """Tells nested models that are called on what a layer rounds which grid they read.
+def tell_nested_models(layer: Any) -> None:
+    """Sets the input quantizers of nested models that are called on the output of a layer.
+
+    The producers inside and after these models are updated.
 
     Args:
-        maker: A quantizer, or a layer that `rounds_its_output`.
+        layer: A quantizer, or a layer that `rounds_its_output`.
     """
     seen: set[int] = set()
-    for node in outbound_nodes(maker):
-        _tell(node, seen)
+    for node in outbound_nodes(layer):
+        _set_input_quantizers(node, seen)
 
 
-def _tell(node: Any, seen: set[int]) -> None:
-    if id(node) in seen:  # a model may be called on what it returned
+def _set_input_quantizers(node: Any, seen: set[int]) -> None:
+    if id(node) in seen:  # a model may be called on its own output
         return
     seen.add(id(node))
     operation = node.operation
     if is_graph(operation):
         count = len(operation.inputs)  # masks may follow
-        given = [n.arguments.keras_tensors[:count] for n in inbound_nodes(operation)]
-        for tensor, *calls in zip(operation.inputs, *given, strict=True):
-            grids = {id(grid): grid for grid in map(quantizer_of, calls)}
-            # Called on several grids, it knows of none.
-            grid = next(iter(grids.values())) if len(grids) == 1 else None
-            setattr(maker(tensor), _ENTERED, _Entered(grid))
+        arguments = [n.arguments.keras_tensors[:count] for n in inbound_nodes(operation)]
+        for tensor, *outer in zip(operation.inputs, *arguments, strict=True):
+            quantizers = {id(quantizer): quantizer for quantizer in map(quantizer_of, outer)}
+            # If the calls of a model have inputs with different quantizers, there is none to set.
+            quantizer = next(iter(quantizers.values())) if len(quantizers) == 1 else None
+            setattr(maker(tensor), _INPUT_QUANTIZER, _InputQuantizer(quantizer))
         calls = read_graph(operation).calls
         for call in calls:
-            _find_again(call.operation, call.inputs, call.kwargs)
+            _update(call.operation, call.inputs, call.kwargs)
         for call in calls:
             for inner in inbound_nodes(call.operation) if is_graph(call.operation) else ():
-                _tell(inner, seen)
-        _find_again_behind(operation, seen)
+                _set_input_quantizers(inner, seen)
+        _update_after(operation, seen)
     elif role(operation) == MOVE:
         for following in outbound_nodes(operation):
-            _tell(following, seen)
+            _set_input_quantizers(following, seen)
 
 
-def _find_again(layer: Any, inputs: Sequence[Any], kwargs: Any) -> None:
-    """Finds out again what a layer adds up, or what a quantizer rounds."""
+def _update(layer: Any, inputs: Sequence[Any], kwargs: Any) -> None:
+    """Updates the accumulation of a wrapped layer, or the producer of a quantizer."""
     if getattr(layer, "is_compression_wrapper", False):
         layer.accumulation = accumulation_of(layer, inputs)
     elif _bits(layer) == 8 and not kwargs.get("averaged"):
         layer.producer = producer_of(inputs[0], layer)
 
 
-def _find_again_behind(operation: Any, seen: set[int]) -> None:
+def _update_after(operation: Any, seen: set[int]) -> None:
+    """Updates the layers that read the output of an operation."""
     for node in outbound_nodes(operation):
         following = node.operation
         if is_graph(following):
-            _tell(node, seen)
+            _set_input_quantizers(node, seen)
             continue
-        _find_again(following, node.input_tensors, node.arguments.kwargs)
+        _update(following, node.input_tensors, node.arguments.kwargs)
         if not _bits(following) and role(following) != OUTPUT:
-            _find_again_behind(following, seen)
+            _update_after(following, seen)
 
 
-def _made_by(tensor: Any) -> tuple[Any, Any]:
-    """Returns the operation that made a symbolic tensor and the tensors that it was called on."""
-    found = history(tensor)
-    return (None, ()) if found is None else (found.operation, maker_inputs(tensor))
+def _operation_and_inputs(tensor: Any) -> tuple[Any, Any]:
+    """Returns the operation that computes a symbolic tensor, and its inputs."""
+    origin = history(tensor)
+    return (None, ()) if origin is None else (origin.operation, maker_inputs(tensor))
 
 
 def _output_quantizers(layer: Any) -> list[Any]:
-    """Returns the quantizers that a layer rounds its outputs by itself with, if it does."""
+    """Returns the quantizers of a layer that quantizes its own outputs, one for each output."""
     return layer.output_quantizers() if hasattr(layer, "output_quantizers") else []
 
 

@@ -1,4 +1,4 @@
-"""Keras 2 models (tf_keras), wrapped by tensorflow-model-optimization or not, brought to Keras 3.
+"""Converts Keras 2 models (tf_keras), wrapped by tensorflow-model-optimization or not, to Keras 3.
 
 Needs the packages of `pip install tfcompress[legacy]`.
 """
@@ -21,16 +21,16 @@ _TOLERANCE = 1e-5
 
 
 def from_tf_keras(model: Any, *, verify: bool = True) -> keras.Model:
-    """Returns a Keras 2 model (tf_keras) as an equal Keras 3 model.
+    """Converts a Keras 2 model (tf_keras) to an equivalent Keras 3 model.
 
-    Models wrapped by tensorflow-model-optimization 0.8.1 come over as well: pruned and clustered
-    ones as ordinary models with their zeros and centroids, quantization-aware ones as
-    quantization-aware models of tfcompress with the trained ranges where they were, so that they
-    train on and export without data. What is returned was run beside the original on random
-    samples.
+    Models wrapped by tensorflow-model-optimization 0.8.1 are supported: pruned and clustered models
+    become ordinary models with their zeros and centroids. Quantization-aware models become
+    quantization-aware models of tfcompress with the trained ranges at the same tensors, so that
+    they can be trained further and exported without data. The result is compared with the original
+    on random samples.
 
     The environment variable TF_USE_LEGACY_KERAS, which tensorflow-model-optimization sets for the
-    whole process, is as it was when this returns.
+    whole process, is restored when this returns.
 
     Args:
         model: A built Sequential or Functional tf_keras model. It is not changed.
@@ -42,8 +42,8 @@ def from_tf_keras(model: Any, *, verify: bool = True) -> keras.Model:
     Raises:
         ImportError: If tf_keras, or tensorflow-model-optimization for a wrapped model, is missing.
         TypeError: If `model` is no tf_keras model.
-        ValueError: If it is subclassed or unbuilt, has a layer or operation without a twin in Keras
-            3, or if the outputs differ.
+        ValueError: If it is subclassed or unbuilt, has a layer or operation that Keras 3 does not
+            have, or if the outputs differ.
 
     Example:
         >>> import tf_keras
@@ -54,7 +54,7 @@ def from_tf_keras(model: Any, *, verify: bool = True) -> keras.Model:
     """
     before = os.environ.get("TF_USE_LEGACY_KERAS")
     try:
-        return _brought_over(model, verify)
+        return _converted_model(model, verify)
     finally:
         if before is None:
             os.environ.pop("TF_USE_LEGACY_KERAS", None)
@@ -62,7 +62,7 @@ def from_tf_keras(model: Any, *, verify: bool = True) -> keras.Model:
             os.environ["TF_USE_LEGACY_KERAS"] = before
 
 
-def _brought_over(model: Any, verify: bool) -> keras.Model:
+def _converted_model(model: Any, verify: bool) -> keras.Model:
     try:
         import tf_keras
     except ImportError as error:
@@ -78,19 +78,19 @@ def _brought_over(model: Any, verify: bool) -> keras.Model:
     if not is_keras_2_graph(model):
         raise ValueError(
             f"model {model.name!r} is subclassed: its code is for Keras 2. Only Sequential and "
-            "Functional models can be brought over."
+            "Functional models can be converted."
         )
-    plain = _stripped(model)
+    plain = _without_tfmot_wrappers(model)
     converted = Converter().run(plain)
-    told = trained_ranges(plain)
-    if told:
-        converted = with_ranges(converted, told)
+    ranges = trained_ranges(plain)
+    if ranges:
+        converted = with_ranges(converted, ranges)
     if verify:
         _compare(model, converted)
     return converted
 
 
-def _stripped(model: Any) -> Any:
+def _without_tfmot_wrappers(model: Any) -> Any:
     """Returns the model without the wrappers of pruning and clustering."""
     kinds = {type(layer).__name__ for layer in model.submodules}
     if not kinds & {"PruneLowMagnitude", "ClusterWeights"}:
@@ -105,33 +105,33 @@ def _stripped(model: Any) -> Any:
 
 
 def _compare(old: Any, new: keras.Model) -> None:
-    """Refuses a model that does not compute what it was made from."""
+    """Rejects a converted model whose outputs differ from those of the original."""
     generator = np.random.default_rng(0)
     inputs = []
     for tensor in old.inputs:
-        shape = (4, *(size or 8 for size in tensor.shape[1:]))
-        whole = np.dtype(tensor.dtype.as_numpy_dtype).kind in "iub"
-        made = generator.integers(0, 2, shape) if whole else generator.random(shape)
-        inputs.append(made.astype(tensor.dtype.as_numpy_dtype))
-    given = inputs if len(inputs) > 1 else inputs[0]
+        shape = (4, *(magnitude or 8 for magnitude in tensor.shape[1:]))
+        is_integer = np.dtype(tensor.dtype.as_numpy_dtype).kind in "iub"
+        values = generator.integers(0, 2, shape) if is_integer else generator.random(shape)
+        inputs.append(values.astype(tensor.dtype.as_numpy_dtype))
+    features = inputs if len(inputs) > 1 else inputs[0]
     import tensorflow as tf
 
     structure, _ = keras_2_structs(old)
     if isinstance(structure, dict):
-        given = tf.nest.pack_sequence_as(structure, inputs)
-    wanted = tf.nest.flatten(old(given, training=False))
+        features = tf.nest.pack_sequence_as(structure, inputs)
+    old_outputs = tf.nest.flatten(old(features, training=False))
     quantized = bool(quantizers(new))
     with rounding_in_floats(new):
-        found = tree.flatten(new(given, training=False))
-    for output, (expected, got) in enumerate(zip(wanted, found, strict=True)):
-        expected, got = np.asarray(expected), ops.convert_to_numpy(got)
-        error = np.abs(expected - got)
-        size = max(1.0, float(np.abs(expected).max()))
-        # Of sums that differ in the last bit, a rounding may go the other way.
+        new_outputs = tree.flatten(new(features, training=False))
+    for output, (expected, actual) in enumerate(zip(old_outputs, new_outputs, strict=True)):
+        expected, actual = np.asarray(expected), ops.convert_to_numpy(actual)
+        error = np.abs(expected - actual)
+        magnitude = max(1.0, float(np.abs(expected).max()))
+        # Sums that differ in the last bit may be rounded to different quantized values.
         worst = float(np.median(error) if quantized else error.max())
-        if not worst <= _TOLERANCE * size:
+        if not worst <= _TOLERANCE * magnitude:
             raise ValueError(
-                f"The model that was made differs from {old.name!r} by {worst:.3g} at output "
-                f"{output}, where {_TOLERANCE * size:.3g} is allowed: a layer does something else "
-                "in Keras 3."
+                f"The converted model differs from {old.name!r} by {worst:.3g} at output "
+                f"{output}, where {_TOLERANCE * magnitude:.3g} is allowed: a layer behaves "
+                "differently in Keras 3."
             )

@@ -1,4 +1,4 @@
-"""A tf_keras model, layer by layer and call by call, as a Keras 3 model."""
+"""Converts a tf_keras model to Keras 3, layer by layer and call by call."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def _reduction(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _product(a: Any, b: Any, transpose_a: bool = False, transpose_b: bool = False) -> Any:
     a, b = (
-        ops.swapaxes(x, -1, -2) if turned else x
-        for x, turned in ((a, transpose_a), (b, transpose_b))
+        ops.swapaxes(x, -1, -2) if transpose else x
+        for x, transpose in ((a, transpose_a), (b, transpose_b))
     )
     return ops.matmul(a, b)
 
@@ -90,10 +90,10 @@ _OPERATIONS: dict[str, Callable[..., Any]] = {
 
 
 class Converter:
-    """Makes the layers of Keras 3 and calls them as those of Keras 2 were called."""
+    """Creates the layers of Keras 3 and calls them as those of Keras 2 were called."""
 
     def __init__(self) -> None:
-        self._made: dict[int, Any] = {}
+        self._layers: dict[int, Any] = {}
         self._pairs: list[tuple[Any, Any]] = []
         self._frozen: list[Any] = []
 
@@ -101,7 +101,7 @@ class Converter:
         """Returns a model with the weights of the old one."""
         new = self._model(old)
         for before, after in self._pairs:
-            _carry(before, after)
+            _copy_weights(before, after)
             if isinstance(after, keras.layers.Normalization):
                 after.finalize_state()
             if any(before is part for part in self._frozen):
@@ -126,7 +126,7 @@ class Converter:
                 continue
             args, kwargs = tf.nest.map_structure(lookup, (node.call_args, node.call_kwargs))
             kwargs = {k: v for k, v in kwargs.items() if v is not None}
-            self._heed(node.layer, kwargs.pop("training", None))
+            self._check_training(node.layer, kwargs.pop("training", None))
             outputs = tree.flatten(self._layer(node.layer)(*args, **kwargs))
             before = tf.nest.flatten(node.outputs)
             values.update((id(t), new) for t, new in zip(before, outputs, strict=True))
@@ -135,12 +135,12 @@ class Converter:
             return keras.Sequential([maker(inputs[0]), *chain], name=old.name)
         outputs = [values[id(tensor)] for tensor in old.outputs]
         structures = keras_2_structs(old)
-        given = tf.nest.pack_sequence_as(structures[0], inputs)
-        made = tf.nest.pack_sequence_as(structures[1], outputs)
-        return keras.Model(given, made, name=old.name)
+        packed_inputs = tf.nest.pack_sequence_as(structures[0], inputs)
+        packed_outputs = tf.nest.pack_sequence_as(structures[1], outputs)
+        return keras.Model(packed_inputs, packed_outputs, name=old.name)
 
-    def _heed(self, old: Any, training: Any) -> None:
-        """Says what becomes of a call that was recorded with `training`, which Keras 3 ignores."""
+    def _check_training(self, old: Any, training: Any) -> None:
+        """Handles a call that was recorded with `training`, which Keras 3 ignores."""
         if training is True:
             raise ValueError(
                 f"Layer {old.name!r} is called with training=True, which a Keras 3 model overrules "
@@ -151,7 +151,7 @@ class Converter:
         if training is False and kinds & {"BatchNormalization", "Dropout"}:
             warnings.warn(
                 f"layer {old.name!r} is called with training=False, which a Keras 3 model "
-                "overrules when it trains. Its BatchNormalizations are made untrainable, which "
+                "overrules when it trains. Its BatchNormalizations become untrainable, which "
                 "keeps their statistics; dropout inside of it will be active in training.",
                 CompressionWarning,
                 stacklevel=6,
@@ -159,9 +159,9 @@ class Converter:
             self._frozen += [p for p in parts if type(p).__name__ == "BatchNormalization"]
 
     def _layer(self, old: Any) -> Any:
-        if id(old) not in self._made:
-            self._made[id(old)] = self._converted(old)
-        return self._made[id(old)]
+        if id(old) not in self._layers:
+            self._layers[id(old)] = self._converted(old)
+        return self._layers[id(old)]
 
     def _converted(self, old: Any) -> Any:
         kind = type(old).__name__
@@ -173,14 +173,14 @@ class Converter:
             if old.symbol not in _OPERATIONS:
                 raise ValueError(
                     f"Layer {old.name!r} calls tf.{old.symbol}, which is not among the functions "
-                    "that can be brought over. Write it with layers, or rebuild this part with "
+                    "that can be converted. Use layers instead, or rebuild this part with "
                     f"keras.ops. Known: {', '.join(sorted(_OPERATIONS))}"
                 )
-            return _called(old, _OPERATIONS[old.symbol])
+            return _call_function(old, _OPERATIONS[old.symbol])
         if kind == "SlicingOpLambda":
             return lambda x, slice_spec: x[tuple(_slice(part) for part in slice_spec)]
-        source = old.layer if kind.startswith("QuantizeWrapper") else old
-        new = keras.layers.deserialize(_cleaned(_config_of(source)))
+        layer = old.layer if kind.startswith("QuantizeWrapper") else old
+        new = keras.layers.deserialize(_keras_3_config(_config_of(layer)))
         self._pairs.append((old, new))
         return new
 
@@ -189,16 +189,18 @@ def _slice(part: Any) -> Any:
     return slice(part["start"], part["stop"], part["step"]) if isinstance(part, dict) else part
 
 
-def _called(old: Any, function: Callable[..., Any]) -> Callable[..., Any]:
+def _call_function(old: Any, function: Callable[..., Any]) -> Callable[..., Any]:
     known = set(inspect.signature(function).parameters) - {"function"}
 
     def call(*args: Any, **kwargs: Any) -> Any:
         kwargs = {k: v for k, v in kwargs.items() if k not in ("name", "training")}
-        others = {k: v for k, v in kwargs.items() if k not in known}
-        if any(value is not False for value in others.values()):  # an option at rest
+        unknown = {k: v for k, v in kwargs.items() if k not in known}
+        if any(
+            value is not False for value in unknown.values()
+        ):  # an option that is off has no effect
             raise ValueError(
-                f"Layer {old.name!r} calls tf.{old.symbol} with {sorted(others)}, which is not "
-                "among what can be brought over."
+                f"Layer {old.name!r} calls tf.{old.symbol} with {sorted(unknown)}, which is not "
+                "among the options that can be converted."
             )
         return function(*args, **{k: v for k, v in kwargs.items() if k in known})
 
@@ -206,20 +208,20 @@ def _called(old: Any, function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _config_of(layer: Any) -> dict[str, Any]:
-    """Returns the config of a layer, with its own activation if tfmot has put in another."""
-    told: Any = getattr(layer, "activation", None)
-    activation = told
+    """Returns the config of a layer, with its own activation if tfmot has replaced it."""
+    original: Any = getattr(layer, "activation", None)
+    activation = original
     if type(activation).__name__ == "QuantizeAwareActivation":
         activation = activation.activation
     if type(activation).__name__ == "NoOpActivation":
         activation = _linear()
-    if activation is told:
+    if activation is original:
         return {"class_name": type(layer).__name__, "config": layer.get_config()}
     layer.activation = activation
     try:
         return {"class_name": type(layer).__name__, "config": layer.get_config()}
     finally:
-        layer.activation = told
+        layer.activation = original
 
 
 def _linear() -> Any:
@@ -228,24 +230,24 @@ def _linear() -> Any:
     return tf_keras.activations.linear
 
 
-def _cleaned(entry: dict[str, Any]) -> dict[str, Any]:
-    """Returns the config of a layer without what Keras 3 does not know, layers inside as well."""
+def _keras_3_config(entry: dict[str, Any]) -> dict[str, Any]:
+    """Returns the config of a layer and its inner layers, without entries unknown to Keras 3."""
     kind, config = entry["class_name"], dict(entry["config"])
-    twin = getattr(keras.layers, kind, None)
-    if twin is None:
+    new_class = getattr(keras.layers, kind, None)
+    if new_class is None:
         raise ValueError(
-            f"Layer {config.get('name')!r} is a {kind}, which Keras 3 does not have. Bring over "
+            f"Layer {config.get('name')!r} is a {kind}, which Keras 3 does not have. Convert "
             "the models before and behind it, and write the layer anew for Keras 3."
         )
     known = {"name", "trainable", "dtype", "activity_regularizer"}
-    for part in twin.__mro__:
+    for part in new_class.__mro__:
         if issubclass(part, keras.layers.Layer) and part is not keras.layers.Layer:
             known |= set(inspect.signature(part.__init__).parameters)
     config = {key: value for key, value in config.items() if key in known}
     for key, value in config.items():
         if isinstance(value, dict) and hasattr(keras.layers, str(value.get("class_name"))):
-            config[key] = _cleaned(value)
-    if kind == "BatchNormalization":  # Keras 2 makes a list of the axis
+            config[key] = _keras_3_config(value)
+    if kind == "BatchNormalization":  # Keras 2 stores the axis as a list
         config["axis"] = int(np.ravel(config["axis"])[0])
     dtype = config.get("dtype")
     if isinstance(dtype, dict):  # a policy
@@ -253,18 +255,20 @@ def _cleaned(entry: dict[str, Any]) -> dict[str, Any]:
     return {"module": "keras.layers", "class_name": kind, "config": config, "registered_name": None}
 
 
-def _carry(old: Any, new: Any) -> None:
-    """Gives a layer the weights of its twin, by their names."""
+def _copy_weights(old: Any, new: Any) -> None:
+    """Copies the weights of a Keras 2 layer to its Keras 3 layer, by name."""
     before = {last_name(weight): weight for weight in old.weights}
-    wanted = new.weights
-    if len(before) < len(old.weights) or not {variable_name(w) for w in wanted} <= set(before):
-        pairs = list(zip(old.weights, wanted, strict=False))  # names inside repeat: by their order
+    targets = new.weights
+    if len(before) < len(old.weights) or not {variable_name(w) for w in targets} <= set(before):
+        pairs = list(
+            zip(old.weights, targets, strict=False)
+        )  # names of inner layers repeat: in order
     else:
-        pairs = [(before[variable_name(weight)], weight) for weight in wanted]
-    if len(pairs) < len(wanted) or any(tuple(a.shape) != tuple(b.shape) for a, b in pairs):
+        pairs = [(before[variable_name(weight)], weight) for weight in targets]
+    if len(pairs) < len(targets) or any(tuple(a.shape) != tuple(b.shape) for a, b in pairs):
         raise ValueError(
             f"The weights of layer {old.name!r} ({type(old).__name__}) do not fit the layer of "
-            f"Keras 3: {[tuple(w.shape) for w in old.weights]} and {[w.shape for w in wanted]}."
+            f"Keras 3: {[tuple(w.shape) for w in old.weights]} and {[w.shape for w in targets]}."
         )
     for value, variable in pairs:
         variable.assign(value.numpy())

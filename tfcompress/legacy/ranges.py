@@ -1,4 +1,4 @@
-"""The ranges that tfmot trained, taken from its wrappers and put where they were."""
+"""Transfers the ranges that tfmot trained from its wrappers to quantizers at the same tensors."""
 
 from __future__ import annotations
 
@@ -18,78 +18,82 @@ from tfcompress.transforms import FakeQuant
 
 
 def trained_ranges(model: Any) -> dict[str, dict[str, Any]]:
-    """Returns the ranges that tfmot trained: of weights, before and behind the activation."""
-    told: dict[str, dict[str, Any]] = {}
+    """Returns the ranges that tfmot trained, by layer.
+
+    An entry may have the keys "weights" (the largest absolute value per channel), "pre" (the range
+    before the activation) and "post" (the range behind it).
+    """
+    ranges: dict[str, dict[str, Any]] = {}
     for wrapper in model.submodules:
         kind = type(wrapper).__name__
         if not kind.startswith("Quantize") or not hasattr(wrapper, "weights"):
             continue
-        found = {last_name(weight): weight.numpy() for weight in wrapper.weights}
+        weights = {last_name(weight): weight.numpy() for weight in wrapper.weights}
         if kind == "QuantizeLayer":
-            ends = [v for k, v in sorted(found.items()) if k.endswith(("_max", "_min"))]
-            told[wrapper.name] = {"post": (float(ends[1]), float(ends[0]))} if ends else {}
+            limits = [v for k, v in sorted(weights.items()) if k.endswith(("_max", "_min"))]
+            ranges[wrapper.name] = {"post": (float(limits[1]), float(limits[0]))} if limits else {}
         elif kind.startswith("QuantizeWrapper"):
             entry: dict[str, Any] = {}
-            for place, name in (("pre", "pre_activation"), ("post", "post_activation")):
-                if f"{name}_min" in found:
-                    entry[place] = float(found[f"{name}_min"]), float(found[f"{name}_max"])
-            if "output_min" in found:
-                entry["post"] = float(found["output_min"]), float(found["output_max"])
+            for position, name in (("pre", "pre_activation"), ("post", "post_activation")):
+                if f"{name}_min" in weights:
+                    entry[position] = float(weights[f"{name}_min"]), float(weights[f"{name}_max"])
+            if "output_min" in weights:
+                entry["post"] = float(weights["output_min"]), float(weights["output_max"])
             for name in ("kernel", "depthwise_kernel"):
-                if f"{name}_max" in found:
-                    entry["ends"] = np.maximum(-found[f"{name}_min"], found[f"{name}_max"])
-            told[wrapper.layer.name] = entry
-    return told
+                if f"{name}_max" in weights:
+                    entry["weights"] = np.maximum(-weights[f"{name}_min"], weights[f"{name}_max"])
+            ranges[wrapper.layer.name] = entry
+    return ranges
 
 
-def with_ranges(model: keras.Model, told: dict[str, dict[str, Any]]) -> keras.Model:
-    """Returns the model with the roundings of tfmot, on the same grids at the same places."""
+def with_ranges(model: keras.Model, ranges: dict[str, dict[str, Any]]) -> keras.Model:
+    """Returns the model with the quantizers of tfmot: the same ranges at the same tensors."""
     granularity = {}
     for path, layer in walk_layers(model):
-        entry = told.get(layer.name, {})
-        if "ends" in entry and compressible_weights(layer):
+        entry = ranges.get(layer.name, {})
+        if "weights" in entry and compressible_weights(layer):
             (weight,) = compressible_weights(layer)[:1]
             granularity[path] = (
-                "channel" if entry["ends"].size == weight.shape[-1] > 1 else "tensor"
+                "channel" if entry["weights"].size == weight.shape[-1] > 1 else "tensor"
             )
-            _stretch(weight, entry["ends"])
-    split = {p for p, layer in walk_layers(model) if told.get(layer.name, {}).get("pre")}
+            _extend_to_range(weight, entry["weights"])
+    split = {p for p, layer in walk_layers(model) if ranges.get(layer.name, {}).get("pre")}
     wrapped = WrapCanonicalForms(
         lambda path, layer: FakeQuant(8, "min_max", granularity.get(path, "channel")),
         set(granularity) | split,
     ).run(model)
-    return _Place(told).run(wrapped)
+    return _InsertQuantizers(ranges).run(wrapped)
 
 
-def _stretch(weight: Any, ends: np.ndarray) -> None:
-    """Ends the grid of each channel where it was trained to end.
+def _extend_to_range(weight: Any, limits: np.ndarray) -> None:
+    """Clips the weights to the trained range, and extends the largest of each channel to its limit.
 
-    A grid of ours ends at the largest weight. That of tfmot ends at the largest weight of one step
-    before, so that the largest weight may lie a little inside of its last place, or outside of it.
+    FakeQuant computes the range from the largest absolute weight. The range of tfmot is from the
+    training step before, so that the largest weight may lie slightly inside or outside of it.
     """
     value = keras.ops.convert_to_numpy(weight)
-    ends = np.broadcast_to(ends, (value.shape[-1],)) if ends.size > 1 else ends.reshape(())
-    value = np.clip(value, -ends, ends)
-    flat = value.reshape(-1, value.shape[-1]) if ends.ndim else value.reshape(-1, 1)
+    limits = np.broadcast_to(limits, (value.shape[-1],)) if limits.size > 1 else limits.reshape(())
+    value = np.clip(value, -limits, limits)
+    flat = value.reshape(-1, value.shape[-1]) if limits.ndim else value.reshape(-1, 1)
     largest = np.abs(flat).argmax(0)
     columns = np.arange(flat.shape[1])
-    flat[largest, columns] = np.copysign(ends, flat[largest, columns])
+    flat[largest, columns] = np.copysign(limits, flat[largest, columns])
     weight.assign(flat.reshape(value.shape))
 
 
-class _Place(Rewriter):
-    """Puts quantizers with given ranges where tfmot had them."""
+class _InsertQuantizers(Rewriter):
+    """Inserts quantizers with the trained ranges where tfmot had them."""
 
     sequential_class = ChainedModel
 
-    def __init__(self, told: dict[str, dict[str, Any]]) -> None:
+    def __init__(self, ranges: dict[str, dict[str, Any]]) -> None:
         super().__init__()
-        self._told = told
+        self._ranges = ranges
 
     def visit(self, graph: Graph, call: Call, args: Any, kwargs: Any) -> Any:
         operation = call.operation
         origin = getattr(operation, "origin", None) or {"name": operation.name, "part": 0}
-        entry = self._told.get(origin["name"], {})
+        entry = self._ranges.get(origin["name"], {})
         first, last = origin["part"] == 0, origin["part"] == origin.get("parts", 1) - 1
         if type(operation) is keras.layers.Identity and entry:
             outputs = args[0]
@@ -101,14 +105,14 @@ class _Place(Rewriter):
             outputs = self._quantizer(call.path, "post", entry["post"])(outputs)
         return outputs
 
-    def _quantizer(self, path: str, place: str, ends: tuple[float, float]) -> Any:
-        def make() -> ActivationQuantizer:
+    def _quantizer(self, path: str, position: str, limits: tuple[float, float]) -> Any:
+        def create() -> ActivationQuantizer:
             name = path.split("/")[-1]
-            quantizer = ActivationQuantizer(name=f"{name}_{place}_quantizer")
+            quantizer = ActivationQuantizer(name=f"{name}_{position}_quantizer")
             quantizer.build(None)
             quantizer.built = True
-            quantizer.set_range(*ends)
+            quantizer.set_range(*limits)
             return quantizer
 
-        key = self._told.setdefault(f"{path} {place}", {})  # the same at each call
-        return self.once(key, make)
+        key = self._ranges.setdefault(f"{path} {position}", {})  # the same object at each call
+        return self.once(key, create)

@@ -1,1 +1,1 @@
-"""From a wrapped model to what the converter gets, or to the ordinary model."""
+"""From a wrapped model to the model for the converter, or to the ordinary model."""

@@ -1,17 +1,17 @@
-"""How layers are written for the converter, where the form they have in Keras would cost accuracy.
+"""Lowered forms of layers whose Keras form would cost accuracy in the file.
 
-Each form computes what its layer does, from final values; `bake` (see `strip.py`) puts them in.
-Training never sees them.
+Each form computes the same as its layer, with the trained values. `lower` (see `lower.py`) inserts
+them for the converter; the trained model does not contain them.
 
-- A per-channel scale and offset (BatchNormalization that nothing was fused with, Rescaling,
-  Normalization) becomes a 1x1 depthwise convolution: one rounding, where a product and a sum would
-  need two, and its weights lose nothing, for each channel holds only one.
-- A convolution over three axes, which the runtime knows in float only, becomes one over two: the
-  slices under the kernel along the first axis are stacked as channels. Pooling over three axes,
-  which it does not know at all, is pooling over two and then one.
+- A per-channel scale and offset (a BatchNormalization that is not fused, Rescaling, Normalization)
+  becomes a 1x1 depthwise convolution. This needs one rounding, where a multiplication and an
+  addition would need two. Its weights are exact, because each channel has only one.
+- A 3D convolution, which has float kernels only, becomes a 2D one: the slices under the kernel
+  along the first axis are stacked as channels. 3D pooling, which has no kernel, becomes 2D pooling
+  and then 1D pooling.
 - The mean of a layer normalization over several axes becomes a sum over a count: the converter
-  would compute the mean of integers in integers, rounded onto their grid.
-- An EinsumDense layer adds its bias before its axes are put in their order.
+  would quantize the mean with the scale of its input.
+- An EinsumDense layer adds its bias before its axes are transposed.
 """
 
 from __future__ import annotations
@@ -29,40 +29,40 @@ from tfcompress.lowering.biases import uneven
 
 
 @dataclasses.dataclass
-class Flat:
-    """A tensor in the form of an image, and how to give it the shape that the model knows.
+class ImageForm:
+    """A tensor in the shape of an image, and a function that restores its shape in the model.
 
-    What acts on each channel alike is called on the image, so that the converter can fuse it.
+    Elementwise activations are called on the image, so that the converter can fuse them.
     """
 
     image: Any
     restore: Callable[[Any], Any]
 
-    def then(self, layer: Any) -> Flat:
+    def then(self, layer: Any) -> ImageForm:
         """Returns the result of a layer on the image."""
-        return Flat(layer(self.image), self.restore)
+        return ImageForm(layer(self.image), self.restore)
 
 
 @dataclasses.dataclass
 class Affine:
-    """A tensor that still has to be scaled and moved, per channel of its last axis."""
+    """A tensor whose scale and offset, per channel of its last axis, are not yet applied."""
 
     tensor: Any
     scale: np.ndarray
     offset: np.ndarray
     name: str
-    made: Flat | None = None
+    lowered: ImageForm | None = None
 
     def then(self, scale: np.ndarray, offset: np.ndarray) -> Affine:
-        """Returns this, scaled and moved once more."""
+        """Returns this with another scale and offset after its own."""
         return Affine(self.tensor, self.scale * scale, self.offset * scale + offset, self.name)
 
-    def written(self) -> Flat:
-        """Returns the result of the 1x1 depthwise convolution that does it, one for all readers."""
-        if self.made is not None:
-            return self.made
+    def lower(self) -> ImageForm:
+        """Returns the result of the 1x1 depthwise convolution, which all consumers share."""
+        if self.lowered is not None:
+            return self.lowered
         channels = self.tensor.shape[-1]
-        zeros = {"depthwise_initializer": "zeros"}  # for now
+        zeros = {"depthwise_initializer": "zeros"}  # until the weights are set
         layer = layers.DepthwiseConv2D(1, name=self.name, dtype="float32", **zeros)
         image, restore = as_image(self.tensor)
         outputs = layer(image)
@@ -72,23 +72,23 @@ class Affine:
                 uneven(np.broadcast_to(self.offset, channels).astype(np.float32)),
             ]
         )
-        self.made = Flat(outputs, restore)
-        return self.made
+        self.lowered = ImageForm(outputs, restore)
+        return self.lowered
 
 
-def as_flat(value: Flat | Affine) -> Flat:
-    """Returns what is written of a tensor that may still have to be scaled."""
-    return value.written() if isinstance(value, Affine) else value
+def image_form(value: ImageForm | Affine) -> ImageForm:
+    """Returns a tensor in the shape of an image; an `Affine` is lowered."""
+    return value.lower() if isinstance(value, Affine) else value
 
 
 def as_tensor(value: Any) -> Any:
-    """Returns a tensor of the shape that the model knows."""
-    made = as_flat(value) if isinstance(value, (Flat, Affine)) else None
-    return value if made is None else made.restore(made.image)
+    """Returns a tensor in its shape in the model."""
+    form = image_form(value) if isinstance(value, (ImageForm, Affine)) else None
+    return value if form is None else form.restore(form.image)
 
 
 def clip_range(operation: Any) -> tuple[float, float]:
-    """Returns where an operation clips; without ends of its own it is a hard tanh."""
+    """Returns the minimum and maximum of a clipping operation; without any it is a hard tanh."""
     return getattr(operation, "x_min", -1), getattr(operation, "x_max", 1)
 
 
@@ -96,13 +96,13 @@ HALF = ("float16", "bfloat16")
 
 
 def in_float32(policy: Any) -> Any:
-    """Returns the policy of a layer that computes in float32 what another does in half of it."""
+    """Returns the float32 policy in place of a half-precision or mixed one."""
     half = policy.name.startswith("mixed_") or policy.name in HALF
     return keras.DTypePolicy("float32") if half else policy
 
 
 def as_image(tensor: Any) -> tuple[Any, Callable[[Any], Any]]:
-    """Returns a tensor with channels last as a batch of images, and the way back."""
+    """Returns a channels-last tensor as a batch of images, and a function that restores it."""
     rank = len(tensor.shape)
     if rank == 4:
         return tensor, lambda image: image
@@ -115,6 +115,6 @@ def as_image(tensor: Any) -> tuple[Any, Callable[[Any], Any]]:
 
 
 def fits_affine(tensor: Any) -> bool:
-    """Returns whether a tensor can be an image: float, and of known size where it is reshaped."""
+    """Returns whether a tensor can be reshaped to an image: known channels, and sizes if needed."""
     known = len(tensor.shape) in (3, 4) or None not in tensor.shape[1:]
     return len(tensor.shape) >= 2 and tensor.shape[-1] is not None and known

@@ -1,4 +1,4 @@
-"""Biases that the converter reads rightly."""
+"""Works around a converter bug with biases of equal values."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from keras import ops
 
 
 def uneven(offsets: np.ndarray) -> np.ndarray:
-    """Returns offsets of channels that are not all the same number, changed by a rounding at most.
+    """Returns biases that are not all equal; the first one is changed by one float32 ULP if needed.
 
-    The converter stores one number for all, and takes it to be on the grid of the first channel.
+    If all are equal, the converter stores one value and quantizes it with the scale of the first
+    channel.
     """
     if len(offsets) < 2 or not offsets[0] or np.any(offsets != offsets[0]):
         return offsets
@@ -21,7 +22,7 @@ def uneven(offsets: np.ndarray) -> np.ndarray:
 
 
 def uneven_biases(layer: Any) -> list[Any]:
-    """Returns values for the variables of a `RuntimeLayer`, biases made `uneven` part by part."""
+    """Returns values for the variables of a `RuntimeLayer`, with `uneven` applied to each bias."""
     parts = layer.bias_parts()
 
     def value(variable: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Clipping that the grid behind it does, for the runtime has no such fused activation."""
+"""Clipping that the range of the next quantizer does, without a kernel."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ _FUSED = (None, 6, 6.0)  # ReLU and ReLU6
 
 
 def has_int16_output(graph: Graph, call: Call) -> bool:
-    """Returns whether the grid behind a call has 16 bits."""
+    """Returns whether the output of a call is quantized to int16."""
     readers = graph.consumers.get(id(call.outputs[0]), [])
     return any(getattr(reader.operation, "bits", 8) == 16 for reader in readers)
 
 
 def clipped_by_range(graph: Graph, call: Call) -> bool:
-    """Returns whether the runtime has no such fused clipping, and the grid behind it clips."""
+    """Returns whether the next quantizer clips, in place of a clipping that cannot be fused."""
     layer = plain(call.operation)
     if activation_name(layer) in ("relu", "relu6") or getattr(layer, "max_value", 0) in _FUSED:
         return False

@@ -1,4 +1,4 @@
-"""What the rules of lowering work on: the model that is being made, and what is known of it."""
+"""The state that lowering rules share: values for the weights, producers, accumulations."""
 
 from __future__ import annotations
 
@@ -24,34 +24,35 @@ from tfcompress.quantization.layers.base import RuntimeLayer
 
 
 class Lowering(Rewriter):
-    """Makes the model that the converter gets.
+    """Builds the lowered model, which the converter reads.
 
     Args:
         rounds: Whether the model is quantization-aware.
-        int16: Whether activations will be of 16 bits.
-        sums: What `known_accumulations` returned for the model.
+        int16: Whether activations will be int16.
+        accumulations: The result of `known_accumulations` for the model.
 
     Attributes:
-        values: Values that weights have for the converter, by `id` of the variable.
-        totals: The sum that each layer made stands for, by its `id`.
+        values: Values of weights in the lowered model, by `id` of the original variable.
+        negative: Likewise, with the sign changed, of layers that `keep_in_float` handles.
+        folded: The accumulation that a lowered layer computes, by `id` of the layer.
     """
 
-    sequential_class = keras.Model  # a layer may become operations, which are no layers
+    sequential_class = keras.Model  # a layer may become operations, which are not layers
 
-    def __init__(self, rounds: bool, int16: bool, sums: dict[int, Accumulation]) -> None:
+    def __init__(self, rounds: bool, int16: bool, accumulations: dict[int, Accumulation]) -> None:
         super().__init__()
         self.outer: set[int] = set()
         self.rounds = rounds
         self.int16 = int16
-        self.sums = sums
+        self.accumulations = accumulations
         self.values: dict[int, Any] = {}
-        self.totals: dict[int, Accumulation] = {}
+        self.folded: dict[int, Accumulation] = {}
         self.negative: dict[int, Any] = {}
         self._producers: dict[int, Call] = {}
         self._names: dict[str, int] = {}
 
     def value_of(self, variable: Any) -> Any:
-        """Returns the value that a weight has for the converter."""
+        """Returns the value of a weight in the lowered model."""
         if isinstance(variable, np.ndarray):
             return variable
         values = self.negative if id(variable) in self.negative else self.values
@@ -61,7 +62,7 @@ class Lowering(Rewriter):
         return value
 
     def input_like(self, tensor: Any) -> Any:
-        """Makes an input, of float32 inside of the model whatever its policy."""
+        """Makes an input; those of nested models are float32 whatever the policy."""
         if id(tensor) in self.outer or tensor.dtype not in HALF:
             return super().input_like(tensor)
         return clone_layer(maker(tensor), dtype="float32").output
@@ -75,63 +76,63 @@ class Lowering(Rewriter):
         return super().clone(operation, **overrides)
 
     def leave(self, model: keras.Model, path: str, outputs: list[Any]) -> list[Any]:
-        """Returns the outputs of a model in the shapes that it knows."""
+        """Returns the outputs of a model in their original shapes."""
         return [as_tensor(output) for output in outputs]
 
     def visit_model(self, graph: Graph, call: Call, args: Any, kwargs: Any) -> Any:
-        """Calls a nested model on tensors of the shapes that it knows."""
+        """Calls a nested model on tensors of their original shapes."""
         args, kwargs = tree.map_structure(as_tensor, (args, kwargs))
         return super().visit_model(graph, call, args, kwargs)
 
     def match(self, old: Any, new: Any) -> Any:
-        """Pairs values or variables with the variables of what was made."""
-        total = self.totals.get(id(new))
-        if total is not None:
-            kernel, offset, unit = total.constants()
+        """Pairs values or variables with the variables of the lowered layer."""
+        accumulation = self.folded.get(id(new))
+        if accumulation is not None:
+            kernel, offset, scale = accumulation.constants()
             pairs = [(kernel, new.variables[0])]
             if new.use_bias:
                 offset = np.broadcast_to(offset, new.bias.shape)
                 if isinstance(new, TRANSPOSED) and not offset.any():
-                    offset = offset + unit * 2**-10  # rounded to zero
+                    offset = offset + scale * 2**-10  # not zero, but quantized to zero
                 pairs.append((uneven(offset), new.bias))
             return pairs
         if isinstance(old, RuntimeLayer):
             return zip(uneven_biases(old), new.original_variables(), strict=True)
         return super().match(old, new)
 
-    # What rules use.
+    # For use by rules.
 
-    def note(self, call: Call) -> None:
-        """Remembers which call made a tensor."""
+    def record(self, call: Call) -> None:
+        """Records a call as the producer of its outputs."""
         self._producers.update((id(output), call) for output in call.outputs)
 
     def producer(self, tensor: Any) -> Call | None:
-        """Returns the call that made a tensor; None for an input."""
+        """Returns the call that produced a tensor; None for an input."""
         return self._producers.get(id(tensor))
 
     def producer_before(self, tensor: Any, passed: str) -> Call | None:
-        """Returns the call that made a tensor, before operations of the role `passed`."""
+        """Returns the producer of a tensor, looking through operations of the role `passed`."""
         producer = self.producer(tensor)
         while producer is not None and role(producer.operation) == passed:
             producer = self.producer(producer.inputs[0])
         return producer
 
     def reads_integers(self, call: Call) -> bool:
-        """Returns whether what an operation is called on comes from a grid, moved about or not."""
+        """Returns whether the input of a call is quantized, looking through data movement."""
         producer = self.producer_before(call.inputs[0], MOVE)
-        # Without a producer, it is the input of a nested model, which may be on one.
+        # Without a producer it is the input of a nested model, which may be quantized.
         if producer is None:
             return True
         kinds = (ActivationQuantizer, RuntimeLayer)
         return isinstance(plain(producer.operation), kinds) or role(producer.operation) == TABLE
 
-    def fixed(self, quantizer: ActivationQuantizer) -> FixedFakeQuant:
-        """Returns the rounding onto the grid that a quantizer has learned."""
+    def fake_quant(self, quantizer: ActivationQuantizer) -> FixedFakeQuant:
+        """Returns the fake quantization with the constant range that a quantizer has learned."""
         bits, name = quantizer.bits, quantizer.name
         return self.once(quantizer, lambda: FixedFakeQuant(*quantizer.min_max(), bits, name=name))
 
-    def name_again(self, name: str) -> str:
-        """Returns a name for one more layer that stands for the layer of that name."""
+    def unique_name(self, name: str) -> str:
+        """Returns a unique name for one more layer that replaces the layer `name`."""
         count = self._names.get(name, 0)
         self._names[name] = count + 1
         return f"{name}_{count}" if count else name

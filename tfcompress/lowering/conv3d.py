@@ -1,4 +1,4 @@
-"""Convolutions and pooling over three axes, by kernels over two."""
+"""Lowers 3D convolutions and pooling to 2D ones, which have integer kernels."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import Any
 import numpy as np
 from keras import layers, ops
 
-from tfcompress.lowering.affine_conv import Flat
+from tfcompress.lowering.affine_conv import ImageForm
 
 
-def in_two_axes(layer: Any, tensor: Any, kernel: Any, bias: Any) -> Flat | None:
-    """Returns the result of a convolution over three axes by one over two, or None.
+def convolution_3d(layer: Any, tensor: Any, kernel: Any, bias: Any) -> ImageForm | None:
+    """Returns the result of a 3D convolution by a 2D one, or None.
 
     Args:
         layer: A linear Conv3D or Conv3DTranspose.
-        tensor: What it is called on.
-        kernel: Its kernel as it is used.
+        tensor: Its input.
+        kernel: Its kernel, pruned and fake-quantized.
         bias: Its bias, or None.
     """
     if type(layer) not in (layers.Conv3D, layers.Conv3DTranspose):
@@ -40,16 +40,16 @@ def in_two_axes(layer: Any, tensor: Any, kernel: Any, bias: Any) -> Flat | None:
         before = reach - 1 - (max(reach - stride, 0) // 2 if same else 0)
         after = max(0, length + reach - 1 - before - depth * stride)
         starts = [(size - 1 - k) * dilation for k in range(size)]
-        step = 1
+        hop = 1
     else:
-        x, step = tensor, stride
+        x, hop = tensor, stride
         length = -(-depth // stride) if same else (depth - reach) // stride + 1
         missing = max(0, (length - 1) * stride + reach - depth) if same else 0
         before, after = missing // 2, missing - missing // 2
         starts = [k * dilation for k in range(size)]
     if before or after:
         x = ops.pad(x, ((0, 0), (before, after), (0, 0), (0, 0), (0, 0)))
-    slices = [x[:, start : start + (length - 1) * step + 1 : step] for start in starts]
+    slices = [x[:, start : start + (length - 1) * hop + 1 : hop] for start in starts]
     x = ops.concatenate(slices, axis=-1) if size > 1 else slices[0]
     x = ops.reshape(x, (-1, *image[:-1], size * image[-1]))
     kind = layers.Conv2DTranspose if transposed else layers.Conv2D
@@ -72,39 +72,41 @@ def in_two_axes(layer: Any, tensor: Any, kernel: Any, bias: Any) -> Flat | None:
         kernel = kernel.transpose(1, 2, 0, 3, 4).reshape(*core.kernel.shape)
     core.set_weights([kernel] + ([] if bias is None else [ops.convert_to_numpy(bias)]))
     shape = (-1, length, *outputs.shape[1:])
-    return Flat(outputs, lambda made: ops.reshape(made, shape))
+    return ImageForm(outputs, lambda image: ops.reshape(image, shape))
 
 
-def pooled_in_turns(layer: Any, tensor: Any) -> Any:
-    """Returns the result of pooling over three axes by pooling over one and over two, or None."""
+def pooling_3d(layer: Any, tensor: Any) -> Any:
+    """Returns the result of 3D pooling by 2D pooling and then 1D pooling, or None."""
     if type(layer) not in (layers.MaxPooling3D, layers.AveragePooling3D):
         return None
     if layer.data_format != "channels_last" or None in tensor.shape[1:]:
         return None
-    (size, *window), (stride, *steps) = layer.pool_size, layer.strides
+    (size, *window), (stride, *strides) = layer.pool_size, layer.strides
     depth, height, width, channels = tensor.shape[1:]
     if isinstance(layer, layers.MaxPooling3D):
         image = ops.reshape(tensor, (-1, height, width, channels))
-        image = ops.max_pool(image, window, steps, layer.padding)
+        image = ops.max_pool(image, window, strides, layer.padding)
         plane = image.shape[1:]
         lines = ops.reshape(image, (-1, depth, plane[0] * plane[1], channels))
         lines = ops.max_pool(lines, (size, 1), (stride, 1), layer.padding)
         return ops.reshape(lines, (-1, lines.shape[1], *plane))
     if layer.padding == "same":
-        return None  # averages leave the padding out of the count
-    # In one pooling, so that the average is rounded once: its window is over the slices of two
+        return None  # averages do not count the padding
+    # In one pooling, so that the average is rounded once: its window covers the slices of two
     # axes, stacked.
-    tall = [(n - k) // s + 1 for n, k, s in ((depth, size, stride), (height, window[0], steps[0]))]
+    tall = [
+        (n - k) // s + 1 for n, k, s in ((depth, size, stride), (height, window[0], strides[0]))
+    ]
     slices = [
         tensor[
             :,
             d : d + (tall[0] - 1) * stride + 1 : stride,
-            h : h + (tall[1] - 1) * steps[0] + 1 : steps[0],
+            h : h + (tall[1] - 1) * strides[0] + 1 : strides[0],
         ]
         for d in range(size)
         for h in range(window[0])
     ]
     images = [ops.reshape(x, (-1, 1, width, channels)) for x in slices]
     image = ops.concatenate(images, axis=1)
-    image = ops.average_pool(image, (len(images), window[1]), (1, steps[1]), "valid")
+    image = ops.average_pool(image, (len(images), window[1]), (1, strides[1]), "valid")
     return ops.reshape(image, (-1, *tall, image.shape[2], channels))

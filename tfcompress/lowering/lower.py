@@ -1,4 +1,4 @@
-"""lower: the trained model as plain float layers for the converter, with ranges as constants."""
+"""lower: rewrites the trained model as plain float layers, with ranges as constants."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ def lower(model: keras.Model, *, int16: bool = False) -> keras.Model:
 
     Args:
         model: A Sequential or Functional model, wrapped or not.
-        int16: Whether activations will be of 16 bits: then recurrent layers become a copy of their
-            cell for each step, and normalizations what has kernels for these.
+        int16: Whether activations will be int16. Then recurrent layers become a copy of their cell
+            for each time step, and normalizations become operations that have int16 kernels.
 
     Returns:
-        A model of plain layers, with weights as they are used (pruned, on their grids).
+        A model of plain layers, with weights as they are used (pruned, fake-quantized).
     """
     rounds = any(rounds_weights(layer) for _, layer in walk_layers(model))
     lowering = _ByRules(rounds or bool(quantizers(model)), int16, known_accumulations(model))
@@ -39,26 +39,26 @@ def lower(model: keras.Model, *, int16: bool = False) -> keras.Model:
 
 class _ByRules(Lowering):
     def visit(self, graph: Graph, call: Call, args: Any, kwargs: Any) -> Any:
-        self.note(call)
+        self.record(call)
         layer = plain(call.operation)
         site = Site(graph, call, layer, args, kwargs)
-        made = self._by_rule(Stage.WHOLE, site)
-        if made is not None:
-            return made
+        result = self._by_rule(Stage.WHOLE, site)
+        if result is not None:
+            return result
         if isinstance(call.operation, CompressionWrapper):
             self.values.update(transformed_values(call.operation))
-        made = self._by_rule(Stage.DEFERRED, site)
-        if made is not None:
-            return made
+        result = self._by_rule(Stage.DEFERRED, site)
+        if result is not None:
+            return result
         args, kwargs = tree.map_structure(as_tensor, (args, kwargs))
         for rule in rules_of(Stage.OPERANDS):
             args, kwargs = rule(self, Site(graph, call, layer, args, kwargs)) or (args, kwargs)
-        made = self._by_rule(Stage.OPERATION, Site(graph, call, layer, args, kwargs))
-        return self.clone(layer)(*args, **kwargs) if made is None else made
+        result = self._by_rule(Stage.OPERATION, Site(graph, call, layer, args, kwargs))
+        return self.clone(layer)(*args, **kwargs) if result is None else result
 
     def _by_rule(self, stage: Stage, site: Site) -> Any:
         for rule in rules_of(stage):
-            made = rule(self, site)
-            if made is not None:
-                return made
+            result = rule(self, site)
+            if result is not None:
+                return result
         return None

@@ -1,18 +1,18 @@
-"""The table of rules by which a trained model becomes what the converter gets.
+"""The registry of rules that lower a trained model for the converter.
 
 How to lower a layer
 --------------------
-Where the form that a layer has in Keras would cost accuracy in the file, or does not convert, write
-a rule: a function of the `Lowering` and of a `Site`, the call that is looked at. It returns what
-the call becomes, or None if the rule is not for it. Put it into the file of the layer's family in
-`rules/`, which is found by itself, and register it:
+If the Keras form of a layer would cost accuracy in the file, or does not convert, write a rule: a
+function of the `Lowering` and of a `Site`, the call to lower. It returns the outputs that replace
+the call, or None if the rule does not apply. Put it into the file of the layer's family in
+`rules/`, whose modules are imported automatically, and register it:
 
     @lowering_rule(Stage.OPERATION, 65)
-    def pad_with_the_minimum(lowering: Lowering, site: Site) -> Any: ...
+    def pad_with_minimum(lowering: Lowering, site: Site) -> Any: ...
 
-Rules are asked stage by stage, and in a stage by their number, smallest first; the first that does
-not return None is taken. `lower.py` calls the layer as it is where no rule is for it. One that only
-depends on the class of an operation can be a `lowered_form`.
+Rules are tried stage by stage, and in a stage by their order, smallest first; the first result that
+is not None is used. If no rule applies, `lower.py` calls a copy of the layer. A rule that depends
+on the class of an operation only can be a `lowered_form`.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from collections.abc import Callable
 from typing import Any
 
 from tfcompress.graph.read import Call, Graph
-from tfcompress.lowering.affine_conv import Affine, Flat
+from tfcompress.lowering.affine_conv import Affine, ImageForm
 from tfcompress.lowering.context import Lowering
 
 
 class Stage(enum.IntEnum):
-    """When a rule is asked, and what it may find.
+    """When a rule is tried, and which operands it may get.
 
     Attributes:
         WHOLE: Before the transformed weights of a wrapper are computed.
-        DEFERRED: Operands may be `Affine` or `Flat`: still to be scaled, or images.
-        OPERANDS: Operands are tensors, as from here on. What is returned is (args, kwargs), and
-            every rule of the stage is asked.
-        OPERATION: The last.
+        DEFERRED: Operands may be `Affine` (not yet scaled) or `ImageForm` (in another shape).
+        OPERANDS: Operands are tensors, here and in later stages. Rules return (args, kwargs), and
+            every rule of the stage is applied.
+        OPERATION: The last stage.
     """
 
     WHOLE = 0
@@ -47,14 +47,14 @@ class Stage(enum.IntEnum):
 
 @dataclasses.dataclass(frozen=True)
 class Site:
-    """A call of the trained model, and what was made for its operands.
+    """A call of the trained model, and its lowered operands.
 
     Attributes:
         graph: The model that the call is in.
         call: The call.
         layer: Its layer without a wrapper, or its operation.
-        args: What was made for its positional arguments.
-        kwargs: Likewise.
+        args: Its lowered positional arguments.
+        kwargs: Its lowered keyword arguments.
     """
 
     graph: Graph
@@ -70,8 +70,8 @@ class Site:
 
     @property
     def is_deferred(self) -> bool:
-        """Whether the first operand is not yet what the model knows."""
-        return bool(self.args) and isinstance(self.args[0], (Flat, Affine))
+        """Whether the first operand is not yet a tensor of its original shape."""
+        return bool(self.args) and isinstance(self.args[0], (ImageForm, Affine))
 
 
 Rule = Callable[[Lowering, Site], Any]
@@ -83,8 +83,8 @@ def lowering_rule(stage: Stage, order: float) -> Callable[[Rule], Rule]:
     """Registers a rule.
 
     Args:
-        stage: When it is asked.
-        order: Its place in the stage; no two rules have the same.
+        stage: When it is tried.
+        order: Its position in the stage; each position can be used once.
     """
 
     def register(rule: Rule) -> Rule:
@@ -104,11 +104,11 @@ def rules_of(stage: Stage) -> list[Rule]:
 def lowered_form(
     *names: str, integers_only: bool = False
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Registers a function of an operation and its operands that returns what it becomes.
+    """Registers a function of an operation and its operands that returns the lowered outputs.
 
     Args:
         *names: Classes of the operation or layer.
-        integers_only: Whether that is only for files that hold integers.
+        integers_only: Whether it is used for integer files only.
     """
 
     def register(form: Callable[..., Any]) -> Callable[..., Any]:
@@ -119,11 +119,11 @@ def lowered_form(
 
 
 def form_of(operation: Any, integers: bool) -> Callable[..., Any] | None:
-    """Returns the form that is registered for an operation, if there is one.
+    """Returns the lowered form that is registered for an operation, if there is one.
 
     Args:
         operation: The operation or layer.
-        integers: Whether the file will hold integers.
+        integers: Whether the file will be quantized.
     """
     form, integers_only = _FORMS.get(type(operation).__name__, (None, False))
     return form if integers or not integers_only else None

@@ -1,4 +1,4 @@
-"""Layer normalization in forms that the converter knows."""
+"""Layer normalization in forms that the converter can quantize."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ NORMALIZED = (keras.layers.LayerNormalization, keras.layers.RMSNormalization)
 
 
 def normalized(layer: Any, x: Any) -> Any:
-    """Writes a normalization of each sample with products, which have kernels for 16 bits."""
+    """Returns a normalization of each sample as multiplications, which have int16 kernels."""
     axes = [layer.axis] if isinstance(layer.axis, int) else list(layer.axis)
     axes = [axis % len(x.shape) for axis in axes]
     shape = [size if axis in axes else 1 for axis, size in enumerate(x.shape)]
@@ -33,7 +33,7 @@ def normalized(layer: Any, x: Any) -> Any:
 class SummingLayerNormalization(keras.layers.LayerNormalization):
     """Layer normalization whose mean is a sum over a count.
 
-    A sum of integers stays in float as well, and the result is that of the Keras layer.
+    The converter keeps this sum in float, so the result is that of the Keras layer.
     """
 
     is_compression_helper = True
@@ -43,9 +43,9 @@ class SummingLayerNormalization(keras.layers.LayerNormalization):
         axes = [self.axis] if isinstance(self.axis, int) else self.axis
         axes = [axis % len(inputs.shape) for axis in axes]
         shape = [size if i in axes else 1 for i, size in enumerate(inputs.shape)]
-        share = 1.0 / math.prod(shape)
-        centered = inputs - share * ops.sum(inputs, axes, keepdims=True)
-        variance = share * ops.sum(ops.square(centered), axes, keepdims=True)
+        factor = 1.0 / math.prod(shape)
+        centered = inputs - factor * ops.sum(inputs, axes, keepdims=True)
+        variance = factor * ops.sum(ops.square(centered), axes, keepdims=True)
         outputs = centered * ops.rsqrt(variance + self.epsilon)
         if self.gamma is not None:
             outputs *= ops.reshape(self.gamma, shape)

@@ -1,7 +1,8 @@
-"""Convolutions over one axis that put out one channel, as convolutions of an image one pixel high.
+"""Lowers 1D convolutions with one output channel to convolutions of an image one pixel high.
 
-The converter does not find the bias of one channel that Keras adds behind a reshaping, and leaves
-the layer in float; the channel of a transposed one it takes for another axis.
+Keras adds the bias after a reshape. With one channel the converter does not recognize it as a bias,
+and leaves the layer in float. In a transposed convolution it confuses the channel with another
+axis.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Any
 
 from keras import layers, ops
 
-from tfcompress.lowering.affine_conv import Flat
+from tfcompress.lowering.affine_conv import ImageForm
 
 _IN_TWO_AXES: dict[type, type] = {
     layers.Conv1D: layers.Conv2D,
@@ -20,8 +21,8 @@ _IN_TWO_AXES: dict[type, type] = {
 }
 
 
-def puts_out_one_channel(layer: Any) -> bool:
-    """Returns whether a layer is such a convolution."""
+def has_one_output_channel(layer: Any) -> bool:
+    """Returns whether a layer is a 1D convolution with one output channel."""
     if type(layer) not in _IN_TWO_AXES or not layer.built or layer.data_format != "channels_last":
         return False
     transposed = isinstance(layer, layers.Conv1DTranspose)
@@ -32,9 +33,9 @@ def puts_out_one_channel(layer: Any) -> bool:
 
 
 def as_image_layer(layer: Any, use_bias: bool) -> Any:
-    """Returns the unbuilt layer over two axes for one that `puts_out_one_channel`.
+    """Returns the unbuilt 2D layer for a 1D layer with `has_one_output_channel`.
 
-    Its weights are those of the original, with an axis of one in front.
+    Its weights are those of the original, with a leading axis of size 1.
     """
     transposed = isinstance(layer, layers.Conv1DTranspose)
     depthwise = isinstance(layer, layers.DepthwiseConv1D)
@@ -51,14 +52,14 @@ def as_image_layer(layer: Any, use_bias: bool) -> Any:
     )
 
 
-def in_an_image(layer: Any, image_layer: Any) -> Callable[[Any], Flat]:
-    """Returns a function that calls the layer over two axes for one over one."""
+def call_as_image(layer: Any, image_layer: Any) -> Callable[[Any], ImageForm]:
+    """Returns a function that calls the 2D layer in place of the 1D one."""
 
-    def called(x: Any) -> Flat:
+    def call(x: Any) -> ImageForm:
         if layer.padding == "causal":
             before = (layer.kernel_size[0] - 1) * layer.dilation_rate[0]
             x = ops.pad(x, ((0, 0), (before, 0), (0, 0)))
         image = image_layer(ops.expand_dims(x, 1))
-        return Flat(image, lambda made: ops.squeeze(made, 1))
+        return ImageForm(image, lambda outputs: ops.squeeze(outputs, 1))
 
-    return called
+    return call

@@ -1,4 +1,4 @@
-"""strip: back to the ordinary model, with nothing of tfcompress left in it."""
+"""strip: returns to the ordinary model, without anything of tfcompress."""
 
 from __future__ import annotations
 
@@ -36,23 +36,23 @@ from tfcompress.wrap.wrapper import CompressionWrapper
 
 
 def strip(model: Any, *, check: bool = True) -> Any:
-    """Returns the ordinary model: transforms applied for good, everything added taken out.
+    """Returns the ordinary model: transforms applied to the weights, all additions removed.
 
     Architecture, classes and names are those of the model that was wrapped, and nothing of
-    tfcompress is left in it. Pruned weights are zero; weights that were trained quantization-aware
-    lie on their INT8 grid (without training, they are what they were). Learned activation ranges
+    tfcompress is left in it. Pruned weights are zero. Weights that were trained quantization-aware
+    are fake-quantized to INT8; without training they are unchanged. Learned activation ranges
     are dropped: to export an INT8 file, export the unstripped model.
 
     Args:
         model: A model (or layer) from `prune` or `quantize`. It is not changed.
         check: Whether to compare the result with the model first, without rounding of activations,
-            on a few made-up samples. False is for models that cannot be run here.
+            on a few random samples. Use False for models that cannot be run here.
 
     Returns:
         A new model, not compiled.
 
     Raises:
-        TypeError: If `model` is no model.
+        TypeError: If `model` is not a model.
         ValueError: If there is nothing to strip.
 
     Warns:
@@ -96,21 +96,21 @@ def without_transforms(model: keras.Model) -> keras.Model:
 
 
 def _is_trained(model: keras.Model) -> bool:
-    """Returns whether weights were trained with their rounding, as far as there is a sign of it."""
+    """Returns whether weights were trained with fake quantization, as far as ranges show it."""
     learning = [q for q in quantizers(model) if q.fixed_range is None]
     return not learning or any(q.is_trained for q in learning)
 
 
 @dataclasses.dataclass
 class _Parts:
-    """Stands for the output of a split layer until its last part is reached."""
+    """Takes the place of the output of a split layer until its last part is reached."""
 
     wrappers: list[CompressionWrapper]
     args: Any
     kwargs: Any
 
 
-_HANDING_ON = (ActivationQuantizer, AwayFromZero, Requantize, InputSamples)
+_PASS_THROUGH = (ActivationQuantizer, AwayFromZero, Requantize, InputSamples)
 
 
 class _Strip(Rewriter):
@@ -128,12 +128,12 @@ class _Strip(Rewriter):
         return self._values.get(id(variable), variable)
 
     def visit(self, graph: Graph, call: Call, args: Any, kwargs: Any) -> Any:
-        if isinstance(call.operation, _HANDING_ON):
+        if isinstance(call.operation, _PASS_THROUGH):
             return args[0]
         if isinstance(call.operation, RuntimeMerge) and call.operation.operation:
-            total = ops.add(*args[0])
-            maker(total).name = call.operation.operation
-            return total
+            outputs = ops.add(*args[0])
+            maker(outputs).name = call.operation.operation
+            return outputs
         if not isinstance(call.operation, CompressionWrapper):
             return super().visit(graph, call, args, kwargs)
         wrapper = call.operation
@@ -155,7 +155,7 @@ class _Strip(Rewriter):
             return super().visit_model(graph, call, args, kwargs)
 
         def make() -> Any:
-            # Its parts may have been split in turn, so they are put together first.
+            # Its layers may be split themselves, so they are restored first.
             inner = self._rebuild(expanded, call.path + "/")
             layer = expanded.layer()
             self.carry(inner, layer)
@@ -166,7 +166,7 @@ class _Strip(Rewriter):
     def _restored(self, wrappers: list[CompressionWrapper]) -> Any:
         def make() -> Any:
             origin = wrappers[0].origin or {}
-            # Some layers take their config apart.
+            # Some layers change their config.
             layer = keras.saving.deserialize_keras_object(copy.deepcopy(origin["layer"]))
             self.carry(wrappers, layer)
             return layer
@@ -175,7 +175,7 @@ class _Strip(Rewriter):
 
     def match(self, old: Any, new: Any) -> Any:
         if isinstance(old, Expanded):
-            return [(part, whole) for whole, part in old.pairs(new)]
+            return [(part, layer) for layer, part in old.pairs(new)]
         if not isinstance(old, list):
             return super().match(old, new)
         parts = [wrapper.layer for wrapper in old]

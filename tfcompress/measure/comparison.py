@@ -1,4 +1,4 @@
-"""compare: models and files side by side, on the same data and the same runtime."""
+"""compare: accuracy, size and latency of models and files, on the same data and runtime."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class ComparisonRow:
     """One model or file.
 
     Attributes:
-        name: The name it was given.
+        name: Its name in `models`.
         kind: "keras" or "tflite".
-        accuracy: Share of samples with the right label; None without data.
+        accuracy: Share of samples with the correct label; None without data.
         bytes: Size of the file; a Keras model is measured as a float32 file.
         gzip_bytes: The same after gzip.
         latency_ms: Median latency of one inference.
@@ -47,14 +47,14 @@ class ComparisonRow:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """Rows in the order given; ratios are to the first.
+    """The rows in the order of `models`; ratios are to the first row.
 
     Attributes:
         rows: One for each model or file.
-        samples: Samples the accuracy was measured on.
-        threads: Threads of the interpreter.
-        runtime: Runtime of the latencies.
-        reports: What is in each file, by name.
+        samples: Number of samples on which the accuracy was measured.
+        threads: Number of threads of the interpreter.
+        runtime: The runtime on which the latencies were measured.
+        reports: The content of each file, by name.
     """
 
     rows: list[ComparisonRow]
@@ -70,7 +70,7 @@ class Comparison:
         raise KeyError(f"{name!r}; there are {', '.join(repr(row.name) for row in self.rows)}")
 
     def cells(self) -> list[tuple[str, ...]]:
-        """Returns what to show of each row, with ratios to the first."""
+        """Returns the cells of each row of the table, with ratios to the first row."""
         first = self.rows[0]
         return [
             (
@@ -87,18 +87,18 @@ class Comparison:
 
     def __rich__(self) -> Any:
         columns = ("model", "accuracy", "bytes", "gzip bytes", "smaller", "latency ms", "faster")
-        made = table("", columns, self.cells())
-        made.caption = (
+        result = table("", columns, self.cells())
+        result.caption = (
             f"{self.samples} samples; {self.threads} thread(s), {self.runtime}; Keras models are "
             "measured as float32 .tflite files"
         )
-        return made
+        return result
 
     def __str__(self) -> str:
         return as_text(self.__rich__())
 
     def plot(self, path: str | os.PathLike[str]) -> None:
-        """Draws accuracy against bytes and against latency, and which models no other beats.
+        """Draws accuracy against bytes and against latency, with the Pareto front.
 
         Args:
             path: File to write, such as "pareto.png".
@@ -109,9 +109,9 @@ class Comparison:
         save_figure(pareto_figure(self.rows), target, dpi=130)
 
     def to_html(self, path: str | os.PathLike[str]) -> None:
-        """Writes a page with the table, the picture and what is in each file.
+        """Writes an HTML page with the table, the plots and the content of each file.
 
-        It opens from disk, and needs nothing from elsewhere.
+        The page opens from disk and has no external resources.
 
         Args:
             path: File to write, such as "report.html".
@@ -131,18 +131,18 @@ def compare(
 ) -> Comparison:
     """Measures accuracy, bytes and latency of models and files side by side.
 
-    Latencies are measured in turns, so that noise of the machine falls on all alike. A Keras model
-    is measured as the float32 `.tflite` file it makes, a quantization-aware one as that of its
-    trained weights; its accuracy is that of the Keras model itself.
+    Latencies are measured in alternating rounds, so that noise of the machine affects all equally.
+    The size and latency of a Keras model are those of a float32 `.tflite` file of it, without
+    quantization and pruning; its accuracy is that of the Keras model itself.
 
     Args:
         models: By name: Keras models, `TFLiteModel` objects, or paths of `.keras` and `.tflite`
             files. Ratios in the table are to the first.
-        x: Samples, in any form that `export_tflite` takes; may hold the labels. None leaves the
-            accuracy out.
+        x: Samples, in any form that `export_tflite` takes; may hold the labels. None omits
+            the accuracy.
         y: Labels: integers or one-hot rows.
-        num_threads: Threads of the interpreter.
-        runs: Inferences of each to measure.
+        num_threads: Number of threads of the interpreter.
+        runs: Number of inferences to measure for each.
 
     Returns:
         Plain data that prints as a table.
@@ -151,7 +151,7 @@ def compare(
         FileNotFoundError: If a file does not exist.
         TypeError: If an entry is neither a model nor a path.
         ValueError: If there are no models, a file is damaged or unsafe to load, or data and models
-            do not fit.
+            do not match.
 
     Example:
         >>> import tfcompress as tfc
@@ -207,7 +207,7 @@ def _load(name: str, model: Any) -> Any:
 
 
 def measure_accuracy(model: Any, x: Any, y: Any) -> tuple[float, int]:
-    """Returns the accuracy of a Keras model or file, and on how many samples.
+    """Returns the accuracy of a Keras model or file, and the number of samples.
 
     Args:
         model: A Keras model or `TFLiteModel`.

@@ -1,4 +1,4 @@
-"""Comparisons as pictures and as a page: accuracy against bytes and milliseconds."""
+"""Plots and the HTML page of a comparison: accuracy against bytes and milliseconds."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _COLOURS = ("#177e6c", "#c98a1b", "#4c5a6b", "#b5443c", "#5a6fb0", "#8a5a9e")
 
 
 def front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Returns which points no other beats: less cost at no less gain, or more at no more.
+    """Returns the Pareto front: the points that no other beats in both cost and gain.
 
     Args:
         points: (cost, gain) of each.
 
     Returns:
-        Their numbers, by rising cost.
+        Indices of the points, by increasing cost.
     """
     kept: list[int] = []
     for index in sorted(range(len(points)), key=lambda i: (points[i][0], -points[i][1])):
@@ -33,7 +33,7 @@ def front(points: Sequence[tuple[float, float]]) -> list[int]:
 
 
 def pareto_figure(rows: Sequence[Any], costs: Sequence[str] = ("bytes", "latency")) -> Any:
-    """Draws accuracy against what it costs, with the line of those that no other beats.
+    """Draws accuracy against cost, with the Pareto front.
 
     Args:
         rows: `ComparisonRow`s.
@@ -47,12 +47,12 @@ def pareto_figure(rows: Sequence[Any], costs: Sequence[str] = ("bytes", "latency
 
 def _draw(axes: Any, rows: Sequence[Any], cost: str) -> None:
     measured = [row for row in rows if row.accuracy is not None]
-    spent = [row.gzip_bytes / 1000 if cost == "bytes" else row.latency_ms for row in rows]
-    points = list(zip(spent, [100 * (row.accuracy or 0) for row in rows], strict=True))
+    costs = [row.gzip_bytes / 1000 if cost == "bytes" else row.latency_ms for row in rows]
+    points = list(zip(costs, [100 * (row.accuracy or 0) for row in rows], strict=True))
     axes.set_xlabel("file after gzip, kB" if cost == "bytes" else "latency, ms")
-    if len(measured) < len(rows):  # without data there are costs alone
-        bars = axes.barh([_plain(row.name) for row in rows], spent, color=_COLOURS[0], height=0.5)
-        axes.bar_label(bars, [f"{value:.4g}" for value in spent], padding=4, fontsize=9)
+    if len(measured) < len(rows):  # without data, only the costs are known
+        bars = axes.barh([_plain(row.name) for row in rows], costs, color=_COLOURS[0], height=0.5)
+        axes.bar_label(bars, [f"{value:.4g}" for value in costs], padding=4, fontsize=9)
         axes.margins(0.2, 0.1)
         axes.invert_yaxis()
     else:
@@ -70,7 +70,7 @@ def _draw(axes: Any, rows: Sequence[Any], cost: str) -> None:
             )
         axes.margins(0.25, 0.2)
         axes.set_ylabel("accuracy, %")
-        if max(spent) > 3 * min(spent):
+        if max(costs) > 3 * min(costs):
             axes.set_xscale("log")
             axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axes.xaxis.set_minor_locator(NullLocator())
@@ -81,22 +81,22 @@ def _draw(axes: Any, rows: Sequence[Any], cost: str) -> None:
 
 
 def _plain(name: str) -> str:
-    """Returns a name as it is drawn: a dollar would start a formula."""
+    """Returns a name with its dollars escaped, which would start a formula."""
     return name.replace("$", r"\$")
 
 
 def page(comparison: Any, reports: dict[str, FileReport]) -> str:
-    """Returns a page that needs nothing beside it: no scripts, fonts or pictures from elsewhere.
+    """Returns an HTML page without external scripts, fonts or images.
 
     Args:
         comparison: A `Comparison`.
-        reports: What is in each file, by name.
+        reports: The content of each file, by name.
     """
     head = ("model", "accuracy", "bytes", "after gzip", "smaller", "latency, ms", "faster")
-    drawn = {cost: pareto_figure(comparison.rows, [cost]) for cost in ("bytes", "latency")}
+    figures = {cost: pareto_figure(comparison.rows, [cost]) for cost in ("bytes", "latency")}
     pictures = "".join(
         f"<figure>{_svg(figure, f'Accuracy against {cost}')}</figure>"
-        for cost, figure in drawn.items()
+        for cost, figure in figures.items()
     )
     details = "\n".join(
         f"<details><summary>{html.escape(name)}</summary>{_table(None, report.rows())}</details>"
@@ -150,7 +150,7 @@ details td:first-child { width: 12rem; opacity: .75; }
 
 
 def _svg(figure: Any, label: str) -> str:
-    """Returns a figure as it can stand in a page; ids differ between figures."""
+    """Returns a figure as SVG for a page; its ids differ from those of other figures."""
     out = io.StringIO()
     with rc_context({"svg.hashsalt": label}):
         figure.savefig(out, format="svg", metadata={"Date": None})

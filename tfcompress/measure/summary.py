@@ -1,4 +1,4 @@
-"""summary: what each layer is compressed to, and what it costs."""
+"""summary: compression and cost of each layer of a model."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ class LayerSummary:
     Attributes:
         path: Names of the nested models and the layer.
         kind: Its class.
-        parameters: Scalars in its weights.
-        macs: Multiply-accumulates of one sample, all its calls together; None if not known.
-        bits: Bits per weight while training and in the file; None if it has no kernel.
-        sparsity: Share of zeros in its kernels as they are used now; None likewise.
-        target: Sparsity its schedule ends with; None without one.
-        step: Training passes its schedule has seen; None without one.
-        kernel_size: Scalars in its kernels, biases not counted.
+        parameters: Number of scalars in its weights.
+        macs: Multiply-accumulates of one sample, summed over all its calls; None if unknown.
+        bits: Bits per weight in training and in the file; None if it has no kernel.
+        sparsity: Share of zeros in its effective kernels; None if it has no kernel.
+        target: Final sparsity of its pruning schedule; None without a schedule.
+        step: Training steps that its schedule has counted; None without a schedule.
+        kernel_size: Number of scalars in its kernels, without biases.
     """
 
     path: str
@@ -49,16 +49,17 @@ class LayerSummary:
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """A model, layer by layer.
+    """The compression and cost of a model, layer by layer.
 
     Attributes:
         name: Name of the model.
-        layers: Its layers; what compression adds is left out.
-        parameters: Scalars in all weights.
-        macs: Multiply-accumulates of one sample, of the layers where they are known.
-        quantizers: Activation quantizers in the model.
-        trained_quantizers: Those of them whose range is known.
-        samples: Training samples that the model keeps, in its files as well; see `forget_samples`.
+        layers: Its layers, without those that compression adds.
+        parameters: Number of scalars in all weights.
+        macs: Multiply-accumulates of one sample, over the layers where they are known.
+        quantizers: Number of activation quantizers in the model.
+        trained_quantizers: Number of those whose range is known.
+        samples: Number of training samples that the model and its files store; see
+            `forget_samples`.
     """
 
     name: str
@@ -84,15 +85,15 @@ class Summary:
             )
             for layer in self.layers
         ]
-        made = table(self.name, columns, rows)
-        made.add_section()
-        made.add_row("total", "", f"{self.parameters:,}", f"{self.macs:,}")
+        result = table(self.name, columns, rows)
+        result.add_section()
+        result.add_row("total", "", f"{self.parameters:,}", f"{self.macs:,}")
         if self.quantizers:
-            made.caption = (
+            result.caption = (
                 f"{self.quantizers} activation quantizers, {self.trained_quantizers} with a range; "
                 f"{self.samples} training samples kept"
             )
-        return made
+        return result
 
     def __str__(self) -> str:
         return as_text(self.__rich__())
@@ -108,8 +109,8 @@ def summary(model: keras.Model) -> Summary:
         Plain data that prints as a table.
 
     Raises:
-        TypeError: If `model` is no Keras model.
-        ValueError: If it is unbuilt.
+        TypeError: If `model` is not a Keras model.
+        ValueError: If it is not built.
 
     Example:
         >>> import keras
@@ -120,17 +121,17 @@ def summary(model: keras.Model) -> Summary:
     """
     model = as_graph(model)
     rows: dict[str, LayerSummary] = {}
-    found: dict[int, ActivationQuantizer] = {}
-    _collect(model, "", rows, found)
-    kept = [samples for keeper in sample_keepers(model) if (samples := keeper.kept()) is not None]
+    quantizers: dict[int, ActivationQuantizer] = {}
+    _collect(model, "", rows, quantizers)
+    stored = [samples for keeper in sample_keepers(model) if (samples := keeper.kept()) is not None]
     return Summary(
         model.name,
         list(rows.values()),
         parameters(model),
         sum(row.macs or 0 for row in rows.values()),
-        len(found),
-        sum(q.is_trained for q in found.values()),
-        max(map(len, kept), default=0),
+        len(quantizers),
+        sum(q.is_trained for q in quantizers.values()),
+        max(map(len, stored), default=0),
     )
 
 
@@ -138,21 +139,21 @@ def _collect(
     model: keras.Model,
     path: str,
     rows: dict[str, LayerSummary],
-    found: dict[int, ActivationQuantizer],
+    quantizers: dict[int, ActivationQuantizer],
 ) -> None:
     for call in read_graph(model, path).calls:
         operation = call.operation
         if isinstance(operation, ActivationQuantizer):
-            found[id(operation)] = operation
+            quantizers[id(operation)] = operation
         if is_graph(operation):
-            _collect(operation, call.path + "/", rows, found)
+            _collect(operation, call.path + "/", rows, quantizers)
         elif not getattr(operation, "is_compression_helper", False):
             macs = call_macs(call)
-            if call.path in rows:  # called again: the work adds up, the weights do not
+            if call.path in rows:  # a further call adds MACs, but no weights
                 before = rows[call.path]
                 known = macs is not None and before.macs is not None
-                both = (macs or 0) + (before.macs or 0) if known else None
-                rows[call.path] = dataclasses.replace(before, macs=both)
+                total = (macs or 0) + (before.macs or 0) if known else None
+                rows[call.path] = dataclasses.replace(before, macs=total)
             else:
                 rows[call.path] = _row(call.path, operation, macs)
 

@@ -1,4 +1,4 @@
-"""histograms: how the weights of each layer are spread, and over which ranges activations are."""
+"""histograms: distributions of the weights of each layer, and ranges of the activations."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from tfcompress.tflite.inspect import weights
 from tfcompress.tflite.run import TFLiteModel
 from tfcompress.wrap.wrapper import CompressionWrapper
 
-_SHOWN = 24  # panels of a figure
+_SHOWN = 24  # maximum number of panels of a figure
 
 
 @dataclasses.dataclass(frozen=True)
 class WeightHistogram:
-    """One weight as it is computed with.
+    """The distribution of one effective weight, as it is used in computation.
 
     Attributes:
         name: Its layer and name, or its tensor in a file.
-        counts: How many of its values lie in each bin.
-        edges: The ends of the bins, one more than there are counts.
+        counts: Number of its values in each bin.
+        edges: Edges of the bins, one more than there are counts.
         zeros: Share of zeros.
-        levels: Number of different values.
+        levels: Number of distinct values.
     """
 
     name: str
@@ -44,12 +44,12 @@ class WeightHistogram:
 
 @dataclasses.dataclass(frozen=True)
 class ActivationRange:
-    """The range that an activation is rounded onto.
+    """The quantization range of an activation.
 
     Attributes:
         name: The layer or tensor.
-        minimum: Its lower end.
-        maximum: Its upper end.
+        minimum: Minimum of the range.
+        maximum: Maximum of the range.
     """
 
     name: str
@@ -62,7 +62,7 @@ class Histograms:
     """The weights and ranges of a model or file.
 
     Attributes:
-        weights: One for each kernel and table.
+        weights: One for each kernel and embedding table.
         ranges: One for each activation with a range; empty for float models.
     """
 
@@ -109,10 +109,10 @@ class Histograms:
             axes.set_visible(False)
         if self.ranges:
             axes = lower.subplots()
-            places = range(len(self.ranges))
+            positions = range(len(self.ranges))
             widths = [r.maximum - r.minimum for r in self.ranges]
-            axes.barh(places, widths, left=[r.minimum for r in self.ranges], color="#c98a1b")
-            axes.set_yticks(places, [_short(r.name) for r in self.ranges], fontsize=7)
+            axes.barh(positions, widths, left=[r.minimum for r in self.ranges], color="#c98a1b")
+            axes.set_yticks(positions, [_short(r.name) for r in self.ranges], fontsize=7)
             axes.invert_yaxis()
             axes.axvline(0, color="grey", linewidth=0.8)
             axes.set_title("ranges of activations", fontsize=9)
@@ -120,13 +120,13 @@ class Histograms:
 
 
 def histograms(model: Any, *, bins: int = 64) -> Histograms:
-    """Returns how the weights of a model or file are spread, and the ranges of its activations.
+    """Returns the distributions of the weights of a model or file, and its activation ranges.
 
-    Weights are those that are computed with: pruned, and on their grids.
+    The weights are the effective ones, as used in computation: pruned and fake-quantized.
 
     Args:
         model: A Keras model, wrapped or not, a `TFLiteModel`, or the path of a `.tflite` file.
-        bins: Bins of each histogram.
+        bins: Number of bins of each histogram.
 
     Returns:
         Plain data that prints as a table; `plot` draws it.
@@ -138,8 +138,8 @@ def histograms(model: Any, *, bins: int = 64) -> Histograms:
 
     Example:
         >>> import tfcompress as tfc
-        >>> found = tfc.histograms("tflite_models/fashion_mnist_student_int8.tflite")
-        >>> sum(found.weights[0].counts) > 0 and len(found.ranges) > 0
+        >>> result = tfc.histograms("tflite_models/fashion_mnist_student_int8.tflite")
+        >>> sum(result.weights[0].counts) > 0 and len(result.ranges) > 0
         True
     """
     if isinstance(bins, bool) or not isinstance(bins, int) or bins < 1:
@@ -149,14 +149,14 @@ def histograms(model: Any, *, bins: int = 64) -> Histograms:
     if isinstance(model, TFLiteModel):
         return _of_file(TFLiteModel(model.content, delegates=False), bins)
     model = as_graph(model)
-    found = []
+    weight_histograms = []
     for path, layer in walk_layers(model):
         values = {id(weight): weight for weight in compressible_weights(plain(layer))}
         names = {key: f"{path}/{variable_name(weight)}" for key, weight in values.items()}
         if isinstance(layer, CompressionWrapper):
             for weight, transforms in layer.pipelines():
                 values[id(weight)] = layer.effective_value(weight, transforms)
-        found += [
+        weight_histograms += [
             _histogram(names[key], keras.ops.convert_to_numpy(value), bins)
             for key, value in values.items()
         ]
@@ -165,12 +165,12 @@ def histograms(model: Any, *, bins: int = 64) -> Histograms:
         for q in quantizers(model)
         if q.fixed_range is not None or q.is_trained
     ]
-    return Histograms(found, ranges)
+    return Histograms(weight_histograms, ranges)
 
 
 def _of_file(file: TFLiteModel, bins: int) -> Histograms:
     stored = weights(file)
-    found = []
+    weight_histograms = []
     for details in file.interpreter.get_tensor_details():
         if details["name"] not in stored:
             continue
@@ -179,17 +179,19 @@ def _of_file(file: TFLiteModel, bins: int) -> Histograms:
             shape = [1] * values.ndim
             shape[details["quantization_parameters"]["quantized_dimension"]] = -1
             values = values * np.asarray(scales).reshape(shape)
-        found.append(_histogram(details["name"].split(";")[0], values, bins))
+        weight_histograms.append(_histogram(details["name"].split(";")[0], values, bins))
     ranges = []
     for details in file.interpreter.get_tensor_details():
         scale, zero_point = details["quantization"]
         kind = np.dtype(details["dtype"])
         if not scale or kind.name not in ("int8", "uint8", "int16") or details["name"] in stored:
             continue
-        ends = np.iinfo(kind)
-        low, high = ((end - zero_point) * scale for end in (ends.min, ends.max))
-        ranges.append(ActivationRange(details["name"].split(";")[0], float(low), float(high)))
-    return Histograms(found, ranges)
+        integers = np.iinfo(kind)
+        minimum, maximum = ((q - zero_point) * scale for q in (integers.min, integers.max))
+        ranges.append(
+            ActivationRange(details["name"].split(";")[0], float(minimum), float(maximum))
+        )
+    return Histograms(weight_histograms, ranges)
 
 
 def _histogram(name: str, values: np.ndarray, bins: int) -> WeightHistogram:

@@ -1,4 +1,4 @@
-"""Ranges of activations without training: from what passes on samples (PTQ)."""
+"""Measures the ranges of activations on samples, without training (PTQ)."""
 
 from __future__ import annotations
 
@@ -19,47 +19,52 @@ from tfcompress.quantization.state import quantizers
 _BINS = 2048
 
 
-_STEPS = 255
+_QMAX = 255  # of unsigned 8-bit integers
 
 
 def calibrate(model: keras.Model, samples: Mapping[str, np.ndarray], method: str) -> None:
-    """Sets the ranges of a quantized model by what its activations are on samples.
+    """Sets the ranges of a quantized model from its activations on samples.
 
     Args:
         model: A model from `quantize`. Its ranges are changed.
         samples: Arrays by input name.
-        method: "min_max", "moving_average" (the mean of the ends of batches, and of the steps of
-            recurrent layers), "percentile", "mse" or "kl"; see `QuantizationScheme`.
+        method: "min_max", "moving_average" (the mean of the minima and maxima of batches, and of
+            the time steps of recurrent layers), "percentile", "mse" or "kl"; see
+            `QuantizationScheme`.
     """
     learning = [q for q in quantizers(model) if q.fixed_range is None]
-    ends: dict[int, list[tuple[float, float]]] = {id(q): [] for q in learning}
+    ranges: dict[int, list[tuple[float, float]]] = {id(q): [] for q in learning}
 
-    def note_ends(quantizer: ActivationQuantizer, values: np.ndarray) -> None:
-        ends[id(quantizer)].append((float(values.min()), float(values.max())))
+    def record_range(quantizer: ActivationQuantizer, values: np.ndarray) -> None:
+        ranges[id(quantizer)].append((float(values.min()), float(values.max())))
 
-    _watch(model, samples, learning, note_ends)
+    _watch(model, samples, learning, record_range)
     histograms: dict[int, np.ndarray] = {}
-    whole = {key: (min(e[0] for e in es), max(e[1] for e in es)) for key, es in ends.items() if es}
+    min_max = {
+        key: (min(low for low, _ in each), max(high for _, high in each))
+        for key, each in ranges.items()
+        if each
+    }
     if method in _BY_HISTOGRAM:
 
-        def note_histogram(quantizer: ActivationQuantizer, values: np.ndarray) -> None:
-            low, high = whole[id(quantizer)]
+        def record_histogram(quantizer: ActivationQuantizer, values: np.ndarray) -> None:
+            low, high = min_max[id(quantizer)]
             counts = np.histogram(values, _BINS, (low, max(high, low + 1e-9)))[0]
             histograms[id(quantizer)] = histograms.get(id(quantizer), 0) + counts
 
-        _watch(model, samples, learning, note_histogram)
+        _watch(model, samples, learning, record_histogram)
     for quantizer in learning:
         key = id(quantizer)
-        if key not in whole:
+        if key not in min_max:
             continue
-        if quantizer.bits == 16:  # enough for all there is
-            quantizer.set_range(*whole[key])
+        if quantizer.bits == 16:  # fine enough for the whole range
+            quantizer.set_range(*min_max[key])
         elif method in _BY_HISTOGRAM:
-            quantizer.set_range(*_BY_HISTOGRAM[method](histograms[key], *whole[key]))
+            quantizer.set_range(*_BY_HISTOGRAM[method](histograms[key], *min_max[key]))
         elif method == "moving_average":
-            quantizer.set_range(*np.mean(ends[key], axis=0))
+            quantizer.set_range(*np.mean(ranges[key], axis=0))
         else:
-            quantizer.set_range(*whole[key])
+            quantizer.set_range(*min_max[key])
 
 
 def _watch(
@@ -68,7 +73,7 @@ def _watch(
     learning: list[ActivationQuantizer],
     note: Callable[[ActivationQuantizer, np.ndarray], None],
 ) -> None:
-    """Runs the model, without rounding of activations, and shows each quantizer's input."""
+    """Runs the model with unquantized activations, and passes each quantizer's input to `note`."""
     every = quantizers(model)
     parts = [part for _, layer in walk_layers(model) for part in flatten_layers(layer)]
     masking = [part for part in parts if isinstance(part, MaskScores)]
@@ -104,7 +109,7 @@ def _percentile(counts: np.ndarray, low: float, high: float) -> tuple[float, flo
 
 
 def _candidates(low: float, high: float) -> Iterator[tuple[float, float]]:
-    """Yields ranges that shrink either end; zero stays inside."""
+    """Yields ranges with a smaller minimum, maximum or both; zero stays inside."""
     shares = np.linspace(1, 0.1, 31)
     low, high = min(low, 0.0), max(high, 0.0)
     for below in shares if low < 0 else (1.0,):
@@ -115,12 +120,12 @@ def _candidates(low: float, high: float) -> Iterator[tuple[float, float]]:
 def _mse(counts: np.ndarray, low: float, high: float) -> tuple[float, float]:
     centers = _centers(low, high)
     width = max(high - low, 1e-9) / _BINS
-    busy = counts * (np.abs(centers) > width)  # zero is on every grid
+    nonzero = counts * (np.abs(centers) > width)  # zero is exact with any scale
 
-    def error(ends: tuple[float, float]) -> float:
-        step = (ends[1] - ends[0]) / _STEPS
-        outside = np.maximum(ends[0] - centers, 0) + np.maximum(centers - ends[1], 0)
-        return float(np.sum(busy * np.where(outside > 0, outside**2, step**2 / 12)))
+    def error(clip: tuple[float, float]) -> float:
+        scale = (clip[1] - clip[0]) / _QMAX
+        outside = np.maximum(clip[0] - centers, 0) + np.maximum(centers - clip[1], 0)
+        return float(np.sum(nonzero * np.where(outside > 0, outside**2, scale**2 / 12)))
 
     return min(_candidates(low, high), key=error)
 
@@ -129,26 +134,27 @@ def _kl(counts: np.ndarray, low: float, high: float) -> tuple[float, float]:
     centers = _centers(low, high)
     best, least = (low, high), np.inf
     for share in np.linspace(1, 0.1, 61):
-        ends = (min(low, 0.0) * share, max(high, 0.0) * share)
-        step = max((ends[1] - ends[0]) / _STEPS, 1e-12)
-        place = np.clip(np.round((centers - ends[0]) / step), 0, _STEPS).astype(int)
-        inside = (centers >= ends[0]) & (centers <= ends[1])
-        # What is clipped joins the outermost bins, and is not among what the grid can tell apart.
+        clip = (min(low, 0.0) * share, max(high, 0.0) * share)
+        scale = max((clip[1] - clip[0]) / _QMAX, 1e-12)
+        quantized = np.clip(np.round((centers - clip[0]) / scale), 0, _QMAX).astype(int)
+        inside = (centers >= clip[0]) & (centers <= clip[1])
+        # Clipped values count in the outermost bins of the reference only, not in those of the
+        # quantized distribution.
         reference = counts * inside
         edges = np.flatnonzero(inside)
         if not len(edges):
             continue
-        reference[edges[0]] += counts[centers < ends[0]].sum()
-        reference[edges[-1]] += counts[centers > ends[1]].sum()
-        shown = np.bincount(place[inside], counts[inside], _STEPS + 1)
-        taken = np.bincount(place[inside], (counts[inside] > 0).astype(float), _STEPS + 1)
-        spread = np.where(counts > 0, (shown / np.maximum(taken, 1))[place], 0) * inside
-        wanted = reference / reference.sum()
-        given = np.maximum(spread / max(spread.sum(), 1e-12), 1e-12)
-        used = wanted > 0
-        divergence = float(np.sum(wanted[used] * np.log(wanted[used] / given[used])))
+        reference[edges[0]] += counts[centers < clip[0]].sum()
+        reference[edges[-1]] += counts[centers > clip[1]].sum()
+        level_counts = np.bincount(quantized[inside], counts[inside], _QMAX + 1)
+        bins = np.bincount(quantized[inside], (counts[inside] > 0).astype(float), _QMAX + 1)
+        spread = np.where(counts > 0, (level_counts / np.maximum(bins, 1))[quantized], 0) * inside
+        expected = reference / reference.sum()
+        actual = np.maximum(spread / max(spread.sum(), 1e-12), 1e-12)
+        used = expected > 0
+        divergence = float(np.sum(expected[used] * np.log(expected[used] / actual[used])))
         if divergence < least:
-            best, least = ends, divergence
+            best, least = clip, divergence
     return best
 
 

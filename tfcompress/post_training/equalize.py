@@ -37,12 +37,12 @@ _HOMOGENEOUS = (
 
 
 def equalize(model: keras.Model, *, rounds: int = 20) -> keras.Model:
-    """Returns an equal model whose channels have like scales between consecutive layers.
+    """Returns an equivalent model whose channels have similar ranges between consecutive layers.
 
-    A channel may be divided by any positive number behind one layer and multiplied by it before the
-    next, if nothing stands between them but what lets scales through (ReLU, LeakyReLU, pooling,
-    padding, dropout; not ReLU6). The numbers are chosen so that the largest weights of the channel
-    on both sides are the same. Fold BatchNormalization first (`fold_batch_norm`).
+    A channel may be divided by any positive factor behind one layer and multiplied by it before the
+    next, if all operations between them are positively homogeneous (ReLU, LeakyReLU, pooling,
+    padding, dropout; not ReLU6). The factors are chosen so that the largest weights of the channel
+    in both layers are the same. Fold BatchNormalization first (`fold_batch_norm`).
 
     Args:
         model: A built Sequential or Functional model, not wrapped. It is not changed.
@@ -82,17 +82,17 @@ class _WithWeights(Rewriter):
 
 
 def _pairs(model: keras.Model, once: set[int]) -> list[tuple[Any, Any]]:
-    """Returns (layer, next layer) wherever scales may be moved from one to the other."""
+    """Returns (layer, next layer) wherever channels may be rescaled between the two."""
     graph = read_graph(model)
-    found = []
+    pairs = []
     for call in graph.calls:
         if is_graph(call.operation):
-            found += _pairs(call.operation, once)
-        elif _scalable(call, once) and _lets_scales_through(call.operation.activation):
+            pairs += _pairs(call.operation, once)
+        elif _scalable(call, once) and _is_homogeneous(call.operation.activation):
             second = _next_weighted(graph, call, once)
             if second is not None:
-                found.append((call.operation, second))
-    return found
+                pairs.append((call.operation, second))
+    return pairs
 
 
 def _scalable(call: Call, once: set[int]) -> bool:
@@ -112,7 +112,7 @@ def _next_weighted(graph: Graph, call: Call, once: set[int]) -> Any:
             return reader.operation
         layer = reader.operation
         if type(layer) is layers.Activation:
-            if not _lets_scales_through(layer.activation):
+            if not _is_homogeneous(layer.activation):
                 return None
         elif type(layer) is layers.ReLU:
             if layer.max_value is not None or layer.threshold:
@@ -122,6 +122,6 @@ def _next_weighted(graph: Graph, call: Call, once: set[int]) -> Any:
         tensor = reader.outputs[0]
 
 
-def _lets_scales_through(activation: Any) -> bool:
+def _is_homogeneous(activation: Any) -> bool:
     known = (keras.activations.linear, keras.activations.relu, keras.activations.leaky_relu)
-    return any(activation is one for one in known)
+    return any(activation is other for other in known)

@@ -1,4 +1,4 @@
-"""Folds BatchNormalization into the weighted sum before it, as the converter will."""
+"""Folds BatchNormalization into the linear layer before it, as the converter does."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from tfcompress.integer.affine import affine_of, is_affine
 def fold_batch_norm(model: keras.Model) -> keras.Model:
     """Returns the model with its BatchNormalizations folded into the layers before them.
 
-    A normalization stays where it follows something else than a convolution or dense layer, where
-    the layer before it has other readers or an activation, and where one of them is shared.
+    A normalization stays where it does not follow a convolution or dense layer, where the layer
+    before it has other consumers or an activation, and where one of the two is shared.
 
     Args:
         model: A built Sequential or Functional model, not wrapped. It is not changed.
@@ -53,8 +53,8 @@ class _Fold(Rewriter):
         if len(readers) != 1 or id(call.outputs[0]) in graph.outputs:
             return None
         following = readers[0].operation
-        plain = type(following) is layers.BatchNormalization and is_affine(following)
-        return following if plain and id(following) in self._once else None
+        foldable = type(following) is layers.BatchNormalization and is_affine(following)
+        return following if foldable and id(following) in self._once else None
 
     def match(self, old: Any, new: Any) -> Any:
         if id(old) not in self._folded:

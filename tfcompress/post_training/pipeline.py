@@ -1,4 +1,4 @@
-"""Post-training quantization: a float model with ranges and roundings chosen on samples."""
+"""Post-training quantization: ranges and roundings of a float model, chosen on samples."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tfcompress.graph.layers import plain
 from tfcompress.graph.read import walk_layers
 from tfcompress.graph.run import fixed_batch, outputs_of
 from tfcompress.lowering.strip import without_transforms
-from tfcompress.post_training.adaround import noting_floats, round_by_output
+from tfcompress.post_training.adaround import recording_floats, round_by_output
 from tfcompress.post_training.calibrate import calibrate
 from tfcompress.post_training.equalize import equalize
 from tfcompress.post_training.fold_batch_norm import fold_batch_norm
@@ -24,62 +24,68 @@ from tfcompress.samples.probes import far_samples
 from tfcompress.scheme import QuantizationScheme
 from tfcompress.wrap.state import is_wrapped
 
-_TRIED = 64  # samples
+_TRIED = 64  # samples, to compare methods
 
 
-def _better_range(
-    made: keras.Model,
-    given: keras.Model,
+def _best_range_method(
+    quantized_model: keras.Model,
+    float_model: keras.Model,
     samples: Mapping[str, np.ndarray],
     methods: tuple[str, ...],
     measured: Mapping[str, np.ndarray],
 ) -> str:
-    """Returns the way to choose ranges with which the outputs come out best.
+    """Returns the method to measure ranges that gives the smallest error of the outputs.
 
     Args:
-        made: A quantized model. Its ranges are changed.
-        given: The float model.
-        samples: What it is compared on.
-        methods: Ways that `calibrate` knows.
-        measured: What ranges are measured on.
+        quantized_model: A quantized model. Its ranges are changed.
+        float_model: The float model.
+        samples: Samples that the outputs are compared on.
+        methods: Methods of `calibrate`.
+        measured: Samples that ranges are measured on.
     """
-    wanted = _numbers(given, samples)
+    wanted = _outputs(float_model, samples)
     errors = {}
     for method in methods:
-        calibrate(made, measured, method)
-        pairs = zip(_numbers(made, samples), wanted, strict=True)
+        calibrate(quantized_model, measured, method)
+        pairs = zip(_outputs(quantized_model, samples), wanted, strict=True)
         each = [((a - b) ** 2).reshape(len(a), -1).mean(1) / (np.var(b) or 1) for a, b in pairs]
-        by_sample = np.sort(np.sum(each, axis=0))  # one that is odd would outweigh all others
+        by_sample = np.sort(np.sum(each, axis=0))  # without outliers
         errors[method] = float(by_sample[: max(1, int(0.98 * len(by_sample)))].mean())
     return min(errors, key=lambda method: errors[method])
 
 
-def _range(
-    method: str | None, made: keras.Model, given: keras.Model, samples: Mapping[str, np.ndarray]
+def _range_method(
+    method: str | None,
+    quantized_model: keras.Model,
+    float_model: keras.Model,
+    samples: Mapping[str, np.ndarray],
 ) -> str:
-    """Returns how ranges are chosen: as the scheme says, or the better way, on samples."""
+    """Returns the method to measure ranges: that of the scheme, or the best one on samples."""
     few = {name: spread(array, _TRIED) for name, array in samples.items()}
     if method == "auto":
-        return _better_range(made, given, few, _AUTOMATIC, samples)
-    recurrent = any(isinstance(plain(layer), RuntimeRecurrent) for _, layer in walk_layers(made))
+        return _best_range_method(quantized_model, float_model, few, _AUTOMATIC, samples)
+    layers = (plain(layer) for _, layer in walk_layers(quantized_model))
+    recurrent = any(isinstance(layer, RuntimeRecurrent) for layer in layers)
     if method is None and recurrent:
-        # A cell adds up over the steps, which share its grid: of long sequences few reach its ends.
+        # The state grows over the time steps, which share one range. In long sequences few values
+        # reach its minimum or maximum.
         few = {name: array[:_TRIED] for name, array in samples.items()}
-        return _better_range(made, given, few, ("moving_average", "min_max"), few)
+        methods = ("moving_average", "min_max")
+        return _best_range_method(quantized_model, float_model, few, methods, few)
     return method or "min_max"
 
 
 _AUTOMATIC = ("min_max", "moving_average", "percentile", "mse")
 
 
-def _numbers(model: keras.Model, samples: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-    return [array.astype(np.float64) for array in outputs_of(model, samples)]  # booleans, too
+def _outputs(model: keras.Model, samples: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    return [array.astype(np.float64) for array in outputs_of(model, samples)]  # booleans as well
 
 
-def _left(
+def _remaining_overrides(
     scheme: QuantizationScheme, model: keras.Model, folded: keras.Model
 ) -> dict[str, str | QuantizationScheme]:
-    """Returns the overrides without those that are for layers folded into others only."""
+    """Returns the overrides without those that match only layers which were folded."""
     before, after = ([path for path, _ in walk_layers(m)] for m in (model, folded))
     return {
         glob: other
@@ -98,11 +104,11 @@ def post_training(
 
     Args:
         model: A float model, pruned or not. It is not changed.
-        scheme: Bits, and how ranges and roundings are chosen.
+        scheme: Bits, and the methods to choose ranges and roundings.
         samples: Arrays by input name, like those of training.
-        say: Is told what is being done.
+        say: Called with texts about the progress.
     """
-    given = model
+    original = model
     if is_wrapped(model):
         model = without_transforms(model)
     folded = fold_batch_norm(model)
@@ -111,11 +117,11 @@ def post_training(
         folded = equalize(folded)
     if scheme.weight_range == "learned":
         scheme = dataclasses.replace(scheme, weight_range="mse")
-    scheme = dataclasses.replace(scheme, overrides=_left(scheme, model, folded))
-    made = quantized(folded, scheme, move=folded is not given)
+    scheme = dataclasses.replace(scheme, overrides=_remaining_overrides(scheme, model, folded))
+    quantized_model = quantized(folded, scheme, move=folded is not original)
     adaptive = scheme.rounding == "adaround"
-    whole = fixed_batch(model) is None  # else many samples cannot be looked at together
-    if adaptive and not whole:
+    any_batch = fixed_batch(model) is None  # needed to run many samples in one batch
+    if adaptive and not any_batch:
         raise ValueError(
             f"rounding='adaround' needs a model that takes any number of samples at once; "
             f"{model.name!r} takes {fixed_batch(model)}. Use rounding='nearest'."
@@ -124,13 +130,15 @@ def post_training(
     if scheme.activation_range == "auto":
         far = np.any([far_samples(array) for array in samples.values()], axis=0)
         samples = {name: array[~far] for name, array in samples.items()}
-    method = _range(scheme.activation_range, made, given, samples)
-    if not (whole and (adaptive or scheme.correct_bias)):
-        calibrate(made, samples, method)
-        return made
-    # Corrected outputs are near those of the float model, and so are their ranges.
-    with noting_floats(made, samples, adaptive=adaptive) as floats:
-        calibrate(made, samples, method)
+    method = _range_method(scheme.activation_range, quantized_model, original, samples)
+    if not (any_batch and (adaptive or scheme.correct_bias)):
+        calibrate(quantized_model, samples, method)
+        return quantized_model
+    # After the correction, activations and their ranges are close to those of the float model.
+    with recording_floats(quantized_model, samples, adaptive=adaptive) as floats:
+        calibrate(quantized_model, samples, method)
     say("choosing roundings")
-    round_by_output(made, samples, floats, adaptive=adaptive, correct_bias=scheme.correct_bias)
-    return made
+    round_by_output(
+        quantized_model, samples, floats, adaptive=adaptive, correct_bias=scheme.correct_bias
+    )
+    return quantized_model

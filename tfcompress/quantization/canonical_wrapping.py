@@ -29,13 +29,13 @@ from tfcompress.wrap.wrapper import CompressionWrapper
 
 
 class WrapCanonicalForms(WrapLayers):
-    """Wraps the chosen layers, each split into the simpler ones that the runtime has.
+    """Wraps the chosen layers, each split into simpler ones that match operations of the runtime.
 
     Args:
-        transform: Makes the transform for a layer, given its path and the layer.
+        transform: Returns the transform for a layer, from its path and the layer.
         chosen: The paths of the layers.
         move: Whether layers are taken from the old model, which must not be used any more.
-        wide: The paths of the layers that are to have activations of 16 bits.
+        int16: The paths of the layers that are to have int16 activations.
     """
 
     def __init__(
@@ -44,10 +44,10 @@ class WrapCanonicalForms(WrapLayers):
         chosen: set[str],
         *,
         move: bool = False,
-        wide: set[str] | None = None,
+        int16: set[str] | None = None,
     ) -> None:
         super().__init__(transform, chosen, move=move)
-        self._wide = wide or set()
+        self._int16 = int16 or set()
         self._expandable: set[int] = set()
 
     def run(self, model: keras.Model) -> keras.Model:
@@ -60,10 +60,12 @@ class WrapCanonicalForms(WrapLayers):
         expands = id(call.operation) in self._expandable and self._fits(call)
         if call.path not in self._chosen or not expands:
             return super().visit(graph, call, args, kwargs)
-        told = arguments_of(plain(call.operation), args, kwargs)
-        given = explicit_masks(plain(call.operation), told)
-        expanded = self.once(call.operation, lambda: self._expand(call, given, inputs_of(told)))
-        return expanded([given[name] for name in inputs_of(given)])
+        arguments = arguments_of(plain(call.operation), args, kwargs)
+        masked = explicit_masks(plain(call.operation), arguments)
+        expanded = self.once(
+            call.operation, lambda: self._expand(call, masked, inputs_of(arguments))
+        )
+        return expanded([masked[name] for name in inputs_of(masked)])
 
     def parts_of(self, path: str, layer: Any) -> list[Any] | None:
         """Returns what a layer becomes by the rules, or None."""
@@ -72,14 +74,14 @@ class WrapCanonicalForms(WrapLayers):
         if takes_part and hasattr(layer, "activation") and activation_name(layer) is None:
             warnings.warn(
                 f"layer {path!r} has an activation that is no Keras activation "
-                f"({layer.activation!r}); it is quantized behind it, not before it.",
+                f"({layer.activation!r}); it is quantized after this activation, not before.",
                 CompressionWarning,
                 stacklevel=2,
             )
         return parts
 
     def takes_transforms(self, part: Any) -> bool:
-        """Returns whether one of several parts is that with the weights."""
+        """Returns whether one of several parts is the one with the weights."""
         return isinstance(part, KERNELS)
 
     def match(self, old: Any, new: Any) -> Any:
@@ -91,17 +93,17 @@ class WrapCanonicalForms(WrapLayers):
         return pairs + self.match_transforms(old, pairs, wrappers)
 
     def _fits(self, call: Call) -> bool:
-        """Returns whether a layer can be written out with the bits that it is to have."""
-        return call.path not in self._wide or fits_sixteen_bits(plain(call.operation))
+        """Returns whether a layer can be expanded with the bits that it is to have."""
+        return call.path not in self._int16 or fits_sixteen_bits(plain(call.operation))
 
-    def _expand(self, call: Call, given: dict[str, Any], told: list[str]) -> Expanded:
+    def _expand(self, call: Call, arguments: dict[str, Any], inputs: list[str]) -> Expanded:
         wrapper = isinstance(call.operation, CompressionWrapper)
         before = call.operation.transforms if wrapper else []
 
         def wrapped(part: Any) -> CompressionWrapper:
             return CompressionWrapper(part, [*before, self._transform(call.path, part)])
 
-        expanded = expand_attention(plain(call.operation), given, told, wrapped)
+        expanded = expand_attention(plain(call.operation), arguments, inputs, wrapped)
         inside = read_graph(expanded, call.path + "/").calls
         self.added.update((inner.path, call.path) for inner in inside)
         self.carry(call.operation, expanded)

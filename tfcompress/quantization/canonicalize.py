@@ -1,10 +1,11 @@
 """Canonical forms: one layer rewritten as several simpler ones with the same result.
 
-Quantizers stand between operations, so what hides several operations in one layer is split first.
-A rule turns a plain Keras layer into a chain of layers: plain ones, or a `RuntimeLayer`, which
-rounds as the runtime does inside. The wrapped model keeps the config of the original beside the
-parts, and `strip` puts it back. To add a rule, register it with `canonical_form` in the file of the
-layer's family in `layers/`; `tests/quantization/test_canonicalize.py` checks each for equality.
+Quantizers stand between operations, so a layer of several operations is split first. A rule turns
+a plain Keras layer into a chain of layers: plain ones, or a `RuntimeLayer`, which also quantizes
+its intermediate results as the runtime does. The wrapped model keeps the config of the original
+beside the parts, and `strip` restores it. To add a rule, register it with `canonical_form` in the
+file of the layer's family in `layers/`; `tests/quantization/test_canonicalize.py` checks each for
+equality.
 """
 
 from __future__ import annotations
@@ -13,16 +14,16 @@ from typing import Any
 
 
 class Rule:
-    """One reversible rewriting of a layer; rules of different files match different layers."""
+    """A reversible rewriting of a layer; rules of different files match different layers."""
 
     def matches(self, layer: Any) -> bool:
         """Returns whether the rule rewrites `layer`."""
         raise NotImplementedError
 
     def parts(self, layer: Any) -> list[Any]:
-        """Returns the unbuilt layers that do the same one after the other.
+        """Returns unbuilt layers which, applied in sequence, compute the same.
 
-        Their variables, one layer after the other, are those of the original in its order.
+        Their variables, in sequence, are those of the original in its order.
         """
         raise NotImplementedError
 
@@ -31,13 +32,13 @@ RULES: list[Rule] = []
 
 
 def canonical_form(rule: type[Rule]) -> type[Rule]:
-    """Registers a rule; of those in one file, the first that matches is taken."""
+    """Registers a rule; within a file, the first rule that matches is applied."""
     RULES.append(rule())
     return rule
 
 
 def parts_of(layer: Any) -> list[Any] | None:
-    """Returns what a layer becomes by the rules, which apply to the parts again, or None."""
+    """Returns the parts of a layer by the rules, applied recursively; None without a rule."""
     rule = next((rule for rule in RULES if rule.matches(layer)), None)
     if rule is None:
         return None

@@ -1,4 +1,4 @@
-"""Averages on the grid of a tensor that another model rounds, inside this one or around it."""
+"""Averages with the scale of a tensor that is quantized in a nested or an outer model."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from tfcompress.quantization.activation_quantizer import ActivationQuantizer
 
 @dataclasses.dataclass
 class _Link:
-    """A quantizer in a class of its own, so that Keras does not count it to the layer."""
+    """A quantizer, in a separate class so that Keras does not track it as a sublayer."""
 
     quantizer: Any = None
 
 
 @keras.saving.register_keras_serializable("tfcompress")
 class FollowingQuantizer(ActivationQuantizer):
-    """Rounds averages onto the grid of what is averaged, which a quantizer of another model made.
+    """Quantizes averages with the quantizer of the averaged values, which is in another model.
 
-    A layer belongs to one model: Keras cannot save one that is called inside of a nested model and
-    outside of it. So this one has no range, and finds the quantizer that has. It is called on what
-    is averaged, which it hands through, and on the average.
+    Keras cannot save a layer that is called both inside and outside of a nested model. So this
+    layer has no range of its own, and looks up the quantizer that has. It is called on the values
+    to average, which it returns unchanged, and on the average.
 
     Args:
         **kwargs: Arguments of `keras.layers.Layer`.
@@ -38,7 +38,7 @@ class FollowingQuantizer(ActivationQuantizer):
         super().__init__(**kwargs)
 
     def leader(self) -> Any:
-        """Returns the quantizer that this one follows; None in a model that stands alone."""
+        """Returns the quantizer that this one follows; None if its model is used alone."""
         if self._link.quantizer is None and inbound_nodes(self):
             self._link.quantizer = quantizer_of(inbound_nodes(self)[0].input_tensors[0])
         return self._link.quantizer
@@ -47,7 +47,7 @@ class FollowingQuantizer(ActivationQuantizer):
         """Creates nothing."""
 
     def call(self, inputs: Any, training: bool | None = None, averaged: bool | str = False) -> Any:
-        """Returns averages, rounded onto the grid, and anything else as it is."""
+        """Returns averages quantized, and other inputs unchanged."""
         if not averaged or self.leader() is None:
             return inputs
         return self.leader().rounded_average(inputs, training, averaged)
@@ -59,7 +59,7 @@ class FollowingQuantizer(ActivationQuantizer):
         return keras.KerasTensor(inputs.shape, dtype=inputs.dtype)
 
     def min_max(self) -> tuple[float, float]:
-        """Returns the range from which the converter makes the grid of the model."""
+        """Returns the range from which the converter computes the scale of this model."""
         return self.leader().min_max()
 
     def get_config(self) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""Which floats are numbers of rows or of categories: rounded onto a grid, they would be others.
+"""Float tensors that hold indices of rows or categories, which quantization would change.
 
-Keras makes inputs of float32 unless told otherwise, and looks up in tables what they hold.
+The inputs of a Keras model are float32 by default, also those that an embedding reads.
 """
 
 from __future__ import annotations
@@ -29,34 +29,34 @@ _COMPARISONS = "Equal NotEqual Greater GreaterEqual Less LessEqual".split()
 
 
 def index_tensors(model: keras.Model) -> set[int]:
-    """Returns the `id` of each tensor that becomes indices, such as the words of a text.
+    """Returns the `id` of each tensor that is converted to indices, such as the words of a text.
 
-    Of a tensor that holds measured values as well, a part may be taken for them.
+    Such a tensor may hold measured values as well, if only a part of it becomes indices.
     """
-    found: set[int] = set()
+    indices: set[int] = set()
     for graph in read_graphs(model).values():  # nested models first
         for call in reversed(graph.calls):
             if is_graph(call.operation):
                 pairs = zip(call.operation.inputs, call.inputs, strict=False)
-                found.update(id(given) for inside, given in pairs if id(inside) in found)
-            elif _looks_up(call) or makes_indices(call, found):
-                found.update(map(id, call.inputs))
-    return found
+                indices.update(id(outer) for inner, outer in pairs if id(inner) in indices)
+            elif _looks_up(call) or makes_indices(call, indices):
+                indices.update(map(id, call.inputs))
+    return indices
 
 
 def makes_indices(call: Call, indices: set[int]) -> bool:
-    """Returns whether a call moves indices about, or computes some from others.
+    """Returns whether a call moves indices, or computes indices from others.
 
     Args:
-        call: A call of an operation that is no model.
-        indices: What `index_tensors` returned.
+        call: A call of an operation that is not a model.
+        indices: The result of `index_tensors`.
     """
     layer = isinstance(call.operation, layers.Layer) and role(call.operation) != MOVE
     return not layer and any(id(tensor) in indices for tensor in call.outputs)
 
 
 def reads_indices(call: Call, indices: set[int]) -> bool:
-    """Returns whether a call reads indices, as such or with what else is in their tensor."""
+    """Returns whether a call reads indices, alone or in a tensor with other values."""
     shares = role(call.operation) == MOVE or type(call.operation).__name__ in _COMPARISONS
     return (
         _looks_up(call)

@@ -32,11 +32,11 @@ def samples_to_keep(shapes: list[tuple[int | None, ...]]) -> int:
 
 @keras.saving.register_keras_serializable("tfcompress")
 class InputSamples(keras.layers.Layer):
-    """Hands an input of the model through and keeps samples of it from training.
+    """Returns an input of the model unchanged, and keeps samples of it during training.
 
     `export_tflite` checks the file against the model on these samples. The first batch fills the
-    buffer, then each step replaces one. They are real training data and are stored in the `.keras`
-    file; `strip` removes them.
+    buffer, then each training step replaces one. They are real training data and are stored in the
+    `.keras` file; `strip` removes them.
 
     Args:
         capacity: Samples to keep, the same number for every input of the model, so that the inputs

@@ -1,9 +1,9 @@
-"""What must not be rounded: the way from products to roots, logarithms and reciprocals.
+"""What must not be quantized: the operations from products to roots, logarithms and reciprocals.
 
-Near zero these are steep: a grid of 255 steps makes zero of the small sum of squares, and of the
-epsilon beside it, that a root is taken of. So what only leads there stays in float, in the model as
-in the file. The values it starts from are rounded all the same, and may cancel to exactly zero, as
-floats hardly do: `AwayFromZero` keeps gradients finite there.
+Near zero these are steep. With 255 quantization steps, a small sum of squares under a root is
+quantized to zero, and so is the epsilon beside it. So operations that lead only to such a function
+stay in float, in the model and in the file. Their first inputs are still quantized, and may cancel
+to exactly zero, which floats hardly do: `AwayFromZero` keeps gradients finite there.
 """
 
 from __future__ import annotations
@@ -28,27 +28,27 @@ _LEADING = frozenset(
 def precise_calls(graph: Graph) -> set[int]:
     """Returns the `id` of each call that is steep near zero, or leads only to such calls.
 
-    What it reads must not be rounded, as far as such a call makes it.
+    Its inputs must not be quantized where they are outputs of such a call.
     """
-    found: set[int] = set()
+    precise: set[int] = set()
     for call in reversed(graph.calls):
         if is_graph(call.operation):
             continue
         readers = [r for t in call.outputs for r in graph.consumers.get(id(t), [])]
         leads = bool(readers) and all(
-            id(reader) in found
-            and any(t is made for t in steep_inputs(reader) for made in call.outputs)
+            id(reader) in precise
+            and any(t is output for t in steep_inputs(reader) for output in call.outputs)
             for reader in readers
         )
         leaves = any(id(t) in graph.outputs for t in call.outputs)
         named = type(call.operation).__name__ in _LEADING and role(call.operation) != LINEAR
         if role(call.operation) == PRECISE or (named and leads and not leaves):
-            found.add(id(call))
-    return found
+            precise.add(id(call))
+    return precise
 
 
 def steep_inputs(call: Call) -> list[Any]:
-    """Returns what a call of `precise_calls` must read as it is: no numerators."""
+    """Returns the inputs of a call of `precise_calls` that must stay in float: no numerators."""
     if role(call.operation) == PRECISE and type(call.operation).__name__ in _DIVISIONS:
         return [call.inputs[-1]]
     return call.inputs
@@ -59,9 +59,9 @@ _DIVISIONS = ("Divide", "TrueDivide")
 
 @keras.saving.register_keras_serializable("tfcompress")
 class AwayFromZero(keras.layers.Layer):
-    """Hands on what a root, logarithm or reciprocal is taken of, in training without exact zeros.
+    """Returns the input of a root, logarithm or reciprocal; in training without exact zeros.
 
-    These become a thousandth of the mean magnitude, with no gradient: that at zero is infinite.
+    Zeros become a thousandth of the mean magnitude, without a gradient: at zero it is infinite.
     """
 
     is_compression_helper = True
@@ -85,9 +85,9 @@ class AwayFromZero(keras.layers.Layer):
 
 
 def kept_in_float(model: keras.Model) -> tuple[str, ...]:
-    """Returns the paths of the operations of a quantized model that compute in float for that."""
-    found = []
+    """Returns the paths of operations that a quantized model keeps in float for that reason."""
+    paths = []
     for graph in reversed(read_graphs(model).values()):
         precise = precise_calls(graph)
-        found += [c.path for c in graph.calls if id(c) in precise and any(map(is_float, c.outputs))]
-    return tuple(found)
+        paths += [c.path for c in graph.calls if id(c) in precise and any(map(is_float, c.outputs))]
+    return tuple(paths)

@@ -1,4 +1,4 @@
-"""Where activations are quantized: the rewriting that follows the table of `roles.py`."""
+"""Placement of activation quantizers: the rewriting that follows the table of `roles.py`."""
 
 from __future__ import annotations
 
@@ -65,8 +65,8 @@ class PlaceQuantizers(Rewriter):
         selected: Paths of the operations to quantize, or None for all. What the runtime fuses into
             a selected operation is quantized with it.
         left_out: Paths of layers that stay float in any case, with what would be fused into them.
-        wide: Paths of layers that compute on activations of 16 bits where there are kernels for it.
-        learned: Whether ranges follow their gradient instead of what they see.
+        int16: Paths of layers that compute on int16 activations where there are kernels for it.
+        learned: Whether ranges follow their gradient instead of the observed values.
     """
 
     sequential_class = ChainedModel
@@ -77,15 +77,15 @@ class PlaceQuantizers(Rewriter):
         selected: set[str] | None,
         *,
         left_out: Collection[str] = (),
-        wide: Collection[str] = (),
+        int16: Collection[str] = (),
         learned: bool = False,
     ) -> None:
         super().__init__()
         self._selected = selected
-        self._left_out, self._wide = left_out, wide
+        self._left_out, self._int16 = left_out, int16
         self._learned = learned
         self._states: dict[int, TensorState] = {}
-        self._on_grid: dict[tuple[int, int], Any] = {}
+        self._quantized: dict[tuple[int, int], Any] = {}
         self._entered: dict[int, list[TensorState]] = {}
         self._model_states: dict[int, list[TensorState]] = {}
         self._relus: dict[int, ActivationQuantizer] = {}
@@ -104,42 +104,42 @@ class PlaceQuantizers(Rewriter):
         return new
 
     def class_for(self, model: keras.Model) -> type[keras.Model]:
-        """Chooses a class that keeps the names of outputs."""
+        """Returns a class that keeps the names of outputs."""
         chosen = super().class_for(model)
         return QuantizedModel if chosen.__module__.startswith("keras.") else chosen
 
     def enter(self, model: keras.Model, path: str, inputs: list[Any]) -> list[Any]:
-        """Keeps samples of the outermost inputs; inputs of nested models come quantized."""
+        """Keeps samples of the outermost inputs; inputs of nested models are quantized already."""
         self._precise |= precise_calls(self._graphs[id(model)])
         if path:
-            for tensor, grid in zip_longest(inputs, self._entered[id(model)][: len(inputs)]):
-                self._note(tensor, grid or TensorState(quantized=True))
+            for tensor, state in zip_longest(inputs, self._entered[id(model)][: len(inputs)]):
+                self._note(tensor, state or TensorState(quantized=True))
             return inputs
         capacity = min(self.keep_samples, samples_to_keep([tensor.shape for tensor in inputs]))
         return [InputSamples(capacity, name=self._name(f"{t.name}_samples"))(t) for t in inputs]
 
     def leave(self, model: keras.Model, path: str, outputs: list[Any]) -> list[Any]:
-        """Remembers the states of a nested model's outputs for those who call it."""
+        """Stores the states of a nested model's outputs for its calls."""
         self._model_states[id(model)] = [self._state(tensor) for tensor in outputs]
         return outputs
 
     def visit_model(self, graph: Graph, call: Call, args: Any, kwargs: Any) -> Any:
-        """Calls a nested model on quantized inputs; its open outputs are closed here."""
+        """Calls a nested model on quantized inputs, and quantizes its pending outputs."""
         if self._selected is None or any(p.startswith(call.path + "/") for p in self._selected):
             flat = keras.tree.flatten((args, kwargs))
-            given = [t for t in flat if isinstance(t, keras.KerasTensor)]
-            wide = any(path.startswith(call.path + "/") for path in self._wide)
-            given = [
-                t if id(inside) in self._indices else self._as_it_is(t, wide)
-                for t, inside in zip_longest(given, call.operation.inputs)
+            inputs = [t for t in flat if isinstance(t, keras.KerasTensor)]
+            int16 = any(path.startswith(call.path + "/") for path in self._int16)
+            inputs = [
+                t if id(inside) in self._indices else self._quantize_if_float(t, int16)
+                for t, inside in zip_longest(inputs, call.operation.inputs)
             ]
-            # Wherever it is called, the model is entered on the grids of its first call.
+            # Every call of the model uses the bits of the inputs of its first call.
             once = id(call.operation) in self._once
-            entered = [self._state(t).entering(once) for t in given]
+            entered = [self._state(t).entering(once) for t in inputs]
             entered = self._entered.setdefault(id(call.operation), entered)
             ready = iter(
-                self._quantize(t, grid.bits if grid.quantized else 0)
-                for t, grid in zip(given, entered, strict=True)
+                self._quantize(t, state.bits if state.quantized else 0)
+                for t, state in zip(inputs, entered, strict=True)
             )
             args, kwargs = keras.tree.map_structure(
                 lambda t: next(ready) if isinstance(t, keras.KerasTensor) else t, (args, kwargs)
@@ -153,27 +153,27 @@ class PlaceQuantizers(Rewriter):
         return emitted
 
     def visit(self, graph: Graph, call: Call, args: Any, kwargs: Any) -> Any:
-        """Calls an operation and quantizes what the rules say."""
+        """Calls an operation and quantizes its inputs and outputs by the rules."""
         moves = isinstance(call.operation, CompressionWrapper)
         operation = (self.move if moves else self.clone)(call.operation)
         precise = id(call) in self._precise
         if adds_tensors(call) and not precise:
             operation = self.once(call, lambda: self._addition(call.operation))
             args, kwargs = ([*args, *kwargs.values()],), {}
-        given = [t for t in keras.tree.flatten((args, kwargs)) if is_float(t)]
-        fused = any(self._state(t).pending for t in given)
+        inputs = [t for t in keras.tree.flatten((args, kwargs)) if is_float(t)]
+        fused = any(self._state(t).pending for t in inputs)
         kind = MOVE if does_nothing(call) else role(call.operation)
-        if call.path in self._left_out or self._in_float(kind, given):
-            if not isinstance(call.operation, KERNELS):  # of which `bake` takes care
+        if call.path in self._left_out or self._in_float(kind, inputs):
+            if not isinstance(call.operation, KERNELS):  # which the lowering handles
                 args, kwargs = keras.tree.map_structure(self._leave_integers, (args, kwargs))
             outputs = operation(*args, **kwargs)
             for new in keras.tree.flatten(outputs):
                 self._note(new, TensorState(floating=kind))
             return outputs
         if not fused and self._selected is not None and call.path not in self._selected:
-            # The runtime moves and averages integers as integers, whoever asked for it.
-            stays = kind in (MOVE, AVERAGE) and all(self._state(t).quantized for t in given)
-            if not (stays and given):
+            # The runtime moves and averages integers as integers, selected or not.
+            stays = kind in (MOVE, AVERAGE) and all(self._state(t).quantized for t in inputs)
+            if not (stays and inputs):
                 return operation(*args, **kwargs)
         bits = self._bits(call, kind)
         exactly = augments(call.operation) or precise or reads_indices(call, self._indices)
@@ -182,20 +182,20 @@ class PlaceQuantizers(Rewriter):
         old = iter([t for t in call.inputs if is_float(t)])
         args, kwargs = keras.tree.map_structure(
             lambda t: (
-                self._handed(t, call, kind, bits, exactly and id(next(old)) in steep)
+                self._operand(t, call, kind, bits, exactly and id(next(old)) in steep)
                 if is_float(t)
                 else t
             ),
             (args, kwargs),
         )
-        given = [t for t in keras.tree.flatten((args, kwargs)) if is_float(t)]
-        if kind == AVERAGE and self._state(given[0]).quantizer is None:
-            # Its grid belongs to another model, whose layers cannot be called in this one.
+        inputs = [t for t in keras.tree.flatten((args, kwargs)) if is_float(t)]
+        if kind == AVERAGE and self._state(inputs[0]).quantizer is None:
+            # Its quantizer belongs to another model, whose layers cannot be called in this one.
             args, kwargs = keras.tree.map_structure(
                 lambda t: self._follow(t) if is_float(t) else t, (args, kwargs)
             )
-            given = [t for t in keras.tree.flatten((args, kwargs)) if is_float(t)]
-        states = [self._state(t) for t in given]
+            inputs = [t for t in keras.tree.flatten((args, kwargs)) if is_float(t)]
+        states = [self._state(t) for t in inputs]
         emitted = []
         for old, new in zip(
             call.outputs, keras.tree.flatten(operation(*args, **kwargs)), strict=True
@@ -203,56 +203,56 @@ class PlaceQuantizers(Rewriter):
             if not is_float(new) or makes_indices(call, self._indices):
                 pass
             elif kind == MOVE and exactly and not (augments(call.operation) or states[0].quantized):
-                # The converter would round all that it is taken from.
-                new = self._close(graph, call, old, self._note(self._cross(new), states[0]))
+                # Else the converter would quantize the whole tensor that this is a part of.
+                new = self._close(graph, call, old, self._note(self._requantize(new), states[0]))
             else:
                 new = self._emit(graph, call, kind, bits or 8, states, old, new)
             emitted.append(new)
         return emitted
 
     def _follow(self, tensor: Any) -> Any:
-        """Returns a tensor on the grid of another model, for an average that stays on it."""
+        """Returns a tensor with the quantizer of another model, for an average with that scale."""
         state = self._state(tensor)
         if state.leader is None:
-            return self._new_quantizer(self._note(self._cross(tensor), state), state.bits)
+            return self._new_quantizer(self._note(self._requantize(tensor), state), state.bits)
         name = self._name(f"{layer_name(tensor)}_quantizer")
         return self._apply(FollowingQuantizer(name=name), tensor, state)
 
     def _addition(self, operation: Any) -> RuntimeMerge:
-        """Returns the layer that stands for a `keras.ops.add`, to add as the runtime does."""
+        """Returns the layer that replaces a `keras.ops.add`, to add as the runtime does."""
         return RuntimeMerge("add", 2, operation=operation.name, name=self._name(operation.name))
 
-    def _in_float(self, kind: str, given: list[Any]) -> bool:
+    def _in_float(self, kind: str, inputs: list[Any]) -> bool:
         """Returns whether an operation is fused into one that was left out."""
-        before = [self._state(t).floating for t in given]
+        before = [self._state(t).floating for t in inputs]
         return bool(before) and all(kind in FUSES.get(role or "", ()) for role in before)
 
     def _bits(self, call: Call, kind: str) -> int | None:
-        """Returns the bits of what an operation reads and makes; None if they stay as they are."""
+        """Returns the bits of an operation's inputs and outputs; None to keep those of inputs."""
         alone = type(call.operation).__name__ in BINARY and len(call.inputs) < 2  # 8-bit constant
         if not has_int16_kernels(call.operation) or alone:
             return 8
         if kind in (MOVE, AVERAGE):
             return None
-        return 16 if call.path in self._wide else 8
+        return 16 if call.path in self._int16 else 8
 
-    def _as_it_is(self, tensor: Any, wide: bool) -> Any:
-        """Returns a tensor on the grid that it is on; one that is on none is rounded."""
+    def _quantize_if_float(self, tensor: Any, int16: bool) -> Any:
+        """Returns a quantized tensor as it is, and any other one quantized."""
         state = self._state(tensor)
-        return self._quantize(tensor, state.bits if state.quantized else 16 if wide else 8)
+        return self._quantize(tensor, state.bits if state.quantized else 16 if int16 else 8)
 
-    def _handed(self, tensor: Any, call: Call, kind: str, bits: int | None, exactly: bool) -> Any:
-        """Returns a tensor as an operation reads it, `exactly` if it must not be rounded first."""
+    def _operand(self, tensor: Any, call: Call, kind: str, bits: int | None, exactly: bool) -> Any:
+        """Returns a tensor as an operation reads it; `exactly` if it must stay unquantized."""
         state = self._state(tensor)
         if kind == PRECISE and exactly:
             return self._note(self._away_from_zero(tensor, state), state)
         if state.pending or (exactly and not state.quantized):
             return tensor
         if kind == JOIN and state.quantized and state.bits != bits:
-            # On the grid of the result, like all that is joined.
-            return self._note(self._cross(tensor), TensorState(JOIN))
+            # Joined operands are quantized with the scale of the result.
+            return self._note(self._requantize(tensor), TensorState(JOIN))
         if bits is None:
-            return self._as_it_is(tensor, call.path in self._wide)
+            return self._quantize_if_float(tensor, call.path in self._int16)
         return self._quantize(tensor, bits)
 
     def _emit(
@@ -268,7 +268,7 @@ class PlaceQuantizers(Rewriter):
         if any(state.pending in FUSES for state in states):
             bits = states[0].bits
         if kind == MOVE and states:
-            # Dropout scales what it keeps while training; at inference it only passes values on.
+            # Dropout multiplies values in training alone; at inference it returns its input.
             return self._note(new, states[0])
         layer = plain(call.operation)
         if kind == AVERAGE and states and states[0].quantizer is not None:
@@ -282,18 +282,18 @@ class PlaceQuantizers(Rewriter):
             quantizer = ActivationQuantizer(prescribed, name=name)
             return self._apply(quantizer, new, TensorState(non_negative=prescribed[0] == 0))
         if isinstance(layer, RuntimeRecurrent):
-            return self._note(new, TensorState(quantized=True))  # rounded step by step
+            return self._note(new, TensorState(quantized=True))  # by its own quantizers
         if kind == TABLE and rounds_weights(call.operation):
             joined = self._is_joined(graph, old)
             if joined and id(call.operation) not in self._once:
-                new = self._cross(new)  # of a table there is one grid for all that is looked up
+                new = self._requantize(new)  # all lookups in a table share one scale
             return self._note(new, TensorState(JOIN if joined else None, quantized=not joined))
         positive = kind == RELU or (kind == JOIN and all(s.non_negative for s in states))
         state = TensorState(kind if kind in FUSES else None, bits=bits, non_negative=positive)
         return self._close(graph, call, old, self._note(new, state))
 
     def _close(self, graph: Graph, call: Call, old: Any, new: Any) -> Any:
-        """Quantizes a new tensor unless the one operation that reads it will be fused with it."""
+        """Quantizes a new tensor, unless the only operation that reads it is fused with it."""
         state = self._state(new)
         if state.quantized or not is_float(new):
             return new
@@ -317,7 +317,7 @@ class PlaceQuantizers(Rewriter):
         return self._quantize(new, state.bits, plain(call.operation).name)
 
     def _quantize_alike(self, new: Any, key: int, name: str) -> Any:
-        """Returns the result of one of several ReLUs of one tensor on the grid of them all."""
+        """Returns the result of a ReLU, with one quantizer for all ReLUs of the same tensor."""
         state = self._state(new)
         if key in self._relus:
             return self._apply(self._relus[key], new, state)
@@ -330,34 +330,38 @@ class PlaceQuantizers(Rewriter):
         return role(reader.operation) in FUSES.get(pending, ())
 
     def _quantize(self, tensor: Any, bits: int, name: str | None = None) -> Any:
-        """Returns the tensor on a grid of so many bits, rounded onto it if need be."""
+        """Returns the tensor with so many bits, quantized or requantized if necessary."""
         state = self._state(tensor)
         if not (is_float(tensor) and bits) or (state.quantized and bits == state.bits):
             return tensor
         key = id(tensor), bits
-        if key not in self._on_grid:
+        if key not in self._quantized:
             if state.quantized:
                 name = name or layer_name(tensor)
                 tensor = self._note(
-                    self._cross(tensor), dataclasses.replace(state, quantized=False)
+                    self._requantize(tensor), dataclasses.replace(state, quantized=False)
                 )
-            self._on_grid[key] = self._new_quantizer(tensor, bits, name)
-        return self._on_grid[key]
+            self._quantized[key] = self._new_quantizer(tensor, bits, name)
+        return self._quantized[key]
 
     def _leave_integers(self, tensor: Any) -> Any:
-        """Returns a tensor for an operation in float, which the converter would do in integers."""
-        return self._cross(tensor) if is_float(tensor) and self._state(tensor).quantized else tensor
+        """Returns a tensor as the input of an operation in float; a barrier keeps that in float."""
+        return (
+            self._requantize(tensor)
+            if is_float(tensor) and self._state(tensor).quantized
+            else tensor
+        )
 
     def _away_from_zero(self, tensor: Any, state: TensorState) -> Any:
         self._alive.append(tensor)
         return AwayFromZero(name=self._name(f"{layer_name(tensor)}_nonzero"))(tensor)
 
     def _is_joined(self, graph: Graph, tensor: Any) -> bool:
-        """Returns whether a tensor goes into a concatenation of integers and nowhere else."""
+        """Returns whether a concatenation of quantized values is the only reader of a tensor."""
         readers = graph.consumers.get(id(tensor), [])
         return is_joined(graph, tensor) and all(r.path not in self._left_out for r in readers)
 
-    def _cross(self, tensor: Any) -> Any:
+    def _requantize(self, tensor: Any) -> Any:
         self._alive.append(tensor)
         return Requantize(name=self._name(f"{layer_name(tensor)}_crossing"))(tensor)
 
@@ -393,7 +397,7 @@ class PlaceQuantizers(Rewriter):
         return tensor
 
     def _name(self, wanted: str) -> str:
-        """Returns a layer name not given before."""
+        """Returns a layer name that is not used yet."""
         wanted = scope_name(wanted)
         count = self._names.get(wanted, 0)
         self._names[wanted] = count + 1

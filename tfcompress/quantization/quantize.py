@@ -1,4 +1,4 @@
-"""quantize: a model that computes as its INT8 file will, while it trains."""
+"""quantize: a model that computes during training as its INT8 file will."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def quantize(
 ) -> Any:
     """Returns a copy that trains with the rounding of the INT8 file it will become (QAT).
 
-    Weights are rounded per output channel, activations per tensor with ranges learned while
-    training, where the runtime rounds them and nowhere else. Fused activations become layers of
+    Weights are quantized per output channel, activations per tensor with ranges learned while
+    training, where the runtime quantizes them and nowhere else. Fused activations become layers of
     their own, and a Sequential model becomes a chain in a Functional one; `strip` undoes both.
     Train with plain `compile` and `fit`, then `export_tflite`: no calibration data is needed.
     The model keeps a few training samples, which the export checks the file on; they are in its
@@ -88,11 +88,11 @@ def quantize(
         return wrapped
     model = as_graph(model_or_layer)
     check_no_tables(model)
-    made = quantized(model, scheme, layers, keep_samples=keep_samples)
+    wrapped = quantized(model, scheme, layers, keep_samples=keep_samples)
     if check:
-        check_wrapped(model, made, "quantize")
+        check_wrapped(model, wrapped, "quantize")
     warn_of_zeros(walk_layers(model))
-    return made
+    return wrapped
 
 
 def quantized(
@@ -103,7 +103,7 @@ def quantized(
     keep_samples: int = MOST_SAMPLES,
     move: bool = False,
 ) -> keras.Model:
-    """Is `quantize` for a model; `move` takes its layers, and it must not be used any more."""
+    """Returns a quantized model; `move` takes the layers of the old one, which is then unusable."""
     if any(isinstance(layer, ActivationQuantizer) for _, layer in walk_layers(model)):
         raise ValueError(
             f"model {model.name!r} is quantized already. To quantize it otherwise, strip() it "
@@ -112,8 +112,8 @@ def quantized(
     _check_adapters(model)
     if scheme.activation_range == "learned" and keras.backend.backend() == "jax":
         raise ValueError(
-            "activation_range='learned' is not possible on JAX: a step of training cannot set the "
-            "range that it starts from there. Train on TensorFlow or PyTorch, or leave it out."
+            "activation_range='learned' is not possible on JAX: there, a training step cannot "
+            "initialize the range that it uses. Train on TensorFlow or PyTorch, or leave it out."
         )
     if scheme.weight_granularity == "tensor":
         _check_granularity(model, scheme)
@@ -122,18 +122,18 @@ def quantized(
     chosen = select(every, layers)
     schemes, left_out = _schemes(every, chosen, scheme)
     chosen = chosen - left_out
-    wide = {path for path, found in schemes.items() if found.activation_bits == 16}
+    int16 = {path for path, own in schemes.items() if own.activation_bits == 16}
     wrapper = WrapCanonicalForms(
         lambda path, layer: weight_rounding(layer, schemes[path]),
         chosen,
         move=move,
-        wide=wide,
+        int16=int16,
     )
     model = wrapper.run(model)
     placing = PlaceQuantizers(
         None if layers is None else chosen | wrapper.added.keys(),
         left_out=left_out,
-        wide=wide | {part for part, path in wrapper.added.items() if path in wide},
+        int16=int16 | {part for part, path in wrapper.added.items() if path in int16},
         learned=scheme.activation_range == "learned",
     )
     placing.keep_samples = keep_samples
@@ -148,9 +148,10 @@ def _check_adapters(model: keras.Model) -> None:
     parts = flatten_layers(model)
     if adapted := [part.name for part in parts if getattr(part, "lora_enabled", False)]:
         raise ValueError(
-            f"Layer {adapted[0]!r} has LoRA weights, which would be rounded apart from its kernel "
-            f"({len(adapted)} such layers). Merge them first: make the model anew without LoRA, "
-            "and assign it the `kernel` or `embeddings` of these layers, to which Keras adds them."
+            f"Layer {adapted[0]!r} has LoRA weights, which would be quantized apart from its "
+            f"kernel ({len(adapted)} such layers). Merge them first: build the model again without "
+            "LoRA, and assign it the `kernel` or `embeddings` of these layers, to which Keras adds "
+            "them."
         )
 
 
@@ -181,18 +182,18 @@ def _is_tensor(scheme: Any) -> bool:
 
 
 def weight_rounding(layer: Any, scheme: QuantizationScheme) -> FakeQuant:
-    """Returns the transform that rounds the weights of a layer in a scheme."""
-    four = scheme.weight_bits == 4 and has_int4_kernels(layer)
-    return FakeQuant(4 if four else 8, scheme.weight_range, scheme.weight_granularity)
+    """Returns the transform that fake-quantizes the weights of a layer in a scheme."""
+    int4 = scheme.weight_bits == 4 and has_int4_kernels(layer)
+    return FakeQuant(4 if int4 else 8, scheme.weight_range, scheme.weight_granularity)
 
 
 def _schemes(
     every: list[tuple[str, Any]], chosen: set[str], scheme: QuantizationScheme
 ) -> tuple[dict[str, QuantizationScheme], set[str]]:
-    """Returns the scheme of each layer to quantize, and those to leave in float after all."""
-    found: dict[str, Any] = {}
+    """Returns the scheme of each layer to quantize, and layers that overrides leave in float."""
+    overrides: dict[str, Any] = {}
     for glob, other in scheme.overrides.items():
         for path in select(every, glob, argument=f"overrides[{glob!r}]"):
-            found.setdefault(path, other)
-    left_out = {path for path in chosen if found.get(path) == "float32"}
-    return {p: as_scheme(found.get(p, scheme)) for p in chosen - left_out}, left_out
+            overrides.setdefault(path, other)
+    left_out = {path for path in chosen if overrides.get(path) == "float32"}
+    return {p: as_scheme(overrides.get(p, scheme)) for p in chosen - left_out}, left_out

@@ -1,4 +1,4 @@
-"""The models that `quantize` returns: theirs are the output names of what was quantized."""
+"""The model classes that `quantize` returns; they keep the output names of the original."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class QuantizedModel(keras.Model):
 
 @keras.saving.register_keras_serializable("tfcompress")
 class ChainedModel(QuantizedModel):
-    """What a Sequential model becomes under `quantize`; `strip` makes it Sequential again.
+    """A Sequential model under `quantize`; `strip` returns a Sequential model again.
 
-    A Sequential model cannot hold a layer twice, and a quantizer around an averaging layer is one
-    layer called twice.
+    A Sequential model cannot contain a layer twice, and the quantizer before and after an averaging
+    layer is one layer called twice.
     """

@@ -1,4 +1,4 @@
-"""What is known of a quantized model: its quantizers, its scheme."""
+"""Queries about a quantized model: its quantizers, its scheme."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def quantizers(model: keras.Model) -> list[ActivationQuantizer]:
 
 @contextlib.contextmanager
 def rounding_in_floats(model: keras.Model) -> Iterator[None]:
-    """Has a quantization-aware model round at inference as it does in training, and as tfmot."""
+    """Makes a quantization-aware model round floats at inference, as in training and as tfmot."""
     every = quantizers(model)
     try:
         for quantizer in every:
@@ -55,7 +55,7 @@ def rounds_per_channel(model: keras.Model) -> bool:
 
 
 def roundings(model: keras.Model) -> Iterator[FakeQuant]:
-    """Yields the roundings of a model's weights."""
+    """Yields the fake-quantization of each weight of a model."""
     for _, layer in walk_layers(model):
         for transform in getattr(layer, "transforms", ()):
             if isinstance(transform, FakeQuant):

@@ -1,4 +1,4 @@
-"""What is known of a tensor while quantizers are placed."""
+"""The state of a tensor during the placement of quantizers."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from tfcompress.quantization.activation_quantizer import ActivationQuantizer
 
 @dataclasses.dataclass(frozen=True)
 class TensorState:
-    """The role still open for fusing, or the quantizer that a tensor is on.
+    """Whether a tensor is quantized, and by what, or how it may still be fused.
 
     Attributes:
-        pending: While the tensor waits for the operation that decides its grid: a key of `FUSES`
-            or JOIN; else None.
-        quantized: Whether its values are on a grid.
-        bits: Of that grid, or of the operation that is waiting for it.
-        quantizer: The layer that put it there; None if that stands in another model.
-        leader: Where it does, that layer, if its grid is the only one the tensor may be on.
+        pending: While the operation that reads the tensor decides how to quantize it: a key of
+            `FUSES` or JOIN; else None.
+        quantized: Whether its values are quantized.
+        bits: Of the quantized values; before quantization, of the operation that computed them.
+        quantizer: Its quantizer; None if that is in another model.
+        leader: Its quantizer in another model, if that is the same for every call of the model.
         non_negative: Whether its values cannot be negative.
-        floating: The role of the operation that made it, if that was left out of quantization.
+        floating: The role of the operation that computed it, if that was left out of quantization.
     """
 
     pending: str | None = None
@@ -32,19 +32,19 @@ class TensorState:
 
     def followed(self) -> ActivationQuantizer | None:
         """Returns the quantizer that another model can follow, if there is one."""
-        found = self.quantizer or self.leader
-        return found if found is not None and found.bits == 8 else None
+        quantizer = self.quantizer or self.leader
+        return quantizer if quantizer is not None and quantizer.bits == 8 else None
 
     def entering(self, once: bool) -> TensorState:
-        """Returns what is known of the tensor inside of a model that it enters.
+        """Returns the state of the tensor as an input inside a nested model.
 
         Args:
-            once: Whether that is the only call of the model.
+            once: Whether the model has no other call.
         """
         bits = self.bits if self.quantized else 8
         leader = self.followed() if once else None
         return TensorState(None, self.quantized, bits, leader=leader)
 
     def leaving(self) -> TensorState:
-        """Returns what is known of the tensor outside of the model that puts it out."""
+        """Returns the state of the tensor as an output, outside the nested model."""
         return dataclasses.replace(self, quantizer=None, leader=self.followed())

@@ -1,4 +1,4 @@
-"""drop_layers and share_layers: fewer layers, or the weights of one for several."""
+"""drop_layers and share_layers: fewer layers, or one set of weights for several layers."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _SAMPLES = 256
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Block:
-    """A residual block: what an addition adds to a tensor, and all that is computed for it.
+    """A residual block: the branch that an addition adds to a tensor.
 
     Attributes:
         name: Path of the addition.
-        skip: The tensor that goes around the block.
-        output: The tensor that the addition makes.
+        skip: The tensor of the skip connection.
+        output: The output of the addition.
         layers: Paths of the layers inside.
     """
 
@@ -46,9 +46,9 @@ def drop_layers(
 ) -> keras.Model:
     """Returns the model without some of its residual blocks.
 
-    A block can go if its result is added to what it was computed from, and to nothing else: a
+    A block can be removed if its result is added to its input, and if it reads no other tensor: a
     residual block of a convolutional net, the attention or the feed-forward part of a Transformer.
-    Blocks that change the size or the number of channels stay. Train the result on.
+    Blocks that change the size or the number of channels stay. The result needs further training.
 
     Pays in: bytes, milliseconds and RAM, on every runtime.
 
@@ -56,7 +56,7 @@ def drop_layers(
         model: A built model, not wrapped. It is not changed.
         blocks: How many to remove, those of the lowest score; or a glob or list of globs on their
             names, which are the paths of their additions, or on the layers inside them.
-        score: "influence": 1 - cosine of what goes into a block and what comes out, on `data`; or a
+        score: "influence": 1 - cosine of the input and the output of a block, on `data`; or a
             function of the block's name. Only for a number of blocks.
         data: Inputs like those of training, up to 256 samples, for "influence".
 
@@ -65,7 +65,7 @@ def drop_layers(
 
     Raises:
         TypeError: If `model` is no Keras model.
-        ValueError: If it is wrapped, there are not as many blocks, none is named so, or data is
+        ValueError: If it is wrapped, has fewer blocks, no block matches a glob, or data is
             missing.
 
     Example:
@@ -82,72 +82,76 @@ def drop_layers(
         Men et al. 2024, arXiv:2403.03853 (influence); Sajjad et al. 2020, arXiv:2004.03844.
     """
     model = as_unwrapped(model, "drop_layers")
-    found = residual_blocks(model)
+    candidates = residual_blocks(model)
     if isinstance(blocks, bool) or not isinstance(blocks, (int, str, Sequence)):
         raise ValueError(f"blocks must be a number, a glob or a list of them. Received: {blocks!r}")
     if isinstance(blocks, int):
-        if not 1 <= blocks <= len(found):
+        if not 1 <= blocks <= len(candidates):
             raise ValueError(
-                f"blocks={blocks} cannot be removed: model {model.name!r} has {len(found)} "
-                f"residual blocks that may go: {', '.join(block.name for block in found) or 'none'}"
+                f"blocks={blocks} cannot be removed: model {model.name!r} has {len(candidates)} "
+                "residual blocks that can be removed: "
+                f"{', '.join(block.name for block in candidates) or 'none'}"
             )
-        scores = _scores(model, found, score, data)
-        order = np.argsort([scores[block.name] for block in found], kind="stable")
-        chosen = {found[index].name for index in order[:blocks]}
+        scores = _scores(model, candidates, score, data)
+        order = np.argsort([scores[block.name] for block in candidates], kind="stable")
+        chosen = {candidates[index].name for index in order[:blocks]}
     else:
-        # A layer inside of several blocks belongs to the innermost.
-        ordered = sorted(found, key=lambda block: -len(block.layers))
-        home = {path: block.name for block in ordered for path in block.layers}
-        home |= {block.name: block.name for block in found}
-        chosen = {home[p] for p in select([(p, p) for p in home], blocks, argument="blocks")}
-    made = _Drop([block for block in found if block.name in chosen]).run(model)
-    check_kept(model, made, "drop_layers")
-    return made
+        # A layer inside several blocks belongs to the innermost.
+        ordered = sorted(candidates, key=lambda block: -len(block.layers))
+        block_of = {path: block.name for block in ordered for path in block.layers}
+        block_of |= {block.name: block.name for block in candidates}
+        chosen = {
+            block_of[p] for p in select([(p, p) for p in block_of], blocks, argument="blocks")
+        }
+    reduced = _Drop([block for block in candidates if block.name in chosen]).run(model)
+    check_kept(model, reduced, "drop_layers")
+    return reduced
 
 
 def residual_blocks(model: keras.Model, path: str = "") -> list[Block]:
     """Returns the residual blocks of a model and of its nested models that can be removed.
 
     Args:
-        model: A model that can be read.
+        model: A Sequential or Functional model.
         path: Path of the model itself if it is nested, ending in "/".
     """
     graph = read_graph(model, path)
-    makers = {id(output): call for call in graph.calls for output in call.outputs}
-    found = []
+    producers = {id(output): call for call in graph.calls for output in call.outputs}
+    blocks = []
     for call in graph.calls:
         if is_graph(call.operation):
-            found += residual_blocks(call.operation, call.path + "/")
+            blocks += residual_blocks(call.operation, call.path + "/")
         if type(call.operation).__name__ != "Add" or len(call.inputs) != 2:
             continue
         first, second = call.inputs
-        for skip, result in ((first, second), (second, first)):
-            if tuple(skip.shape) != tuple(call.outputs[0].shape) or skip is result:
+        for skip, branch in ((first, second), (second, first)):
+            if tuple(skip.shape) != tuple(call.outputs[0].shape) or skip is branch:
                 continue
-            inside = _between(makers, result, skip)
-            if inside:
-                paths = tuple(sorted({c.path for c in inside}))
-                again = sum(block.name.split("#")[0] == call.path for block in found)
-                name = f"{call.path}#{again + 1}" if again else call.path  # a layer called twice
-                found.append(Block(name, skip, call.outputs[0], paths))
+            calls = _between(producers, branch, skip)
+            if calls:
+                paths = tuple(sorted({c.path for c in calls}))
+                earlier_calls = sum(block.name.split("#")[0] == call.path for block in blocks)
+                # The number distinguishes the calls of an addition that is called twice.
+                name = f"{call.path}#{earlier_calls + 1}" if earlier_calls else call.path
+                blocks.append(Block(name, skip, call.outputs[0], paths))
                 break
-    return found
+    return blocks
 
 
-def _between(makers: dict[int, Call], result: Any, start: Any) -> list[Call]:
-    """Returns the calls that make `result` of `start`; none if it depends on anything else."""
+def _between(producers: dict[int, Call], end: Any, start: Any) -> list[Call]:
+    """Returns the calls from `start` to `end`; none if `end` depends on any other tensor."""
     calls: dict[int, Call] = {}
-    open_tensors = [result]
-    while open_tensors:
-        tensor = open_tensors.pop()
+    pending = [end]
+    while pending:
+        tensor = pending.pop()
         if tensor is start:
             continue
-        call = makers.get(id(tensor))
+        call = producers.get(id(tensor))
         if call is None:
             return []
         if id(call) not in calls:
             calls[id(call)] = call
-            open_tensors += call.inputs
+            pending += call.inputs
     return list(calls.values())
 
 
@@ -164,15 +168,15 @@ def _scores(model: keras.Model, blocks: list[Block], score: Any, data: Any) -> d
             f"The influence of blocks in nested models ({nested[0]!r}) cannot be measured: name "
             "the blocks, or pass a function as score."
         )
-    given = samples(data, input_specs(model), limit=_SAMPLES, argument="data")
+    features = samples(data, input_specs(model), limit=_SAMPLES, argument="data")
     probe = keras.Model(model.inputs, [t for block in blocks for t in (block.skip, block.output)])
-    made = [np.reshape(a, (len(a), -1)) for a in predict(probe, given)]
-    found = {}
+    outputs = [np.reshape(a, (len(a), -1)) for a in predict(probe, features)]
+    influences = {}
     for index, block in enumerate(blocks):
-        a, b = made[2 * index], made[2 * index + 1]
+        a, b = outputs[2 * index], outputs[2 * index + 1]
         norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-        found[block.name] = float(np.mean(1 - np.sum(a * b, 1) / np.maximum(norms, 1e-12)))
-    return found
+        influences[block.name] = float(np.mean(1 - np.sum(a * b, 1) / np.maximum(norms, 1e-12)))
+    return influences
 
 
 class _Drop(Rewriter):
@@ -184,15 +188,17 @@ class _Drop(Rewriter):
         block = self._blocks.get(id(call.outputs[0]))
         if block is None:
             return super().visit(graph, call, args, kwargs)
-        given = [t for t in keras.tree.flatten((args, kwargs)) if isinstance(t, keras.KerasTensor)]
-        return given[0 if call.inputs[0] is block.skip else 1]
+        tensors = [
+            t for t in keras.tree.flatten((args, kwargs)) if isinstance(t, keras.KerasTensor)
+        ]
+        return tensors[0 if call.inputs[0] is block.skip else 1]
 
 
 def share_layers(model: keras.Model, groups: Sequence[Sequence[str]]) -> keras.Model:
-    """Returns the model with one set of weights for several layers, in the manner of ALBERT.
+    """Returns the model with one set of weights for several layers, as in ALBERT.
 
-    The first layer of each group takes the place of the others, with the mean of their weights.
-    Train the result on.
+    The first layer of each group replaces the others, with the mean of their weights. The result
+    needs further training.
 
     Pays in: parameters, and bytes of the file: each set is stored once. Not in milliseconds.
 
@@ -236,25 +242,25 @@ def share_layers(model: keras.Model, groups: Sequence[Sequence[str]]) -> keras.M
         for path, layer in zip(paths, layers, strict=True):
             if id(layer) in firsts:
                 raise ValueError(f"layer {path!r} is in groups twice.")
-            if _kind(layer) != _kind(layers[0]):
+            if _signature(layer) != _signature(layers[0]):
                 raise ValueError(
                     f"layers {group[0]!r} and {path!r} cannot share weights: class, settings or "
                     "shapes differ."
                 )
             firsts[id(layer)] = layers[0]
         members[id(layers[0])] = layers
-    made = _Share(firsts, members).run(model)
-    check_kept(model, made, "share_layers", {path for group in groups for path in group})
-    return made
+    shared = _Share(firsts, members).run(model)
+    check_kept(model, shared, "share_layers", {path for group in groups for path in group})
+    return shared
 
 
-def _kind(layer: Any) -> Any:
+def _signature(layer: Any) -> Any:
     config = {name: value for name, value in layer.get_config().items() if name != "name"}
     return type(layer), str(config), [tuple(w.shape) for w in layer.weights]
 
 
 class _Share(Rewriter):
-    # A Sequential model holds no layer twice.
+    # A Sequential model cannot contain a layer twice.
     sequential_class = keras.Model
 
     def __init__(self, firsts: dict[int, Any], members: dict[int, list[Any]]) -> None:

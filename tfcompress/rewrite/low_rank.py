@@ -1,4 +1,4 @@
-"""factorize: layers as products of smaller ones."""
+"""factorize: replaces layers by products of smaller ones."""
 
 from __future__ import annotations
 
@@ -46,18 +46,18 @@ def factorize(
     three (Tucker-2: in, core, out) or two (one along each axis of the image). The last of them
     keeps the name, bias and activation of the layer, and is called on `<name>_factor` (before it,
     `<name>_core`). A layer for which that takes no fewer weights and multiplications (of an
-    embedding: no fewer weights) is left as it is. Train the result on: what is cut off is least in
-    the weights, not in the loss.
+    embedding: no fewer weights) is left as it is. The result needs further training: the factors
+    minimize the error of the weights, not the loss.
 
     Pays in: bytes and milliseconds, on every runtime.
 
     Args:
         model: A built model, not wrapped. It is not changed.
         rank: An integer; or the share in (0, 1) of the energy (the squared singular values) that is
-            kept; or "vbmf", the number of singular values that stand out of noise; or a dictionary
-            of these by glob on layer paths, the first that fits, other layers being left alone.
-        target_macs: Instead of `rank`: the most energy that brings the multiply-accumulates of one
-            sample to this number.
+            kept; or "vbmf", the number of singular values above the noise; or a dictionary
+            of these by glob on layer paths: the first match applies, other layers stay as they are.
+        target_macs: Instead of `rank`: the largest energy is chosen with which one sample takes at
+            most this number of multiply-accumulates.
         convolutions: "tucker2" or "spatial" (2-D only), for kernels larger than 1.
         layers: Which layers: None, a glob or list of globs on layer paths, or a predicate.
 
@@ -85,22 +85,22 @@ def factorize(
     """
     check_choice(convolutions, "convolutions", _METHODS)
     ranks = dict(rank) if isinstance(rank, Mapping) else {"*": rank}
-    for glob, one in ranks.items():
-        check_rank(one, f"rank[{glob!r}]" if isinstance(rank, Mapping) else "rank")
+    for glob, layer_rank in ranks.items():
+        check_rank(layer_rank, f"rank[{glob!r}]" if isinstance(rank, Mapping) else "rank")
     model = as_unwrapped(model, "factorize")
     calls = {call.path: call for call in _calls(model)}
     if not calls:
         raise ValueError(f"model {model.name!r} has no layer that could be factorized.")
-    named = select([(path, call.operation) for path, call in calls.items()], layers)
+    selected = select([(path, call.operation) for path, call in calls.items()], layers)
     if target_macs is not None:
-        made = _within(model, target_macs, calls, named, convolutions)
-        check_kept(model, made, "factorize", named)
-        return made
+        result = _with_target_macs(model, target_macs, calls, selected, convolutions)
+        check_kept(model, result, "factorize", selected)
+        return result
     chosen: dict[str, Rank] = {}
-    for glob, one in ranks.items():
-        every = [(path, calls[path].operation) for path in calls]
-        for path in select(every, glob, argument=f"rank[{glob!r}]") & named:
-            chosen.setdefault(path, one)
+    for glob, layer_rank in ranks.items():
+        candidates = [(path, calls[path].operation) for path in calls]
+        for path in select(candidates, glob, argument=f"rank[{glob!r}]") & selected:
+            chosen.setdefault(path, layer_rank)
     rewriter = _Factorize(calls, chosen, convolutions)
     result = rewriter.run(model)
     check_kept(model, result, "factorize", chosen)
@@ -114,17 +114,17 @@ def factorize(
 
 
 def _calls(model: keras.Model, path: str = "") -> list[Call]:
-    found: list[Call] = []
+    calls: list[Call] = []
     for call in read_graph(model, path).calls:
         layer = call.operation
         if is_graph(layer):
-            found += _calls(layer, call.path + "/")
-        elif type(layer) in _KINDS and _is_plain(layer):
-            found.append(call)
-    return found
+            calls += _calls(layer, call.path + "/")
+        elif type(layer) in _KINDS and _is_supported(layer):
+            calls.append(call)
+    return calls
 
 
-def _is_plain(layer: Any) -> bool:
+def _is_supported(layer: Any) -> bool:
     if getattr(layer, "kernel_constraint", None) or getattr(layer, "embeddings_constraint", None):
         return False
     if isinstance(layer, layers.EinsumDense):
@@ -134,15 +134,15 @@ def _is_plain(layer: Any) -> bool:
     return getattr(layer, "groups", 1) == 1
 
 
-def _within(
-    model: keras.Model, target: float, calls: Any, named: set[str], convolutions: str
+def _with_target_macs(
+    model: keras.Model, target: float, calls: Any, selected: set[str], convolutions: str
 ) -> keras.Model:
     low, high, best = 0.0, 1.0, None
     for _ in range(_TRIES):
         energy = (low + high) / 2
-        made = _Factorize(calls, dict.fromkeys(named, energy), convolutions).run(model)
-        if macs(made) <= target:
-            best, low = made, energy
+        candidate = _Factorize(calls, dict.fromkeys(selected, energy), convolutions).run(model)
+        if macs(candidate) <= target:
+            best, low = candidate, energy
         else:
             high = energy
     if best is None:
@@ -157,9 +157,9 @@ class _Factorize(Rewriter):
     def __init__(self, calls: dict[str, Call], ranks: dict[str, Rank], convolutions: str) -> None:
         super().__init__()
         self._parts = {}
-        taken = {call.operation.name for call in calls.values()}
+        used_names = {call.operation.name for call in calls.values()}
         for path, rank in ranks.items():
-            parts = _factors(calls[path], rank, convolutions, taken)
+            parts = _factors(calls[path], rank, convolutions, used_names)
             if parts:
                 self._parts[id(calls[path].operation)] = parts
         self.replaced = len(self._parts)
@@ -169,12 +169,12 @@ class _Factorize(Rewriter):
         if parts is None:
             return super().visit(graph, call, args, kwargs)
 
-        def make() -> list[Any]:
-            made = [layer for layer, _ in parts]
-            self.carry(call.operation, made)
-            return made
+        def create() -> list[Any]:
+            factors = [layer for layer, _ in parts]
+            self.carry(call.operation, factors)
+            return factors
 
-        first, *rest = self.once(call.operation, make)
+        first, *rest = self.once(call.operation, create)
         outputs = first(*args, **kwargs)
         for layer in rest:
             outputs = layer(outputs)
@@ -192,13 +192,15 @@ class _Factorize(Rewriter):
 Parts = list[tuple[Any, list[np.ndarray]]]
 
 
-def _factors(call: Call, rank: Rank, convolutions: str, taken: Collection[str]) -> Parts | None:
-    """Returns the unbuilt layers that replace one, with their weights, if they are cheaper."""
+def _factors(
+    call: Call, rank: Rank, convolutions: str, used_names: Collection[str]
+) -> Parts | None:
+    """Returns the unbuilt layers that replace one, with their weights; None if not cheaper."""
     layer = call.operation
     bias = [array(layer.bias)] if getattr(layer, "bias", None) is not None else []
     if isinstance(layer, layers.Embedding):
         left, right = _svd(array(layer.embeddings), rank, call.path)
-        name = _free_name(f"{layer.name}_factor", taken)
+        name = _free_name(f"{layer.name}_factor", used_names)
         table = _resized(layer, name=name, output_dim=left.shape[1])
         dense = layers.Dense(
             layer.output_dim, use_bias=False, name=layer.name, dtype=layer.dtype_policy
@@ -213,7 +215,7 @@ def _factors(call: Call, rank: Rank, convolutions: str, taken: Collection[str]) 
         if isinstance(layer, layers.EinsumDense):
             size = {"output_shape": (*layer.partial_output_shape[:-1], count)}
         parts = [
-            (_part(layer, "_factor", taken, **size), [left]),
+            (_part(layer, "_factor", used_names, **size), [left]),
             (_resized(layer), [right, *bias]),
         ]
         return parts if left.size + right.size < kernel.size else None
@@ -222,7 +224,7 @@ def _factors(call: Call, rank: Rank, convolutions: str, taken: Collection[str]) 
         ones = kernel.shape[:-2]
         parts = [
             (
-                _part(layer, "_factor", taken, filters=left.shape[1]),
+                _part(layer, "_factor", used_names, filters=left.shape[1]),
                 [left.reshape(*ones, *left.shape)],
             ),
             (
@@ -232,42 +234,42 @@ def _factors(call: Call, rank: Rank, convolutions: str, taken: Collection[str]) 
         ]
         return parts if left.size + right.size < kernel.size else None
     if convolutions == "spatial":
-        return _spatial(call, kernel, bias, rank, taken) if kernel.ndim == 4 else None
-    return _tucker(call, kernel, bias, rank, taken)
+        return _spatial(call, kernel, bias, rank, used_names) if kernel.ndim == 4 else None
+    return _tucker(call, kernel, bias, rank, used_names)
 
 
-def _part(layer: Any, suffix: str, taken: Collection[str], **config: Any) -> Any:
-    """Returns a copy that is followed by others: without bias and activation."""
-    plain: dict[str, Any] = {
+def _part(layer: Any, suffix: str, used_names: Collection[str], **config: Any) -> Any:
+    """Returns a copy without bias and activation, for all but the last factor."""
+    without: dict[str, Any] = {
         "activation": "linear",
         "use_bias": False,
         "activity_regularizer": None,
     }
     if isinstance(layer, layers.EinsumDense):
-        plain = {"activation": "linear", "bias_axes": None, "activity_regularizer": None}
-    return _resized(layer, name=_free_name(layer.name + suffix, taken), **plain, **config)
+        without = {"activation": "linear", "bias_axes": None, "activity_regularizer": None}
+    return _resized(layer, name=_free_name(layer.name + suffix, used_names), **without, **config)
 
 
 def _resized(layer: Any, **config: Any) -> Any:
-    """Returns a copy with weights of other shapes."""
+    """Returns a copy whose weights may have other shapes."""
     return clone_layer(layer, **free_of_sizes(layer), **config)
 
 
-def _free_name(name: str, taken: Collection[str]) -> str:
-    """Returns a name that no layer has: a model may be factorized again."""
+def _free_name(name: str, used_names: Collection[str]) -> str:
+    """Returns an unused name; a model may be factorized repeatedly."""
     numbered = (f"{name}_{number}" for number in itertools.count(2))
-    return name if name not in taken else next(n for n in numbered if n not in taken)
+    return name if name not in used_names else next(n for n in numbered if n not in used_names)
 
 
 def _svd(matrix: np.ndarray, rank: Rank, path: str) -> tuple[np.ndarray, np.ndarray]:
     left, values, right = np.linalg.svd(matrix, full_matrices=False)
     count = chosen_rank(rank, values, matrix.shape, path)
-    root = np.sqrt(values[:count])  # half to each, so that neither is hard to quantize
+    root = np.sqrt(values[:count])  # half to each factor, so that neither is hard to quantize
     return left[:, :count] * root, root[:, None] * right[:count]
 
 
 def _spatial(
-    call: Call, kernel: np.ndarray, bias: list[np.ndarray], rank: Rank, taken: Collection[str]
+    call: Call, kernel: np.ndarray, bias: list[np.ndarray], rank: Rank, used_names: Collection[str]
 ) -> Parts | None:
     layer = call.operation
     height, width, inputs, outputs = kernel.shape
@@ -280,7 +282,7 @@ def _spatial(
     first = _part(
         layer,
         "_factor",
-        taken,
+        used_names,
         filters=count,
         kernel_size=(height, 1),
         strides=(strides[0], 1),
@@ -289,9 +291,9 @@ def _spatial(
     last = _resized(
         layer, kernel_size=(1, width), strides=(1, strides[1]), dilation_rate=(1, dilation[1])
     )
-    # After the first, the image is as high as the result and as wide as the input.
-    share = _widened(call, 2)
-    if left.size * max(share, 1) + right.size >= kernel.size:
+    # The output of the first factor is as high as the result and as wide as the input.
+    downsampling = _downsampling(call, 2)
+    if left.size * max(downsampling, 1) + right.size >= kernel.size:
         return None
     return [
         (first, [left.reshape(height, inputs, 1, count).transpose(0, 2, 1, 3)]),
@@ -299,16 +301,16 @@ def _spatial(
     ]
 
 
-def _widened(call: Call, axis: int) -> float:
-    """Returns how many times longer the input of a convolution is than its result, at an axis."""
+def _downsampling(call: Call, axis: int) -> float:
+    """Returns the ratio of input size to output size of a convolution along an axis."""
     first = call.operation.data_format == "channels_first"
-    place = axis + 1 if first else axis
-    before, after = call.inputs[0].shape[place], call.outputs[0].shape[place]
+    position = axis + 1 if first else axis
+    before, after = call.inputs[0].shape[position], call.outputs[0].shape[position]
     return before / after if before and after else call.operation.strides[axis - 1]
 
 
 def _tucker(
-    call: Call, kernel: np.ndarray, bias: list[np.ndarray], rank: Rank, taken: Collection[str]
+    call: Call, kernel: np.ndarray, bias: list[np.ndarray], rank: Rank, used_names: Collection[str]
 ) -> Parts | None:
     from tensorly.decomposition import partial_tucker  # slow to import
 
@@ -320,18 +322,18 @@ def _tucker(
         values = np.linalg.svd(unfolded, compute_uv=False)
         counts.append(chosen_rank(rank, values, unfolded.shape, call.path, kernel.shape[-2:]))
     (core, (into, out)), _ = partial_tucker(kernel, counts, modes)
-    before = math.prod(_widened(call, axis + 1) for axis in range(len(size)))
-    # The first runs on the larger image, where that is what the convolution is called on.
-    if into.size * max(before, 1) + core.size + out.size >= kernel.size:
+    downsampling = math.prod(_downsampling(call, axis + 1) for axis in range(len(size)))
+    # The first factor runs at the resolution of the input.
+    if into.size * max(downsampling, 1) + core.size + out.size >= kernel.size:
         return None
     ones = {"kernel_size": 1, "strides": 1, "dilation_rate": 1}
     shape = (1,) * len(size)
     return [
         (
-            _part(layer, "_factor", taken, filters=counts[0], **ones),
+            _part(layer, "_factor", used_names, filters=counts[0], **ones),
             [into.reshape(*shape, *into.shape)],
         ),
-        (_part(layer, "_core", taken, filters=counts[1]), [core]),
+        (_part(layer, "_core", used_names, filters=counts[1]), [core]),
         (
             _resized(layer, **ones),
             [out.T.reshape(*shape, *out.T.shape), *bias],

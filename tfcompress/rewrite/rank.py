@@ -1,23 +1,23 @@
-"""How many singular values of a kernel are kept."""
+"""Chooses how many singular values of a kernel are kept."""
 
 from __future__ import annotations
 
 import numpy as np
 
 Rank = int | float | str
-"""A number; a share of the energy; or "vbmf"."""
+"""A number; a fraction of the energy; or "vbmf"."""
 
 
 def check_rank(rank: object, argument: str) -> None:
-    """Refuses what is no rank.
+    """Rejects what is no rank.
 
     Raises:
         ValueError: If `rank` is neither a positive integer, nor in (0, 1), nor "vbmf".
     """
     number = isinstance(rank, (int, float, np.integer, np.floating)) and not isinstance(rank, bool)
-    whole = number and isinstance(rank, (int, np.integer)) and rank >= 1
-    share = number and isinstance(rank, (float, np.floating)) and 0 < rank < 1
-    if not (whole or share or rank == "vbmf"):
+    is_count = number and isinstance(rank, (int, np.integer)) and rank >= 1
+    is_energy = number and isinstance(rank, (float, np.floating)) and 0 < rank < 1
+    if not (is_count or is_energy or rank == "vbmf"):
         raise ValueError(
             f"{argument} must be a positive integer, a share of the energy in (0, 1), or 'vbmf'. "
             f"Received: {argument}={rank!r}"
@@ -34,11 +34,11 @@ def chosen_rank(
     """Returns the number of singular values to keep, at least 1.
 
     Args:
-        rank: What was asked for.
+        rank: The requested rank.
         values: The singular values, descending.
         shape: Shape of the matrix.
         path: Path of the layer, for the message.
-        largest: The sizes that a number may not all exceed; of `values` if not given.
+        largest: An integer rank may not exceed all of these; None is the number of `values`.
 
     Raises:
         ValueError: If a number is larger than the layer allows.
@@ -60,7 +60,7 @@ def chosen_rank(
 def noise_free_rank(values: np.ndarray, shape: tuple[int, ...]) -> int:
     """Returns how many singular values stand out of noise (empirical VBMF, closed form).
 
-    The variance of the noise is found by minimizing the free energy over it.
+    The variance of the noise minimizes the free energy.
 
     Args:
         values: All singular values, descending.
@@ -95,5 +95,5 @@ def noise_free_rank(values: np.ndarray, shape: tuple[int, ...]) -> int:
     lower = max(squares[most] / (columns * limit), tail.mean() / columns)
     if lower >= upper:
         return 0
-    found = minimize_scalar(energy, bounds=(lower, upper), method="bounded").x
-    return int(np.sum(squares > columns * found * limit))
+    variance = minimize_scalar(energy, bounds=(lower, upper), method="bounded").x
+    return int(np.sum(squares > columns * variance * limit))

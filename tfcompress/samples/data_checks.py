@@ -1,4 +1,4 @@
-"""Whether samples make sense for a model: what their numbers tell before ranges are measured."""
+"""Plausibility checks of samples, before ranges are measured on them."""
 
 from __future__ import annotations
 
@@ -8,36 +8,36 @@ from collections.abc import Mapping
 import keras
 import numpy as np
 
-from tfcompress.samples.probes import expected_scales, far_samples, first_statistics
+from tfcompress.samples.probes import expected_ranges, far_samples, first_statistics
 
-_FEWEST = 16
-
-
-_UNLIKE = 10  # times the deviation that a model expects, or a part of it
+_FEWEST = 16  # samples
 
 
-def problems_of(model: keras.Model, given: Mapping[str, np.ndarray]) -> list[str]:
-    """Returns what is wrong with samples that ranges are measured on, as far as it can be told.
+_UNLIKE = 10  # factor between the deviations of samples and of what a model expects
+
+
+def problems_of(model: keras.Model, samples: Mapping[str, np.ndarray]) -> list[str]:
+    """Returns texts of the problems of samples that ranges are measured on.
 
     Args:
         model: The float model.
-        given: Arrays by input name.
+        samples: Arrays by input name.
     """
-    found = [*_of_number(given)]
-    for name, array in given.items():
+    problems = [*_count_problems(samples)]
+    for name, array in samples.items():
         if array.dtype.kind == "f" and len(array) > 1:
             if np.ptp(array) == 0:
-                found.append(
+                problems.append(
                     f"All values of input {name!r} in the representative dataset are "
                     f"{array.flat[0]:g}: no range can be measured on them. Pass samples like those "
                     "of training."
                 )
                 continue
-            found += _of_single_values(name, array)
-    return found + _of_scale(model, given)
+            problems += _outlier_problems(name, array)
+    return problems + _range_problems(model, samples)
 
 
-def _of_single_values(name: str, array: np.ndarray) -> list[str]:
+def _outlier_problems(name: str, array: np.ndarray) -> list[str]:
     far = far_samples(array)
     if not far.any():
         return []
@@ -45,21 +45,21 @@ def _of_single_values(name: str, array: np.ndarray) -> list[str]:
     return [
         f"Input {name!r} of the representative dataset reaches {np.abs(array[far]).max():g} in "
         f"{int(far.sum())} of {len(array)} samples, beyond 20 deviations of its feature, and "
-        f"{usual:g} in the middle one. The grid has 256 steps for all of it. Leave these samples "
-        "out, or choose QuantizationScheme(activation_range='auto')."
+        f"{usual:g} in the middle one. The 256 quantized values must cover all of it. Leave "
+        "these samples out, or choose QuantizationScheme(activation_range='auto')."
     ]
 
 
-def _of_number(given: Mapping[str, np.ndarray]) -> list[str]:
-    count = len(next(iter(given.values())))
+def _count_problems(samples: Mapping[str, np.ndarray]) -> list[str]:
+    count = len(next(iter(samples.values())))
     if count < _FEWEST:
         return [
             f"The representative dataset has {count} samples, and ranges are measured on them: pass"
             " a hundred or more like those of training."
         ]
-    if all(a.dtype.kind != "f" or np.isin(a, (0, 1)).all() for a in given.values()):
-        return []  # codes, of which there may be few
-    rows = {_digest([array[index] for array in given.values()]) for index in range(count)}
+    if all(a.dtype.kind != "f" or np.isin(a, (0, 1)).all() for a in samples.values()):
+        return []  # categories, which may be few
+    rows = {_digest([array[index] for array in samples.values()]) for index in range(count)}
     if len(rows) >= count / 2:
         return []
     return [
@@ -69,19 +69,20 @@ def _of_number(given: Mapping[str, np.ndarray]) -> list[str]:
 
 
 def _digest(parts: list[np.ndarray]) -> bytes:
-    """Returns what tells a sample from others: images themselves would take much memory."""
+    """Returns a hash of a sample: images themselves would take much memory."""
     digest = hashlib.blake2b(digest_size=16)
     for part in parts:
         digest.update(part.tobytes())
     return digest.digest()
 
 
-def _of_scale(model: keras.Model, given: Mapping[str, np.ndarray]) -> list[str]:
-    for name, scale in expected_scales(model).items():
-        array = given[name]
-        if scale is None or scale.whole or array.dtype.kind != "f":
+def _range_problems(model: keras.Model, samples: Mapping[str, np.ndarray]) -> list[str]:
+    for name, expected in expected_ranges(model).items():
+        array = samples[name]
+        if expected is None or expected.whole or array.dtype.kind != "f":
             continue
-        middle, half = (scale.high + scale.low) / 2, (scale.high - scale.low) / 2
+        low, high = expected.low, expected.high
+        middle, half = (high + low) / 2, (high - low) / 2
         half = np.maximum(half, 1e-12)
         axes = tuple(range(array.ndim - 1)) or (0,)
         spread = np.median(array.std(axes) * 3**0.5 / half)
@@ -90,14 +91,17 @@ def _of_scale(model: keras.Model, given: Mapping[str, np.ndarray]) -> list[str]:
             return [
                 f"Input {name!r} of the representative dataset is from {array.min():g} to "
                 f"{array.max():g}, and the first layer that reads it expects about "
-                f"{np.min(scale.low):.3g} to {np.max(scale.high):.3g}. Prepare the samples as in "
+                f"{np.min(low):.3g} to {np.max(high):.3g}. Prepare the samples as in "
                 "training."
             ]
-    ratio = first_statistics(model, {name: array[:16] for name, array in given.items()})
+    ratio = first_statistics(model, {name: array[:16] for name, array in samples.items()})
     if ratio is None or 1 / _UNLIKE**2 < ratio < _UNLIKE**2:
         return []
-    told = "; ".join(f"{name!r} is from {a.min():g} to {a.max():g}" for name, a in given.items())
+    ranges = "; ".join(
+        f"{name!r} is from {a.min():g} to {a.max():g}" for name, a in samples.items()
+    )
     return [
         f"On the representative dataset, what the first BatchNormalization reads has {ratio:.3g} "
-        f"times the variance that it has learned. Input {told}. Prepare the samples as in training."
+        f"times the variance that it has learned. Input {ranges}. Prepare the samples as in "
+        "training."
     ]

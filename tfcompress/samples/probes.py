@@ -1,4 +1,4 @@
-"""Samples that a file is checked on: the user's, those of training, or noise that suits a model."""
+"""Samples that a file is checked on: the user's, those of training, or noise for a model."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from tfcompress.graph.run import run
 from tfcompress.quantization.activation_quantizer import ActivationQuantizer
 from tfcompress.quantization.input_samples import sample_keepers
 
-_WORK = 2_000_000_000  # multiply-accumulates that a check may cost, about a second
+_WORK = 2_000_000_000  # multiply-accumulates of a check, about a second
 
 
 _FEWEST, _MOST = 16, 512
 
 
-_NUMBERS = 2**26  # of inputs and outputs together: 256 MiB
+_NUMBERS = 2**26  # values of inputs and outputs together: 256 MiB
 
 
-_NOISE = 64
+_NOISE = 64  # samples
 
 
 Samples = dict[str, np.ndarray]
@@ -52,45 +52,45 @@ class Probes:
 def probes(
     model: keras.Model,
     specs: Sequence[InputSpec],
-    given: Samples | None,
+    samples: Samples | None,
     labels: np.ndarray | None = None,
 ) -> Probes:
     """Returns the samples that a file is checked on.
 
-    They are spread over all that there is: not those that alone set the ranges, and as many as a
-    second of work allows, 16 at least; of labelled ones more.
+    They are spread over all samples, without outliers that set the ranges alone. There are as many
+    as a second of work allows, at least 16, and more of labelled ones.
 
     Args:
         model: The Keras model.
-        specs: What it expects.
-        given: Samples of the user by input name, if there are any.
+        specs: Its inputs.
+        samples: Samples of the user by input name, if there are any.
         labels: Their labels, if there are any.
     """
-    if given is not None:
-        far = np.any([far_samples(array) for array in given.values()], axis=0)
+    if samples is not None:
+        far = np.any([far_samples(array) for array in samples.values()], axis=0)
         count = affordable(model, 1 if labels is None else 8)
         rows = spread(np.flatnonzero(~far), count)
-        chosen = {name: array[rows] for name, array in given.items()}
+        chosen = {name: array[rows] for name, array in samples.items()}
         return Probes(chosen, "representative_dataset", None if labels is None else labels[rows])
     kept = kept_samples(model)
     if kept is None or any(array is None for array in kept.values()):
         return Probes(noise_for(model, specs, min(_NOISE, affordable(model))), "noise")
     count = len(next(iter(kept.values()), ()))
-    for spec in specs:  # an input that nothing reads
+    for spec in specs:  # an input without consumers
         kept.setdefault(spec.name, np.zeros([count, *(size or 1 for size in spec.shape)]))
     return Probes({s.name: kept[s.name].astype(s.dtype) for s in specs}, "training")
 
 
-_FAR, _FEW = 20, 0.01  # deviations, and the share of samples that is called single
+_FAR, _FEW = 20, 0.01  # deviations, and the largest share of samples that are outliers
 
 
 def far_samples(array: np.ndarray) -> np.ndarray:
     """Returns which samples hold a value beyond 20 deviations of its feature, if they are few.
 
-    A feature is a place of the last axis. Its deviation is that without its largest values.
+    A feature is an index of the last axis. Its deviation is computed without its largest values.
 
     Args:
-        array: Samples, the first axis theirs.
+        array: Samples, along the first axis.
     """
     if array.dtype.kind != "f" or len(array) < _FEWEST:
         return np.zeros(len(array), bool)
@@ -108,20 +108,20 @@ def affordable(model: keras.Model, times: float = 1) -> int:
 
     Args:
         model: The Keras model.
-        times: How many times as much work as usual is allowed.
+        times: Factor for the work that is allowed.
     """
     count = np.clip(times * _WORK // max(macs(model), 1), _FEWEST, _MOST)
-    numbers = sum(
+    values = sum(
         math.prod(size or 8 for size in tensor.shape[1:])
         for tensor in (*model.inputs, *model.outputs)
     )
-    return int(min(count, max(2, _NUMBERS // max(numbers, 1))))
+    return int(min(count, max(2, _NUMBERS // max(values, 1))))
 
 
 def kept_samples(model: keras.Model) -> dict[str, Any] | None:
     """Returns the samples of training that a model keeps, by input name; None if it keeps none.
 
-    An input that kept none has None.
+    Inputs without kept samples have None.
     """
     keepers = sample_keepers(model)
     if not keepers:
@@ -131,44 +131,44 @@ def kept_samples(model: keras.Model) -> dict[str, Any] | None:
 
 
 def stressed(probes: Probes, count: int, seed: int = 0) -> Samples:
-    """Returns samples at the ends of what each value may be, which data seldom reaches.
+    """Returns samples with extreme values, which data seldom contains.
 
-    Each value is drawn from those that its place has in the samples: in one half of the result any
-    of them, so that nothing goes together; in the other the least or the largest. Values of noise
-    are drawn from three times as far, and some from ten.
+    Each value is drawn from the values at its position in the samples: in one half of the result
+    from all of them, so that values are uncorrelated; in the other it is the minimum or maximum.
+    Noise is scaled by a factor of three, and some of it by ten.
 
     Args:
         probes: The samples.
-        count: How many to make.
-        seed: Of the drawing.
+        count: Number of samples to return.
+        seed: Seed of the random numbers.
     """
     generator = np.random.default_rng(seed)
-    made = {}
+    result = {}
     for name, array in probes.samples.items():
         rows = np.arange(count) % len(array)
         mixed = generator.permuted(array[rows], axis=0)
         if array.dtype.kind == "f" and count > 1:
             high = generator.integers(0, 2, mixed.shape, dtype=np.int8).astype(bool)
-            ends = np.where(high, array.max(0), array.min(0)).astype(array.dtype)
-            mixed[count // 2 :] = ends[count // 2 :]
+            extremes = np.where(high, array.max(0), array.min(0)).astype(array.dtype)
+            mixed[count // 2 :] = extremes[count // 2 :]
             if probes.source == "noise":
                 middle = array.mean(0, dtype=np.float64)
                 far = np.where(rows % 4 == 0, 10, 3).reshape(-1, *(1 for _ in array.shape[1:]))
                 mixed = (middle + far * (mixed - middle)).astype(array.dtype)
-        made[name] = mixed
-    return made
+        result[name] = mixed
+    return result
 
 
 @dataclasses.dataclass(frozen=True)
-class Scale:
-    """Where the values of an input lie: both ends, for all or by channel; whole numbers or any."""
+class ValueRange:
+    """The range of an input: minimum and maximum, for all values or by channel; integers or not."""
 
     low: Any = 0.0
     high: Any = 1.0
     whole: bool = False
 
     def draw(self, generator: np.random.Generator, shape: tuple[int, ...], dtype: str) -> Any:
-        """Returns values spread evenly between the ends."""
+        """Returns values drawn uniformly between minimum and maximum."""
         if self.whole or np.dtype(dtype).kind in "iu":
             low, high = int(np.min(self.low)), int(np.max(self.high))
             return generator.integers(low, high + 1, shape).astype(dtype)
@@ -181,27 +181,27 @@ class Scale:
 def noise_for(
     model: keras.Model, specs: Sequence[InputSpec], count: int = _NOISE, seed: int = 0
 ) -> Samples:
-    """Returns noise of the scale that the first layers of a model expect.
+    """Returns noise in the range that the first layers of a model expect.
 
-    Tokens are drawn from the rows of their embedding. Values are as a first Normalization,
-    Rescaling or BatchNormalization, or a trained range, has them; else of the scale at which the
-    first BatchNormalization further on sees what its statistics say, or from 0 to 1.
+    Tokens are drawn from the rows of their embedding. Other values are in the range of a first
+    Normalization, Rescaling or BatchNormalization, or of a trained quantizer; else in the usual
+    range that fits the statistics of the first BatchNormalization further on, or from 0 to 1.
 
     Args:
         model: A Keras model.
-        specs: What it expects.
-        count: Samples to make.
-        seed: Of the noise.
+        specs: Its inputs.
+        count: Number of samples to return.
+        seed: Seed of the random numbers.
     """
-    known = [*expected_scales(model).values()]
-    if any(scale is None for scale in known):
-        usual = _usual(model, specs, known)
-        known = [scale or usual for scale in known]
+    known = [*expected_ranges(model).values()]
+    if any(own is None for own in known):
+        usual = _usual_range(model, specs, known)
+        known = [own or usual for own in known]
     return _drawn(specs, known, count, seed)
 
 
-def expected_scales(model: keras.Model) -> dict[str, Scale | None]:
-    """Returns where the first layers of a model expect the values of each input, if they tell."""
+def expected_ranges(model: keras.Model) -> dict[str, ValueRange | None]:
+    """Returns the range that the first layers expect of each input; None if it is unknown."""
     graphs = read_graphs(model)
     return {
         name: _expected(graphs, graphs[id(model)], tensor)
@@ -210,14 +210,14 @@ def expected_scales(model: keras.Model) -> dict[str, Scale | None]:
 
 
 def _drawn(
-    specs: Sequence[InputSpec], scales: Sequence[Scale | None], count: int, seed: int
+    specs: Sequence[InputSpec], ranges: Sequence[ValueRange | None], count: int, seed: int
 ) -> Samples:
     generator = np.random.default_rng(seed)
     return {
-        spec.name: (scale or Scale()).draw(
+        spec.name: (own or ValueRange()).draw(
             generator, (count, *(size or 8 for size in spec.shape)), _numpy_type(spec)
         )
-        for spec, scale in zip(specs, scales, strict=True)
+        for spec, own in zip(specs, ranges, strict=True)
     }
 
 
@@ -227,50 +227,50 @@ def _numpy_type(spec: InputSpec) -> str:
 
 def _expected(
     graphs: Mapping[int, Graph], graph: Graph, tensor: Any, is_input: bool = True
-) -> Scale | None:
-    """Returns what the layers that read a tensor first expect of it, if they tell."""
+) -> ValueRange | None:
+    """Returns the range that the first consumers of a tensor expect, if it is known."""
     for call in graph.consumers.get(id(tensor), []):
         operation = plain(call.operation)
         if is_graph(operation):
-            at = [id(t) for t in call.inputs].index(id(tensor))
+            index = [id(t) for t in call.inputs].index(id(tensor))
             inner = graphs[id(operation)]
-            found = _expected(graphs, inner, operation.inputs[at], is_input)
+            expected = _expected(graphs, inner, operation.inputs[index], is_input)
         else:
-            found = _scale_of(operation, tensor, is_input)
+            expected = _range_of(operation, tensor, is_input)
             name = type(operation).__name__
-            if found is None and name in _HANDED_ON:
-                as_it_is = is_input and name in _AS_IT_IS
-                found = _expected(graphs, graph, call.outputs[0], as_it_is)
-        if found is not None:
-            return found
+            if expected is None and name in _PASS_THROUGH:
+                same_shape = is_input and name in _IDENTITIES
+                expected = _expected(graphs, graph, call.outputs[0], same_shape)
+        if expected is not None:
+            return expected
     return None
 
 
-_AS_IT_IS = {"InputSamples", "Identity", "Dropout"}
+_IDENTITIES = {"InputSamples", "Identity", "Dropout"}
 
 
-_HANDED_ON = {*_AS_IT_IS, "ZeroPadding2D", "Reshape", "Permute", "Cast", "Resizing"}
+_PASS_THROUGH = {*_IDENTITIES, "ZeroPadding2D", "Reshape", "Permute", "Cast", "Resizing"}
 
 
-_SPREAD = 3**0.5  # the half width of even values, over their deviation
+_SPREAD = 3**0.5  # half the width of a uniform distribution, over its deviation
 
 
-def _scale_of(operation: Any, tensor: Any, is_input: bool) -> Scale | None:
-    """Returns what a layer expects of its input, if it tells.
+def _range_of(operation: Any, tensor: Any, is_input: bool) -> ValueRange | None:
+    """Returns the range that a layer expects of its input, if it is known.
 
     Args:
         operation: The layer.
-        tensor: What it reads.
-        is_input: Whether that is an input of the model as it is, of which channels are known.
+        tensor: Its input.
+        is_input: Whether that is an unchanged input of the model, whose channels are known.
     """
     if isinstance(operation, keras.layers.Embedding):
-        return Scale(0, operation.input_dim - 1, whole=True)
+        return ValueRange(0, operation.input_dim - 1, whole=True)
     if isinstance(operation, keras.layers.Rescaling):
         scale, offset = np.asarray(operation.scale), np.asarray(operation.offset)
-        ends = ((-1.0 if (offset < 0).any() else 0.0) - offset) / scale, (1.0 - offset) / scale
-        return Scale(float(np.min(ends)), float(np.max(ends)))
+        limits = ((-1.0 if (offset < 0).any() else 0.0) - offset) / scale, (1.0 - offset) / scale
+        return ValueRange(float(np.min(limits)), float(np.max(limits)))
     if isinstance(operation, ActivationQuantizer) and operation.is_trained:
-        return Scale(*operation.range())
+        return ValueRange(*operation.range())
     if isinstance(operation, keras.layers.Normalization) and operation.built:
         if operation.invert:
             return None
@@ -285,23 +285,25 @@ def _scale_of(operation: Any, tensor: Any, is_input: bool) -> Scale | None:
     axes = np.atleast_1d(operation.axis if operation.axis is not None else [])
     if len(mean) > 1 and not (is_input and len(mean) == size and {*(axes % rank)} == {rank - 1}):
         low, high = (mean - half).min(), (mean + half).max()
-        return Scale(float(low), float(high))
-    return Scale(mean - half, mean + half)
+        return ValueRange(float(low), float(high))
+    return ValueRange(mean - half, mean + half)
 
 
-def _usual(model: keras.Model, specs: Sequence[InputSpec], known: Sequence[Scale | None]) -> Scale:
-    """Returns the usual scale of data at which the first BatchNormalization sees its statistics."""
-    usual = (Scale(), Scale(-1.0), Scale(0.0, 255.0), Scale(-_SPREAD, _SPREAD))
+def _usual_range(
+    model: keras.Model, specs: Sequence[InputSpec], known: Sequence[ValueRange | None]
+) -> ValueRange:
+    """Returns the usual range of data that fits the statistics of the first BatchNormalization."""
+    usual = (ValueRange(), ValueRange(-1.0), ValueRange(0.0, 255.0), ValueRange(-_SPREAD, _SPREAD))
     ratios = [
-        first_statistics(model, _drawn(specs, [own or scale for own in known], 4, 0))
-        for scale in (usual if _has_statistics(model) else ())
+        first_statistics(model, _drawn(specs, [own or other for own in known], 4, 0))
+        for other in (usual if _has_statistics(model) else ())
     ]
-    told = [abs(np.log(max(ratio, 1e-12))) if ratio else 0.0 for ratio in ratios]
-    return usual[int(np.argmin(told))] if told else usual[0]
+    distances = [abs(np.log(max(ratio, 1e-12))) if ratio else 0.0 for ratio in ratios]
+    return usual[int(np.argmin(distances))] if distances else usual[0]
 
 
-class _Seen(Exception):
-    """Ends a pass through a model."""
+class _Stop(Exception):
+    """Ends a pass through a model early."""
 
 
 def _has_statistics(model: keras.Model) -> bool:
@@ -310,17 +312,17 @@ def _has_statistics(model: keras.Model) -> bool:
 
 
 def first_statistics(model: keras.Model, samples: Mapping[str, np.ndarray]) -> float | None:
-    """Returns how the first BatchNormalization that was trained finds samples.
+    """Returns the variance of samples at the first trained BatchNormalization, over its own.
 
     Args:
         model: A Keras model.
         samples: Arrays by input name.
 
     Returns:
-        The mean square of what it reads, from its moving means, over its moving variance: the
-        middle channel. 1 is as in training; None if no such layer is read, or none was trained.
+        The mean square of its input minus its moving mean, over its moving variance: the median
+        over channels. It is 1 in training; None if there is no such layer, or it was not trained.
     """
-    found: list[float] = []
+    ratios: list[float] = []
 
     def note(call: Call, inputs: list[Any], outputs: list[Any]) -> None:
         layer = plain(call.operation)
@@ -333,11 +335,11 @@ def first_statistics(model: keras.Model, samples: Mapping[str, np.ndarray]) -> f
             values = np.moveaxis(keras.ops.convert_to_numpy(inputs[0]), layer.axis, -1)
             values = values.reshape(-1, values.shape[-1]).astype(np.float64)
             squares = ((values - mean) ** 2).mean(0)
-            found.append(float(np.median((squares + 1e-12) / (variance + layer.epsilon))))
-        raise _Seen
+            ratios.append(float(np.median((squares + 1e-12) / (variance + layer.epsilon))))
+        raise _Stop
 
     if _has_statistics(model):
-        with contextlib.suppress(_Seen):
+        with contextlib.suppress(_Stop):
             for _ in run(model, samples, note=note):
                 pass
-    return found[0] if found else None
+    return ratios[0] if ratios else None

@@ -1,1 +1,1 @@
-"""A .tflite file: made, run, checked, measured."""
+"""Conversion to .tflite files, their execution, checks and measurement."""

@@ -1,4 +1,4 @@
-"""Latency of TFLite models, measured side by side."""
+"""Latency of TFLite models, measured in alternating rounds."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ class BenchmarkResult:
     """Latency of one inference at the file's batch size.
 
     Attributes:
-        name: What was measured.
+        name: Name of the model.
         median_ms: Median in milliseconds.
         p10_ms: Tenth percentile.
         p90_ms: Ninetieth percentile.
-        runs: Inferences measured.
-        threads: Threads of the interpreter.
+        runs: Number of inferences measured.
+        threads: Number of threads of the interpreter.
         runtime: Runtime and kernels.
     """
 
@@ -44,12 +44,12 @@ class BenchmarkResult:
 def benchmark(
     models: Mapping[str, Any], *, runs: int = 200, warmup: int = 20
 ) -> dict[str, BenchmarkResult]:
-    """Measures several models in turns, so that noise of the machine falls on all alike.
+    """Measures several models in alternating rounds, so that noise affects all equally.
 
     Args:
         models: `TFLiteModel` objects by name.
-        runs: Inferences of each to measure.
-        warmup: Inferences of each before that.
+        runs: Number of inferences to measure for each.
+        warmup: Number of inferences before the measurement, for each.
 
     Returns:
         Results by name.
@@ -64,9 +64,9 @@ def benchmark(
         for _ in range(warmup):
             model.invoke_once()
     times: dict[str, list[float]] = {name: [] for name in models}
-    turns = min(_ROUNDS, runs)
-    for turn in range(turns):
-        count = runs * (turn + 1) // turns - runs * turn // turns
+    rounds = min(_ROUNDS, runs)
+    for index in range(rounds):
+        count = runs * (index + 1) // rounds - runs * index // rounds
         for name, model in models.items():
             for _ in range(count):
                 start = time.perf_counter()
@@ -82,9 +82,9 @@ def benchmark(
 
 
 def _fill(model: Any) -> None:
-    """Gives every input valid values: random bits for real ones, zeros for indices."""
+    """Sets every input to valid values: random ones where they are real, zeros for indices."""
     generator = np.random.default_rng(0)
-    filled = []
+    inputs = []
     for info in model.inputs:
         shape = tuple(n or 1 for n in info.shape)
         if info.dtype.startswith("float"):
@@ -94,5 +94,5 @@ def _fill(model: Any) -> None:
             values = generator.integers(limits.min, limits.max, shape, info.dtype, endpoint=True)
         else:
             values = np.zeros(shape, info.dtype)
-        filled.append(values)
-    model.set_inputs(filled)
+        inputs.append(values)
+    model.set_inputs(inputs)

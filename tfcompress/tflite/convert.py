@@ -31,9 +31,9 @@ from tfcompress.tflite.converter_workarounds import (
     HUGE,
     by_rows,
     large_products,
+    lower_convolutions,
     native_extremes,
     native_rounding,
-    write_convolutions,
 )
 from tfcompress.tflite.flatbuffer_edits import (
     plain_lookups,
@@ -63,16 +63,16 @@ def convert(
 
     Args:
         make: Returns a float32 model; for a quantization-aware one, with constant
-            fake-quantization in it. It is let go before it is converted, so that large models are
-            not in memory once more.
-        process: Where the converter runs.
-        inputs: Name of each input of the file, in order.
-        outputs: Likewise of each output.
-        scheme: What is written, a name of `SCHEMES`.
+            fake-quantization in it. The model is released before the conversion, so that a large
+            one is not in memory twice.
+        process: The process that runs the converter.
+        inputs: Names of the inputs of the file, in order.
+        outputs: Names of the outputs of the file, in order.
+        scheme: The scheme of the file, a name of `SCHEMES`.
         io_dtype: "float32", "int8", "uint8" or "int16".
         batch_size: Fixed batch, or None to leave it open.
         sparse: Whether to store weights with many zeros in the runtime's sparse format.
-        per_channel: Whether kernels have a scale for each output channel, or one in all.
+        per_channel: Whether kernels have a scale for each output channel, or one per tensor.
         calibration: For "int16x8" without ranges in the model, samples by input name.
 
     Raises:
@@ -87,17 +87,17 @@ def convert(
         contextlib.ExitStack() as frozen,
         warnings.catch_warnings(),
     ):
-        warnings.filterwarnings("ignore", ".*Interpreter is deprecated")  # the calibrator's own
+        warnings.filterwarnings("ignore", ".*Interpreter is deprecated")  # raised by the calibrator
         try:
-            if not gc.get_freeze_count():  # by nobody else
-                gc.freeze()  # what is there already: looking through it takes half a second
+            if not gc.get_freeze_count():  # the caller may have frozen objects itself
+                gc.freeze()  # a collection of all existing objects takes half a second
                 frozen.callback(gc.unfreeze)
             model = make()
             large = model.count_params() > HUGE
-            ends = safe_names(inputs, "input"), safe_names(outputs, "output")
-            loops = _save(tf, model, folder, ends, batch_size)
+            file_names = safe_names(inputs, "input"), safe_names(outputs, "output")
+            loops = _save(tf, model, folder, file_names, batch_size)
             del model
-            if calibration is not None and loops:  # it ends the process
+            if calibration is not None and loops:  # the calibrator would crash
                 raise ExportError(_LOOPS.format(loops[0]))
             if large:
                 gc.collect()
@@ -108,14 +108,16 @@ def convert(
                 converter.optimizations = [tf.lite.Optimize.DEFAULT]
             _configure(tf, converter, scheme, io_dtype, sparse)
             if not sparse:
-                # All that its last step does for these schemes, but for looking for copies slowly.
+                # For these schemes the converter's last pass only merges equal constants, slowly.
                 skip_optimization(converter, without_copies)
             graph = tf.compat.v1.GraphDef()
             if ranges:
                 graph.node.add(name="ranges", op="FakeQuantWithMinMaxArgs")
             content = converted(converter, graph)
-            if io_dtype in ("int8", "uint8") and (found := _float_inputs(content)):
-                raise ExportError(_NOT_ROUNDED.format(io_dtype, f"the input {found[0]!r}"))
+            if io_dtype in ("int8", "uint8") and (float_inputs := _float_inputs(content)):
+                raise ExportError(
+                    _INPUT_NOT_QUANTIZED.format(io_dtype, f"the input {float_inputs[0]!r}")
+                )
             if calibration is not None:
                 content = _calibrated(tf, content, calibration, io_dtype, batch_size or 1)
             if ranges:
@@ -127,14 +129,14 @@ def convert(
             content = merge_requantizations(content) if ranges else content
             return as_in_model(
                 content,
-                list(zip(inputs, ends[0], strict=True)),
-                list(zip(outputs, ends[1], strict=True)),
+                list(zip(inputs, file_names[0], strict=True)),
+                list(zip(outputs, file_names[1], strict=True)),
             )
         except ExportError:
             raise
         except Exception as error:
             if "input is not dequantized" in str(error):
-                raise ExportError(_NOT_ROUNDED.format(io_dtype, "an input")) from error
+                raise ExportError(_INPUT_NOT_QUANTIZED.format(io_dtype, "an input")) from error
             reason = (str(error).strip() or type(error).__name__).splitlines()
             raise ExportError(
                 "The TFLite converter could not convert the model: "
@@ -143,37 +145,38 @@ def convert(
             ) from error
 
 
-_NOT_ROUNDED = (
-    "io_dtype={!r} is not possible: {} is read as the floats that it holds, by a layer that was "
+_INPUT_NOT_QUANTIZED = (
+    "io_dtype={!r} is not possible: {} is read as float values, by a layer that was "
     "left in float or because they are indices, such as the words of a text (make that input with "
     "dtype='int32'). Use io_dtype='float32'. No file was written."
 )
 
 _LOOPS = (
     "The TFLite converter cannot measure ranges inside of a loop, and {!r} is one. Give recurrent "
-    "layers a fixed number of steps and unroll=True, or use scheme='int8'."
+    "layers a fixed number of time steps and unroll=True, or use scheme='int8'."
 )
 
 
 def _float_inputs(content: bytes) -> list[str]:
-    """Returns the names of the inputs of a file that are float32, or are read as if they were.
+    """Returns the names of the inputs of a file that are float32, or are read as float32.
 
-    Where an operation compares the floats, the converter makes it read nothing at all.
+    Where an operation compares float values of an integer input, the converter leaves the input of
+    the operation out.
     """
     schema = flatbuffer_schema()
     graph = schema.Model.GetRootAsModel(content, 0).Subgraphs(0)
     operators = [graph.Operators(i) for i in range(graph.OperatorsLength())]
-    unread = any(op.InputsLength() and op.Inputs(0) < 0 for op in operators)
+    has_missing_input = any(op.InputsLength() and op.Inputs(0) < 0 for op in operators)
     inputs = [graph.Tensors(graph.Inputs(i)) for i in range(graph.InputsLength())]
-    floats = (schema.TensorType.FLOAT32, schema.TensorType.INT8 if unread else None)
-    names = [t.Name().decode() for t in inputs if t.Type() in floats]
+    float_types = (schema.TensorType.FLOAT32, schema.TensorType.INT8 if has_missing_input else None)
+    names = [t.Name().decode() for t in inputs if t.Type() in float_types]
     return [name.removeprefix("serving_default_").split(":")[0] for name in names]
 
 
 def _calibrated(
     tf: Any, content: bytes, samples: Mapping[str, np.ndarray], io_dtype: str, size: int
 ) -> bytes:
-    """Returns a float file with activations of 16 and weights of 8 bits; `size` is its batch."""
+    """Quantizes a float file to int16 activations and int8 weights; `size` is its batch size."""
     count = len(next(iter(samples.values())))
 
     def batches() -> Any:
@@ -181,13 +184,13 @@ def _calibrated(
             rows = np.arange(start, start + size) % count
             yield {name: array[rows] for name, array in samples.items()}
 
-    ends = tf.dtypes.as_dtype(io_dtype)
-    # Operations without kernels for 16 bits stay in float.
+    io_type = tf.dtypes.as_dtype(io_dtype)
+    # Operations without int16 kernels stay in float.
     return (
         calibrator()
         .Calibrator(plain_lookups(content))
         .calibrate_and_quantize(
-            batches, ends, ends, True, activations_type=tf.int16, bias_type=tf.int64
+            batches, io_type, io_type, True, activations_type=tf.int16, bias_type=tf.int64
         )
     )
 
@@ -201,17 +204,17 @@ def _save(
 ) -> list[str]:
     """Writes a SavedModel in which small weights are constants, and large ones variables.
 
-    Each variable costs the checkpoint milliseconds, each constant several copies of its bytes.
+    Each variable adds milliseconds to the checkpoint. Each constant is copied several times.
 
     Args:
         tf: TensorFlow.
         model: The model.
-        folder: Where to write.
-        names: Of the inputs, and of the outputs.
-        batch_size: Of the file.
+        folder: The folder to write.
+        names: Names of the inputs, and of the outputs.
+        batch_size: The batch size of the file, None to leave it open.
 
     Returns:
-        The names of the loops in it.
+        The names of the loops in the model.
     """
     specs = [
         tf.TensorSpec((batch_size, *t.shape[1:]), t.dtype, name=name)
@@ -220,7 +223,7 @@ def _save(
     structure = input_struct(model)
     single = len(specs) == 1 and not isinstance(structure, (dict, list, tuple))
     module = tf.Module()
-    write_convolutions(tf, model)
+    lower_convolutions(tf, model)
     products = large_products(model)
     module.rows = [by_rows(tf, layer) for layer in products]
     replaced = {id(layer.kernel) for layer in products}
@@ -229,17 +232,17 @@ def _save(
     module.large = [value for value in values if isinstance(value, tf.Variable)]
 
     @tf.function(autograph=False)
-    def serve(*given: Any) -> dict[str, Any]:
-        # The model is never called on variables: looking rows up in one is another operation.
+    def serve(*arguments: Any) -> dict[str, Any]:
+        # The model is called on tensors: a lookup in a variable would be another operation.
         tensors = map(tf.convert_to_tensor, values)
         scope = keras.StatelessScope(list(zip(variables, tensors, strict=True)))
         with scope, native_rounding(), native_extremes():
-            packed = given[0] if single else tree.pack_sequence_as(structure, list(given))
+            packed = arguments[0] if single else tree.pack_sequence_as(structure, list(arguments))
             outputs = tree.flatten(model(packed, training=False))
         return dict(zip(names[1], outputs, strict=True))
 
     concrete = serve.get_concrete_function(*specs)
-    module.others = list(concrete.graph.variables)  # states that Keras does not count as variables
+    module.others = list(concrete.graph.variables)  # states that Keras does not list as variables
     tf.saved_model.save(
         module,
         folder,
@@ -251,8 +254,8 @@ def _save(
     return [node.name for node in nodes if node.op in ("While", "StatelessWhile")]
 
 
-_LARGE = 1 << 14  # numbers
-_SCOPE = re.compile(r"[A-Za-z0-9.][A-Za-z0-9_.\\/>-]*")  # what TensorFlow calls a valid name
+_LARGE = 1 << 14  # elements
+_SCOPE = re.compile(r"[A-Za-z0-9.][A-Za-z0-9_.\\/>-]*")  # TensorFlow's rule for valid names
 
 
 def _is_large(variable: Any) -> bool:

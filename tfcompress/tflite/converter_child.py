@@ -1,4 +1,4 @@
-"""What the process of `converter_process` runs: a script that imports nothing of tfcompress."""
+"""Script of the process that `converter_process` starts; imports nothing of tfcompress."""
 
 import importlib
 import os
@@ -17,7 +17,7 @@ MODULES = {
 
 
 def load_native(folders: list[str]) -> None:
-    """Loads TensorFlow's native library and its converter, but none of its Python.
+    """Loads TensorFlow's native library and its converter without its Python packages.
 
     `import tensorflow` takes ten times as long.
     """
@@ -30,41 +30,41 @@ def load_native(folders: list[str]) -> None:
         pywrap_function_lib,
     )
 
-    # In place of the Python functions of a quantizer that is not used here.
+    # Replaces the Python functions of a quantizer that is not used here.
     python.py_function_lib = pywrap_function_lib
     sys.modules[f"{python.__name__}.py_function_lib"] = pywrap_function_lib
     importlib.import_module(MODULES["wrap_converter"])
 
 
 def load(folders: list[str]) -> None:
-    """Loads what calls may ask for."""
+    """Loads the modules that calls may name."""
     try:
         load_native(folders)
-    except (ImportError, AttributeError):  # another version of TensorFlow: the long way
+    except (ImportError, AttributeError):  # another version of TensorFlow
         for name in [name for name in sys.modules if name.split(".")[0] == "tensorflow"]:
             del sys.modules[name]
         importlib.import_module("tensorflow")
 
 
-def answer(made: list[Any], where: str, name: str, args: tuple[Any, ...]) -> tuple[bool, Any]:
-    """Returns whether a call succeeded, and its result or what went wrong.
+def answer(kept: list[Any], where: str, name: str, args: tuple[Any, ...]) -> tuple[bool, Any]:
+    """Returns whether a call succeeded, and its result or the error message.
 
     Args:
-        made: The last result that cannot be sent, such as a calibrator, and what it goes on to
-            read; "made" names it.
-        where: A name of `MODULES`, or "made".
-        name: A function there.
+        kept: The last result that cannot be sent, such as a calibrator, and the arguments that it
+            still reads. Calls refer to it as "made".
+        where: A name of `MODULES`, or "made" for a method of the kept result.
+        name: Name of the function.
         args: Its arguments.
     """
     if where != "made":
-        made.clear()
+        kept.clear()
     try:
-        owner = made[0] if where == "made" else importlib.import_module(MODULES[where])
+        owner = kept[0] if where == "made" else importlib.import_module(MODULES[where])
         result = getattr(owner, name)(*args)
     except Exception as error:
         return False, str(error) or type(error).__name__
     if type(result).__module__ != "builtins":
-        made[:] = [result, args]
+        kept[:] = [result, args]
         result = ...
     return True, result
 
@@ -76,15 +76,15 @@ def main() -> None:
     os.dup2(2, 1)  # native code prints
     sys.path[:], folders = pickle.load(sys.stdin.buffer)
     load(folders)
-    made: list[Any] = []
+    kept: list[Any] = []
     while True:
         try:
             request = pickle.load(sys.stdin.buffer)
         except EOFError:
             return
-        pickle.dump(answer(made, *request), answers, protocol=pickle.HIGHEST_PROTOCOL)
+        pickle.dump(answer(kept, *request), answers, protocol=pickle.HIGHEST_PROTOCOL)
         answers.flush()
-        del request  # it may hold a file, and the next may be far away
+        del request  # releases its memory before the wait for the next request
 
 
 if __name__ == "__main__":

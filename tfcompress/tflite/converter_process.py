@@ -1,4 +1,4 @@
-"""The TFLite converter in a process of its own: what crashes it ends in an exception here."""
+"""The TFLite converter in a separate process, so that its crash becomes an exception here."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _CHILD = pathlib.Path(__file__).with_name("converter_child.py")
 
 @contextlib.contextmanager
 def converter_process(*, keep: bool) -> Iterator[ConverterProcess]:
-    """Yields a converter; `keep` leaves it to the next export, which need not wait for it."""
+    """Yields a converter process; `keep` reuses it for the next export, which saves its start."""
     try:
         process = _idle.pop()
     except IndexError:
@@ -43,11 +43,11 @@ def converter_process(*, keep: bool) -> Iterator[ConverterProcess]:
 
 
 _idle: list[ConverterProcess] = []
-_TURNS = threading.RLock()  # of threads that export
+_ONE_EXPORT = threading.RLock()  # one thread exports at a time
 
 _SETTINGS = {
     "CUDA_VISIBLE_DEVICES": "-1",  # the memory of a GPU belongs to the caller
-    # Large arrays go back to the system once they are free.
+    # Freed large arrays are returned to the system.
     "TF_ENABLE_ONEDNN_OPTS": "0",
     "MALLOC_MMAP_THRESHOLD_": "1048576",
 }
@@ -61,14 +61,14 @@ def _end_idle() -> None:
 
 
 class ConverterProcess:
-    """Runs the native functions of the converter and its calibrator in a process of its own.
+    """Runs the native functions of the converter and its calibrator in a separate process.
 
-    The process loads while the caller goes on, for half a second: it reads TensorFlow's native
-    library and not its Python.
+    The process loads TensorFlow's native library without its Python packages. This takes half a
+    second, while the caller continues.
 
     Attributes:
-        meanwhile: What the caller does while the process converts the next model; None for nothing.
-            It is forgotten then, and so is what it raises.
+        meanwhile: A function that the caller runs while the process converts the next model, or
+            None. It runs once; its exceptions are ignored.
     """
 
     def __init__(self) -> None:
@@ -91,72 +91,72 @@ class ConverterProcess:
         self._send((list(sys.path), list(tf.__path__)))
 
     def is_usable(self) -> bool:
-        """Whether it runs, and belongs to this process and not to one that forked this one."""
+        """Whether the process runs, and was started here, not by a parent before a fork."""
         return self._owner == os.getpid() and self._process.poll() is None
 
     def make_usable(self) -> None:
-        """Starts another process in place of one that ended or is not ours; empties the log."""
+        """Starts a new process if this one is not usable, and empties the log."""
         if not self.is_usable():
             if self._owner == os.getpid():
                 self.end()
             self._start()
-        self._log.seek(0)  # where the process goes on to write
+        self._log.seek(0)  # the process continues to write from here
         self._log.truncate()
 
     def end(self) -> None:
-        """Ends the process, whatever it does."""
+        """Kills the process, and closes its log."""
         self._process.kill()
         self._process.communicate()
         self._log.close()
 
     def log(self, limit: int = 1500) -> str:
-        """Returns the end of what the process wrote to standard error."""
+        """Returns the last characters that the process wrote to standard error."""
         self._log.seek(0)
         return self._log.read().decode(errors="replace").strip()[-limit:]
 
     @contextlib.contextmanager
     def serving(self) -> Iterator[None]:
-        """Lets TensorFlow's Python call the functions of this process in place of native ones."""
-        places = native_functions()
-        with _TURNS:
-            self.make_usable()  # minutes may have passed
-            saved = [getattr(module, name) for module, name in places]
-            for module, name in places:
+        """Replaces TensorFlow's native functions by calls of this process, for a `with` block."""
+        functions = native_functions()
+        with _ONE_EXPORT:
+            self.make_usable()  # the process may have ended meanwhile
+            originals = [getattr(module, name) for module, name in functions]
+            for module, name in functions:
                 setattr(module, name, _Functions(self._call, name.strip("_")))
             try:
                 yield
             finally:
-                for (module, name), native in zip(places, saved, strict=True):
-                    setattr(module, name, native)
+                for (module, name), original in zip(functions, originals, strict=True):
+                    setattr(module, name, original)
 
     def _call(self, *request: Any) -> Any:
-        """Returns what a function returns; (module, function, arguments), see `converter_child`."""
+        """Calls (module, function, arguments) in the process, see `converter_child.answer`."""
         if self._process.poll() is not None and "retrieve_collected_errors" in request[1]:
-            return []  # asked for after a crash
+            return []  # TensorFlow collects the errors after a crash
         self._send(request)
-        act, self.meanwhile = self.meanwhile, None
-        if act is not None:
+        meanwhile, self.meanwhile = self.meanwhile, None
+        if meanwhile is not None:
             with contextlib.suppress(Exception), released_stderr():
-                act()
+                meanwhile()
         answers: Any = self._process.stdout
         try:
-            done, result = pickle.load(answers)
-        except (EOFError, pickle.UnpicklingError):  # none, or half of one
+            succeeded, result = pickle.load(answers)
+        except (EOFError, pickle.UnpicklingError):  # no answer, or an incomplete one
             self._process.kill()
             raise RuntimeError(_ENDED.format(_how(self._process.wait()))) from None
-        if not done:
+        if not succeeded:
             raise RuntimeError(result)
         return result
 
     def _send(self, message: Any) -> None:
         pipe: Any = self._process.stdin
-        with contextlib.suppress(OSError):  # a broken pipe: `_call` says how the process ended
+        with contextlib.suppress(OSError):  # a broken pipe: `_call` reports how the process ended
             pickle.dump(message, pipe, protocol=pickle.HIGHEST_PROTOCOL)
             pipe.flush()
 
 
 class _Functions:
-    """What stands for a native module, or for an object that one of its functions made."""
+    """Stands for a native module, or for an object that one of its functions returned."""
 
     def __init__(self, call: Any, module: str) -> None:
         self._call, self._module = call, module
@@ -173,7 +173,7 @@ _ENDED = "it crashed on this model, and its process ended ({})."
 
 
 def _how(code: int) -> str:
-    """Returns how a process ended, for people."""
+    """Returns a description of how a process ended."""
     try:
         name = signal.Signals(-code).name
     except ValueError:

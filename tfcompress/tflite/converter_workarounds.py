@@ -1,4 +1,4 @@
-"""Layers written otherwise than Keras does, so that the converter finds what the runtime has."""
+"""Layers lowered in other ways than by Keras, so that the converter finds the runtime's kernels."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from tfcompress.graph.keras_internals import backend, give_up_kernel, inbound_no
 from tfcompress.graph.read import walk_layers
 from tfcompress.integer.fake_quant import rounding_by
 
-HUGE = 1 << 24  # numbers
+HUGE = 1 << 24  # elements
 
 
-def write_convolutions(tf: Any, model: keras.Model) -> None:
-    """Has convolutions be one operation each that TensorFlow otherwise makes several of.
+def lower_convolutions(tf: Any, model: keras.Model) -> None:
+    """Lowers each dilated convolution to one operation.
 
-    Of dilated ones it makes three, which the converter knows again, but not where two convolutions
-    read one tensor.
+    TensorFlow makes three operations of it. The converter fuses them, but not where two
+    convolutions read one tensor.
     """
     for _, layer in walk_layers(model):
         if getattr(layer, "data_format", "") != "channels_last":
@@ -33,39 +33,41 @@ def write_convolutions(tf: Any, model: keras.Model) -> None:
 
 @contextlib.contextmanager
 def native_rounding() -> Iterator[None]:
-    """Has activations be rounded by one operation each, without what Keras puts around it.
+    """Lowers each fake-quantization to TensorFlow's operation, without Keras' wrapper.
 
-    Constant ranges are attributes of the operation, not two constants more.
+    A constant range becomes attributes of the operation instead of two more constants.
     """
     import tensorflow as tf
 
-    def rounded(x: Any, minimum: Any, maximum: Any, **options: Any) -> Any:
+    def fake_quantized(x: Any, minimum: Any, maximum: Any, **options: Any) -> Any:
         if not (isinstance(x, tf.Tensor) and x.dtype == tf.float32):
             return keras.quantizers.fake_quant_with_min_max_vars(x, minimum, maximum, **options)
         if isinstance(minimum, float) and isinstance(maximum, float):
             return tf.quantization.fake_quant_with_min_max_args(x, minimum, maximum, **options)
         return tf.quantization.fake_quant_with_min_max_vars(x, minimum, maximum, **options)
 
-    with rounding_by(rounded):
+    with rounding_by(fake_quantized):
         yield
 
 
 @contextlib.contextmanager
 def native_extremes() -> Iterator[None]:
-    """Has `argmax` and `argmin` be one operation each; Keras tells zeros of both signs apart."""
+    """Lowers `argmax` and `argmin` to one operation each; Keras adds a test for the sign of 0."""
     import tensorflow as tf
 
     def native(operation: Any) -> Any:
-        def place_of(x: Any, axis: int | None = None, keepdims: bool = False) -> Any:
+        def index_of(x: Any, axis: int | None = None, keepdims: bool = False) -> Any:
             x = tf.convert_to_tensor(x)
             rank = len(x.shape)
             x = tf.reshape(x, [-1]) if axis is None else x
-            made = operation(x, axis=axis or 0, output_type=tf.int32)
+            indices = operation(x, axis=axis or 0, output_type=tf.int32)
             if not keepdims:
-                return made
-            return tf.reshape(made, [1] * rank) if axis is None else tf.expand_dims(made, axis)
+                return indices
+            return (
+                tf.reshape(indices, [1] * rank) if axis is None else tf.expand_dims(indices, axis)
+            )
 
-        return place_of
+        return index_of
 
     with (
         mock.patch.object(backend.numpy, "argmax", native(tf.argmax)),
@@ -78,13 +80,13 @@ _DILATED = (layers.Conv1D, layers.Conv2D, layers.DepthwiseConv1D, layers.Depthwi
 
 
 def _pair(sizes: Any) -> tuple[int, int]:
-    """Returns what holds for two axes, of which the first may be one pixel high."""
-    given = [sizes] if isinstance(sizes, int) else [*sizes]
-    return (1, given[0]) if len(given) == 1 else (given[0], given[1])
+    """Returns sizes for two axes; for one size, that of the first axis is 1."""
+    values = [sizes] if isinstance(sizes, int) else [*sizes]
+    return (1, values[0]) if len(values) == 1 else (values[0], values[1])
 
 
 def _in_one_operation(tf: Any, layer: Any) -> Any:
-    one = isinstance(layer, (layers.Conv1D, layers.DepthwiseConv1D))
+    is_1d = isinstance(layer, (layers.Conv1D, layers.DepthwiseConv1D))
     depthwise = isinstance(layer, (layers.DepthwiseConv1D, layers.DepthwiseConv2D))
     operation = tf.raw_ops.DepthwiseConv2dNative if depthwise else tf.raw_ops.Conv2D
     dilation = _pair(layer.dilation_rate)
@@ -96,27 +98,27 @@ def _in_one_operation(tf: Any, layer: Any) -> Any:
             inputs, padding = tf.pad(inputs, ((0, 0), (before, 0), (0, 0))), "valid"
         kernel = tf.convert_to_tensor(layer.kernel)
         outputs = operation(
-            input=tf.expand_dims(inputs, 1) if one else inputs,
-            filter=tf.expand_dims(kernel, 0) if one else kernel,
+            input=tf.expand_dims(inputs, 1) if is_1d else inputs,
+            filter=tf.expand_dims(kernel, 0) if is_1d else kernel,
             strides=[1, *_pair(layer.strides), 1],
             padding=padding.upper(),
             dilations=[1, *dilation, 1],
         )
-        return _finished(tf, layer, outputs, one)
+        return _with_bias_and_activation(tf, layer, outputs, is_1d)
 
     return call
 
 
-def _finished(tf: Any, layer: Any, outputs: Any, one: bool) -> Any:
-    """Returns the result of a layer from that of its weighted sum over two axes."""
+def _with_bias_and_activation(tf: Any, layer: Any, outputs: Any, is_1d: bool) -> Any:
+    """Returns the output of a layer from that of its 2D convolution: adds bias and activation."""
     if layer.use_bias:
         outputs = tf.nn.bias_add(outputs, tf.convert_to_tensor(layer.bias))
-    outputs = tf.squeeze(outputs, 1) if one else outputs
+    outputs = tf.squeeze(outputs, 1) if is_1d else outputs
     return outputs if layer.activation is None else layer.activation(outputs)
 
 
 def large_products(model: keras.Model) -> list[Any]:
-    """Returns the dense layers whose kernel should not be transposed while it is converted."""
+    """Returns the dense layers whose kernel is too large to be transposed by the converter."""
     return [
         layer
         for _, layer in walk_layers(model)
@@ -127,12 +129,12 @@ def large_products(model: keras.Model) -> list[Any]:
 
 
 def by_rows(tf: Any, layer: keras.layers.Dense) -> Any:
-    """Has a dense layer multiply by its kernel as the file holds it, a row for each output.
+    """Lowers a dense layer with the kernel as the file stores it: a row for each output.
 
     The converter would transpose the kernel, and keep both in memory.
 
     Returns:
-        The transposed kernel. The layer's own is given up.
+        The transposed kernel. The layer releases its own.
     """
     rows = tf.Variable(tf.transpose(give_up_kernel(layer, tf.Variable(tf.zeros((0,))))))
 
@@ -140,8 +142,8 @@ def by_rows(tf: Any, layer: keras.layers.Dense) -> Any:
         flat = tf.reshape(inputs, (-1, rows.shape[1])) if len(inputs.shape) > 2 else inputs
         outputs = tf.matmul(flat, tf.convert_to_tensor(rows), transpose_b=True)
         if len(inputs.shape) > 2:
-            ends = [-1 if size is None else size for size in (*inputs.shape[:-1], rows.shape[0])]
-            outputs = tf.reshape(outputs, ends)
+            shape = [-1 if size is None else size for size in (*inputs.shape[:-1], rows.shape[0])]
+            outputs = tf.reshape(outputs, shape)
         if layer.use_bias:
             outputs = outputs + tf.convert_to_tensor(layer.bias)
         return outputs if layer.activation is None else layer.activation(outputs)

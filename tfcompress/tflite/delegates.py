@@ -1,9 +1,9 @@
-"""Which operations of a file an accelerator takes over, and which stay on the CPU.
+"""delegate_report: operations of a file that a delegate takes over, and those left on the CPU.
 
-What XNNPACK takes is measured: it is in the runtime here. The others are in phones and on boards;
-for them stand the lists of operations that their documentation and sources give (TensorFlow 2.16
-for GPU, NNAPI and Core ML, https://coral.ai/docs/edgetpu/models-intro for the Edge TPU). Each has
-further conditions on shapes that no list tells.
+XNNPACK is part of the runtime, so its operations are measured. The other delegates are in phones
+and on boards. For them, the operations are those listed in their documentation and source code
+(TensorFlow 2.16 for GPU, NNAPI and Core ML, https://coral.ai/docs/edgetpu/models-intro for the Edge
+TPU). Each has further conditions on shapes that no list contains.
 """
 
 from __future__ import annotations
@@ -71,9 +71,9 @@ class DelegateRow:
     Attributes:
         delegate: Its name.
         delegated: Operations that it takes over.
-        on_cpu: How often each operation stays on the CPU.
+        on_cpu: Number of operations of each kind that stay on the CPU.
         source: "measured" or "documented".
-        note: What to know besides.
+        note: A remark.
     """
 
     delegate: str
@@ -85,11 +85,11 @@ class DelegateRow:
 
 @dataclasses.dataclass(frozen=True)
 class DelegateReport:
-    """What each delegate does with a file.
+    """The operations of a file that each delegate takes over.
 
     Attributes:
         path: The file.
-        operations: Its operations in all.
+        operations: Number of its operations.
         rows: One for each delegate.
     """
 
@@ -116,10 +116,10 @@ class DelegateReport:
 
 
 def delegate_report(path_or_bytes: Any) -> DelegateReport:
-    """Tells which operations of a file each delegate takes over, and which stay on the CPU.
+    """Reports which operations of a file each delegate takes over, and which stay on the CPU.
 
-    XNNPACK is measured on the runtime here; GPU, NNAPI, Core ML and Edge TPU follow from lists of
-    what they know, by operation and type.
+    XNNPACK is measured on the installed runtime. GPU, NNAPI, Core ML and Edge TPU follow from lists
+    of the operations and types that they support.
 
     Args:
         path_or_bytes: Path of the file, or its content.
@@ -129,7 +129,7 @@ def delegate_report(path_or_bytes: Any) -> DelegateReport:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is no TFLite model, or a damaged one.
+        ValueError: If it is not a TFLite model, or a damaged one.
 
     Example:
         >>> import tfcompress as tfc
@@ -138,45 +138,48 @@ def delegate_report(path_or_bytes: Any) -> DelegateReport:
         {}
     """
     model = TFLiteModel(path_or_bytes)
-    every = operation_details(model.interpreter)
-    operations = [op for op in every if op["op_name"] != "DELEGATE"]
-    taken = _taken(operations, [op for op in every if op["op_name"] == "DELEGATE"])
+    all_operations = operation_details(model.interpreter)
+    operations = [op for op in all_operations if op["op_name"] != "DELEGATE"]
+    taken = _taken(operations, [op for op in all_operations if op["op_name"] == "DELEGATE"])
     types = {d["index"]: np.dtype(d["dtype"]).name for d in model.interpreter.get_tensor_details()}
     rows = [_row("XNNPACK", operations, taken, "measured", "the CPU's own fast kernels")]
-    for name, (known, allowed, note) in _KNOWN.items():
-        fits = [op["op_name"] in known and _computes_on(op, types) <= allowed for op in operations]
+    for name, (supported, supported_types, note) in _KNOWN.items():
+        fits = [
+            op["op_name"] in supported and _computes_on(op, types) <= supported_types
+            for op in operations
+        ]
         if name == "Edge TPU" and not all(fits):
             first = fits.index(False)
-            fits = [fit and place < first for place, fit in enumerate(fits)]
+            fits = [fit and position < first for position, fit in enumerate(fits)]
         chosen = {id(op) for op, fit in zip(operations, fits, strict=True) if fit}
         rows.append(_row(name, operations, chosen, "documented", note))
     return DelegateReport(model.name, len(operations), rows)
 
 
 def _computes_on(op: dict[str, Any], types: dict[int, str]) -> set[str]:
-    """Returns the types that an operation computes with, numbers that count or choose left out."""
+    """Returns the types that an operation computes with, without those of indices and shapes."""
     used = {types[int(t)] for t in (*op["inputs"], *op["outputs"]) if int(t) in types}
-    if op["op_name"] == "QUANTIZE":  # what goes out decides
+    if op["op_name"] == "QUANTIZE":  # its output type decides
         used -= _FLOATS
-    if op["op_name"] == "DEQUANTIZE":  # likewise
+    if op["op_name"] == "DEQUANTIZE":  # its output is float
         used -= _BYTES | {"int16"}
     return used & (_FLOATS | _BYTES | {"int16"})
 
 
 def _taken(operations: list[dict[str, Any]], delegates: list[dict[str, Any]]) -> set[int]:
-    """Returns the `id` of each operation that lies between the ends of a delegate's part."""
-    makers = {int(t): op for op in operations for t in op["outputs"]}
+    """Returns the `id` of each operation between the inputs and outputs of a delegate's node."""
+    producers = {int(t): op for op in operations for t in op["outputs"]}
     taken = set()
-    for part in delegates:
-        given = {int(t) for t in part["inputs"]}
-        open_ends = [int(t) for t in part["outputs"]]
-        while open_ends:
-            tensor = open_ends.pop()
-            maker = makers.get(tensor)
-            if tensor in given or maker is None or id(maker) in taken:
+    for node in delegates:
+        inputs = {int(t) for t in node["inputs"]}
+        pending = [int(t) for t in node["outputs"]]
+        while pending:
+            tensor = pending.pop()
+            producer = producers.get(tensor)
+            if tensor in inputs or producer is None or id(producer) in taken:
                 continue
-            taken.add(id(maker))
-            open_ends += [int(t) for t in maker["inputs"]]
+            taken.add(id(producer))
+            pending += [int(t) for t in producer["inputs"]]
     return taken
 
 

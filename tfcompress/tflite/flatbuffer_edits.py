@@ -1,4 +1,4 @@
-"""Mends in the file what the runtime knows and the converter does not."""
+"""Edits a file to use features of the runtime that the converter does not know."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import numpy as np
 
 from tfcompress.tensorflow_internals import flatbuffer_schema, without_copies_of_buffers
 
-_BYTE, _NIBBLE = 127, 7  # the largest integers of a weight with 8 and with 4 bits
+_QMAX_INT8, _QMAX_INT4 = 127, 7  # qmax of a weight with 8 and with 4 bits
 
 
 def without_copies(content: bytes) -> bytes:
-    """Returns the file with constants that are alike stored once.
+    """Returns the file with equal constants stored once.
 
-    TensorFlow's own pass reads and writes all of every file, and what it writes is larger by some
-    bytes for each tensor. Few files hold copies worth that.
+    TensorFlow's own pass rewrites the whole file, and adds some bytes for each tensor. It runs only
+    where merging the constants saves more than that.
 
     Args:
         content: A `.tflite` file.
@@ -26,27 +26,27 @@ def without_copies(content: bytes) -> bytes:
 
     view = schema.Model.GetRootAsModel(content, 0)
     buffers = [view.Buffers(i) for i in range(view.BuffersLength())]
-    of_size: dict[int, list[Any]] = {}
+    by_size: dict[int, list[Any]] = {}
     for buffer in buffers:
-        of_size.setdefault(buffer.DataLength(), []).append(buffer)
-    spared = sum(
-        size * (len(alike) - len({buffer.DataAsNumpy().tobytes() for buffer in alike}))
-        for size, alike in of_size.items()
-        if size and len(alike) > 1
+        by_size.setdefault(buffer.DataLength(), []).append(buffer)
+    saved = sum(
+        size * (len(group) - len({buffer.DataAsNumpy().tobytes() for buffer in group}))
+        for size, group in by_size.items()
+        if size and len(group) > 1
     )
-    if spared <= _PER_TENSOR * len(buffers):
+    if saved <= _BYTES_PER_BUFFER * len(buffers):
         return content
     return without_copies_of_buffers(content)
 
 
-_PER_TENSOR = 10  # bytes that writing a file anew costs, about, for each buffer
+_BYTES_PER_BUFFER = 10  # bytes that rewriting a file adds for each buffer, about
 
 
 def use_integer_kernels(content: bytes) -> bytes:
-    """Returns the file with operations on integers where it computes on floats between integers.
+    """Returns the file with integer kernels for operations that the converter leaves in float.
 
-    The converter turns `DEQUANTIZE, ELU, QUANTIZE` into nothing better; the runtime looks the
-    integer up in a table instead, which gives the same.
+    The converter leaves `DEQUANTIZE, ELU, QUANTIZE` as it is. The runtime has an int8 kernel that
+    uses a lookup table, with the same results.
 
     Args:
         content: A `.tflite` file.
@@ -62,38 +62,38 @@ def use_integer_kernels(content: bytes) -> bytes:
     model = flatbuffer_utils.convert_bytearray_to_object(bytearray(content))
     kinds = [code.builtinCode for code in model.operatorCodes]
     for graph in model.subgraphs:
-        _mend(graph, kinds, known, schema)
+        _use_integer_kernels_in(graph, kinds, known, schema)
     drop_unused_tensors(model)
     return bytes(flatbuffer_utils.convert_object_to_bytearray(model))
 
 
 def store_four_bits(content: bytes) -> bytes:
-    """Returns the file with weights that lie on grids of 15 values stored in 4 bits.
+    """Returns the file with weights that were quantized to 4 bits stored in 4 bits.
 
-    The converter knows 8 bits only, and writes such a weight with the integers `127 * k / 7`,
-    rounded. The grid is found again in them, channel by channel. Only weights of CONV_2D and
-    FULLY_CONNECTED are changed: the runtime has 4-bit kernels for these.
+    The converter knows 8 bits only, and stores such a weight with the quantized values
+    `127 * k / 7`, rounded. The 4-bit values `k` are recovered from them, channel by channel. Only
+    weights of CONV_2D and FULLY_CONNECTED are changed: the runtime has 4-bit kernels for these.
 
     Args:
-        content: A `.tflite` file of integers.
+        content: An integer `.tflite` file.
     """
     schema = flatbuffer_schema()
     from tensorflow.lite.tools import flatbuffer_utils
 
     versions = {schema.BuiltinOperator.CONV_2D: 7, schema.BuiltinOperator.FULLY_CONNECTED: 10}
     model = flatbuffer_utils.convert_bytearray_to_object(bytearray(content))
-    _store_again(model, versions, lambda tensor: _pack(model, tensor, schema))
+    _requantize_weights(model, versions, lambda tensor: _store_as_int4(model, tensor, schema))
     return bytes(flatbuffer_utils.convert_object_to_bytearray(model))
 
 
 def share_scales(content: bytes) -> bytes:
-    """Returns the file with one scale for each kernel that lies on one grid for all channels.
+    """Returns the file with one scale for each kernel that was quantized per tensor.
 
-    The converter gives each channel a scale of its own, which this grid holds all the same. It has
-    an option for this, and does not heed it where ranges are in the graph.
+    The converter stores such a kernel with a scale for each channel. Its option for per-tensor
+    quantization has no effect where the graph holds ranges.
 
     Args:
-        content: A `.tflite` file of integers.
+        content: An integer `.tflite` file.
     """
     schema = flatbuffer_schema()
     from tensorflow.lite.tools import flatbuffer_utils
@@ -101,15 +101,17 @@ def share_scales(content: bytes) -> bytes:
     kinds = schema.BuiltinOperator
     weighted = (kinds.CONV_2D, kinds.DEPTHWISE_CONV_2D, kinds.FULLY_CONNECTED, kinds.TRANSPOSE_CONV)
     model = flatbuffer_utils.convert_bytearray_to_object(bytearray(content))
-    _store_again(model, dict.fromkeys(weighted, 0), lambda tensor: _shared(model, tensor, schema))
+    _requantize_weights(
+        model, dict.fromkeys(weighted, 0), lambda tensor: _store_per_tensor(model, tensor, schema)
+    )
     return bytes(flatbuffer_utils.convert_object_to_bytearray(model))
 
 
 def plain_lookups(content: bytes) -> bytes:
-    """Returns a float file that looks rows up as they are numbered, from 0 on.
+    """Returns a float file whose lookups take indices >= 0 only.
 
-    Keras adds the number of rows to a negative one. The converter cannot calibrate this arithmetic
-    of integers.
+    Keras adds the number of rows to a negative index. The converter cannot calibrate this integer
+    arithmetic.
 
     Args:
         content: A `.tflite` file.
@@ -121,14 +123,14 @@ def plain_lookups(content: bytes) -> bytes:
     model = flatbuffer_utils.convert_bytearray_to_object(bytearray(content))
     codes = [code.builtinCode for code in model.operatorCodes]
     for graph in model.subgraphs:
-        makers = {int(t): op for op in graph.operators for t in op.outputs}
+        producers = {int(t): op for op in graph.operators for t in op.outputs}
         for operator in graph.operators:
             if codes[operator.opcodeIndex] != kinds.GATHER:
                 continue
-            chosen = makers.get(int(operator.inputs[1]))
+            chosen = producers.get(int(operator.inputs[1]))
             if chosen is None or codes[chosen.opcodeIndex] not in (kinds.SELECT, kinds.SELECT_V2):
                 continue
-            test = makers.get(int(chosen.inputs[0]))
+            test = producers.get(int(chosen.inputs[0]))
             if test is not None and codes[test.opcodeIndex] == kinds.LESS:
                 operator.inputs[1] = chosen.inputs[2]
         drop_unread(graph)
@@ -138,7 +140,7 @@ def plain_lookups(content: bytes) -> bytes:
 
 
 def drop_unread(graph: Any) -> None:
-    """Takes out operations whose results nothing reads."""
+    """Removes operations whose outputs nothing reads."""
     kept: list[Any] = []
     read = {int(t) for t in graph.outputs}
     for operator in reversed(graph.operators):
@@ -148,33 +150,33 @@ def drop_unread(graph: Any) -> None:
     graph.operators = kept[::-1]
 
 
-def _store_again(model: Any, versions: dict[int, int], store: Callable[[Any], Any]) -> None:
-    """Stores the weights of some operations anew, and their biases for the scales that they got.
+def _requantize_weights(model: Any, versions: dict[int, int], store: Callable[[Any], Any]) -> None:
+    """Requantizes the weights of some operations, and their biases to the new accumulator scales.
 
     Args:
         model: The file as objects. It is changed.
-        versions: The operations, with the version that knows the new form.
-        store: Is given the tensor of a weight, and returns by how much the step of each channel
-            grew, or None if nothing was changed.
+        versions: The operations, with the version of the kernel that supports the new form.
+        store: Takes the tensor of a weight, and returns the factor by which the scale of each
+            channel grew, or None if nothing was changed.
     """
     for graph in model.subgraphs:
-        stored: dict[int, np.ndarray] = {}
+        growths: dict[int, np.ndarray] = {}
         for operator in graph.operators:
             code = model.operatorCodes[operator.opcodeIndex]
             index = int(operator.inputs[1]) if len(operator.inputs) > 1 else -1
             if code.builtinCode not in versions or index < 0:
                 continue
-            if index not in stored:
-                found = store(graph.tensors[index])
-                if found is None:
+            if index not in growths:
+                growth = store(graph.tensors[index])
+                if growth is None:
                     continue
-                stored[index] = found
+                growths[index] = growth
             code.version = max(code.version, versions[code.builtinCode])
             bias = 2 if code.builtinCode != TRANSPOSE_CONV else 3
             if len(operator.inputs) > bias and int(operator.inputs[bias]) >= 0:
                 scales = len(graph.tensors[index].quantization.scale)
                 operator.inputs[bias] = _rescaled_bias(
-                    model, graph, int(operator.inputs[bias]), stored[index], scales
+                    model, graph, int(operator.inputs[bias]), growths[index], scales
                 )
     drop_unused_tensors(model)
 
@@ -182,125 +184,130 @@ def _store_again(model: Any, versions: dict[int, int], store: Callable[[Any], An
 TRANSPOSE_CONV = 67  # its inputs are the shape, the kernel, the image and the bias
 
 
-def _pack(model: Any, tensor: Any, schema: Any) -> np.ndarray | None:
-    """Stores a weight in 4 bits; returns by how much the step of each channel grew, or None."""
+def _store_as_int4(model: Any, tensor: Any, schema: Any) -> np.ndarray | None:
+    """Stores a weight in 4 bits; returns the growth of each channel's scale, or None."""
     data = model.buffers[tensor.buffer].data
     if tensor.type != schema.TensorType.INT8 or data is None or not len(data):
         return None
     values = np.frombuffer(bytes(data), np.int8).reshape(tensor.shape).astype(np.float64)
     axis = tensor.quantization.quantizedDimension
     channels = np.moveaxis(values, axis, 0).reshape(values.shape[axis], -1)
-    if len(tensor.quantization.scale) != len(channels) or np.abs(channels).max() != _BYTE:
+    if len(tensor.quantization.scale) != len(channels) or np.abs(channels).max() != _QMAX_INT8:
         return None
-    ends = np.array([_end_of_grid(channel) for channel in channels])
-    if not ends.all() or ends.max() == 1:
+    qmax = np.array([_four_bit_qmax(channel) for channel in channels])
+    if not qmax.all() or qmax.max() == 1:
         return None
     shape = [1] * values.ndim
     shape[axis] = -1
-    small = np.round(values * (ends / _BYTE).reshape(shape)).astype(np.int8).ravel()
-    tensor.buffer = add_buffer(model, _nibbles(small))
+    quantized = np.round(values * (qmax / _QMAX_INT8).reshape(shape)).astype(np.int8).ravel()
+    tensor.buffer = add_buffer(model, _nibbles(quantized))
     tensor.type = schema.TensorType.INT4
-    growth = _BYTE / ends
+    growth = _QMAX_INT8 / qmax
     tensor.quantization.scale = (np.asarray(tensor.quantization.scale) * growth).astype(np.float32)
     return growth
 
 
-def _shared(model: Any, tensor: Any, schema: Any) -> np.ndarray | None:
-    """Gives a weight one scale; returns by how much the step of each channel grew, or None."""
+def _store_per_tensor(model: Any, tensor: Any, schema: Any) -> np.ndarray | None:
+    """Requantizes a weight to one scale; returns the growth of each channel's scale, or None."""
     scales = np.asarray(tensor.quantization.scale if tensor.quantization else [], np.float64)
     data = model.buffers[tensor.buffer].data
     if len(scales) < 2 or data is None or not len(data):
         return None
     raw = np.frombuffer(bytes(data), np.int8)
-    four = tensor.type == schema.TensorType.INT4
-    if four:
+    is_int4 = tensor.type == schema.TensorType.INT4
+    if is_int4:
         raw = np.stack([(raw << 4) >> 4, raw >> 4], 1).ravel()
     values = raw[: np.prod(tensor.shape)].reshape(tensor.shape)
     growth = scales.max() / scales
-    # On a grid of all channels, the largest weight of each is a whole number of its steps.
-    ends = (_NIBBLE if four else _BYTE) / growth
-    if np.abs(ends - np.round(ends)).max() > 0.01:
+    # If the weight was quantized per tensor, each channel's largest weight is an integer multiple
+    # of the common scale.
+    qmax = (_QMAX_INT4 if is_int4 else _QMAX_INT8) / growth
+    if np.abs(qmax - np.round(qmax)).max() > 0.01:
         return None
     shape = [1] * values.ndim
     shape[tensor.quantization.quantizedDimension] = -1
-    small = np.round(values / growth.reshape(shape)).astype(np.int8).ravel()
-    tensor.buffer = add_buffer(model, _nibbles(small) if four else small.view(np.uint8))
+    quantized = np.round(values / growth.reshape(shape)).astype(np.int8).ravel()
+    tensor.buffer = add_buffer(model, _nibbles(quantized) if is_int4 else quantized.view(np.uint8))
     tensor.quantization.scale = scales.max(keepdims=True).astype(np.float32)
     tensor.quantization.zeroPoint = tensor.quantization.zeroPoint[:1]
     return growth
 
 
 def _nibbles(values: np.ndarray) -> np.ndarray:
-    """Returns 4-bit integers two to a byte, the first in the lower half."""
+    """Packs two 4-bit integers into a byte, the first in the lower half."""
     even = np.concatenate([values, np.zeros(len(values) % 2, np.int8)]).astype(np.uint8) & 15
     return (even[::2] | (even[1::2] << 4)).astype(np.uint8)
 
 
 def add_buffer(model: Any, data: np.ndarray) -> int:
-    """Adds bytes to a file, and returns the number of their buffer."""
+    """Adds a buffer to a file, and returns its index."""
     buffer = type(model.buffers[0])()
     buffer.data = data
     model.buffers.append(buffer)
     return len(model.buffers) - 1
 
 
-def _end_of_grid(channel: np.ndarray) -> int:
-    """Returns the largest integer of the grid of at most 15 values that holds a channel, or 0."""
-    for end in range(1, _NIBBLE + 1):
-        places = channel * end / _BYTE
-        if np.abs(places - np.round(places)).max() <= 0.5 * end / _BYTE + 1e-9:
-            return end
+def _four_bit_qmax(channel: np.ndarray) -> int:
+    """Returns the smallest 4-bit qmax that reproduces the int8 values of a channel, or 0."""
+    for qmax in range(1, _QMAX_INT4 + 1):
+        quantized = channel * qmax / _QMAX_INT8
+        if np.abs(quantized - np.round(quantized)).max() <= 0.5 * qmax / _QMAX_INT8 + 1e-9:
+            return qmax
     return 0
 
 
-def _rescaled_bias(model: Any, graph: Any, index: int, growth: np.ndarray, scales: int) -> int:
-    """Adds a copy of a bias for larger steps of the weights, and returns its number."""
+def _rescaled_bias(model: Any, graph: Any, index: int, growth: np.ndarray, count: int) -> int:
+    """Adds a copy of a bias for the larger scales of its weights, and returns its index."""
     tensor = copy.copy(graph.tensors[index])
     tensor.quantization = copy.copy(tensor.quantization)
     values = np.frombuffer(bytes(model.buffers[tensor.buffer].data), np.int32)
     rounded = np.round(values / growth).astype(np.int32)
     tensor.buffer = add_buffer(model, np.frombuffer(rounded.tobytes(), np.uint8))
-    steps = (np.asarray(tensor.quantization.scale) * growth).astype(np.float32)
-    tensor.quantization.scale = steps[:scales]
-    tensor.quantization.zeroPoint = tensor.quantization.zeroPoint[:scales]
+    scale = (np.asarray(tensor.quantization.scale) * growth).astype(np.float32)
+    tensor.quantization.scale = scale[:count]
+    tensor.quantization.zeroPoint = tensor.quantization.zeroPoint[:count]
     graph.tensors.append(tensor)
     return len(graph.tensors) - 1
 
 
-def _mend(graph: Any, kinds: list[int], known: set[int], schema: Any) -> None:
+def _use_integer_kernels_in(graph: Any, kinds: list[int], known: set[int], schema: Any) -> None:
     def kind(operator: Any) -> int:
         return kinds[operator.opcodeIndex]
 
     producers = {int(t): op for op in graph.operators for t in op.outputs}
-    readers: dict[int, list[Any]] = {}
+    consumers_of: dict[int, list[Any]] = {}
     for operator in graph.operators:
         for tensor in operator.inputs:
-            readers.setdefault(int(tensor), []).append(operator)
-    done = []
+            consumers_of.setdefault(int(tensor), []).append(operator)
+    replaced = []
     for operator in graph.operators:
         if kind(operator) not in known:
             continue
-        before = producers.get(int(operator.inputs[0]))
-        after = readers.get(int(operator.outputs[0]), [])
-        if before is None or kind(before) != schema.BuiltinOperator.DEQUANTIZE or len(after) != 1:
+        producer = producers.get(int(operator.inputs[0]))
+        consumers = consumers_of.get(int(operator.outputs[0]), [])
+        if (
+            producer is None
+            or kind(producer) != schema.BuiltinOperator.DEQUANTIZE
+            or len(consumers) != 1
+        ):
             continue
-        if kind(after[0]) != schema.BuiltinOperator.QUANTIZE:
+        if kind(consumers[0]) != schema.BuiltinOperator.QUANTIZE:
             continue
-        types = {graph.tensors[int(t)].type for t in (before.inputs[0], after[0].outputs[0])}
+        types = {graph.tensors[int(t)].type for t in (producer.inputs[0], consumers[0].outputs[0])}
         if types == {schema.TensorType.INT8}:
-            operator.inputs, operator.outputs = before.inputs, after[0].outputs
-            done += [id(before), id(after[0])]
+            operator.inputs, operator.outputs = producer.inputs, consumers[0].outputs
+            replaced += [id(producer), id(consumers[0])]
     still_read = {int(t) for op in graph.operators for t in op.inputs} | set(graph.outputs)
     graph.operators = [
         op
         for op in graph.operators
-        if id(op) not in done
+        if id(op) not in replaced
         or (kind(op) == schema.BuiltinOperator.DEQUANTIZE and int(op.outputs[0]) in still_read)
     ]
 
 
 def drop_unused_codes(model: Any) -> None:
-    """Takes out the codes of operations that a file no longer has."""
+    """Removes the codes of operations that a file no longer has."""
     used = sorted({op.opcodeIndex for graph in model.subgraphs for op in graph.operators})
     for graph in model.subgraphs:
         for operator in graph.operators:
@@ -309,11 +316,11 @@ def drop_unused_codes(model: Any) -> None:
 
 
 def drop_unused_tensors(model: Any) -> None:
-    """Takes out tensors that no operation reads or makes, and the bytes of buffers without one."""
-    for number, graph in enumerate(model.subgraphs):
-        ends = [*graph.inputs, *graph.outputs]
+    """Removes tensors that no operation uses, and the data of buffers that no tensor uses."""
+    for graph_index, graph in enumerate(model.subgraphs):
+        graph_tensors = [*graph.inputs, *graph.outputs]
         used = {int(t) for op in graph.operators for t in (*op.inputs, *op.outputs)}
-        used |= {int(t) for t in ends} - {-1}
+        used |= {int(t) for t in graph_tensors} - {-1}
         kept = [index for index in range(len(graph.tensors)) if index in used]
         new = {old: index for index, old in enumerate(kept)} | {-1: -1}
         graph.tensors = [graph.tensors[index] for index in kept]
@@ -323,9 +330,9 @@ def drop_unused_tensors(model: Any) -> None:
         graph.inputs = [new[int(t)] for t in graph.inputs]
         graph.outputs = [new[int(t)] for t in graph.outputs]
         for signature in model.signatureDefs or []:
-            if signature.subgraphIndex == number:
-                for end in (*signature.inputs, *signature.outputs):
-                    end.tensorIndex = new[int(end.tensorIndex)]
+            if signature.subgraphIndex == graph_index:
+                for entry in (*signature.inputs, *signature.outputs):
+                    entry.tensorIndex = new[int(entry.tensorIndex)]
     used = {tensor.buffer for graph in model.subgraphs for tensor in graph.tensors}
     used |= {entry.buffer for entry in model.metadata or []}
     for index, buffer in enumerate(model.buffers):

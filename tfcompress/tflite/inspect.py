@@ -1,4 +1,4 @@
-"""What is inside a .tflite file."""
+"""inspect_tflite: the content of a .tflite file."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ class FileReport:
     """The content of a file.
 
     Attributes:
-        path: Where it was read.
+        path: Path of the file.
         bytes: Its size.
         arena_bytes: Working memory of one inference with built-in kernels.
         inputs: (name, shape, dtype) of each input.
         outputs: Likewise of each output.
-        ops: How often each operation occurs.
-        dtypes: How many tensors there are of each type.
+        ops: Number of operations of each kind.
+        dtypes: Number of tensors of each type.
         float_tensors: Names of the float32 tensors other than inputs and outputs.
         sparsity: Share of zeros among the integers and floats of all constant matrices.
-        weight_bytes: Bytes that constant matrices take, by type: "int4" where a weight is stored in
-            4 bits. Empty on a runtime that does not tell.
-        metadata: How it was made, how well it agreed with its model, labels, normalization; None if
-            it does not say.
-        content: The file itself, kept for `gzip_bytes`; None to read it where it is.
+        weight_bytes: Bytes of constant matrices by type, "int4" where stored in 4 bits. Empty where
+            no package can read the file's structure.
+        metadata: Settings of the export, agreement with the model, labels, normalization; None if
+            the file has no metadata.
+        content: The bytes of the file, kept for `gzip_bytes`; None to read them from `path`.
     """
 
     path: str
@@ -56,19 +56,23 @@ class FileReport:
 
     @functools.cached_property
     def gzip_bytes(self) -> int:
-        """Its size after gzip, which is what a download costs."""
+        """Its size after gzip, which is the size of a download."""
         content = vars(self)["_content"]
         if content is None:
             content = pathlib.Path(self.path).read_bytes()
         return len(gzip.compress(content, 9))
 
     def as_dict(self) -> dict[str, Any]:
-        """Returns what is known of it, by name, for JSON."""
-        told = dataclasses.asdict(self)
-        return {"path": told["path"], "bytes": told["bytes"], "gzip_bytes": self.gzip_bytes} | told
+        """Returns the report as a dict for JSON."""
+        values = dataclasses.asdict(self)
+        return {
+            "path": values["path"],
+            "bytes": values["bytes"],
+            "gzip_bytes": self.gzip_bytes,
+        } | values
 
     def rows(self) -> list[tuple[str, str]]:
-        """Returns what to show of it: names and values."""
+        """Returns the rows of the table: names and values."""
 
         def side(items: list[tuple[str, tuple[int | None, ...], str]]) -> str:
             return "; ".join(
@@ -93,7 +97,7 @@ class FileReport:
             ("float tensors inside", inside),
             ("weights", ", ".join(f"{k} {v:,} B" for k, v in self.weight_bytes.items()) or "?"),
             ("zeros in the weights", f"{self.sparsity:.1%}"),
-            *_told(self.metadata or {}),
+            *_metadata_rows(self.metadata or {}),
         ]
 
     def __rich__(self) -> Any:
@@ -104,14 +108,14 @@ class FileReport:
 
 
 def inspect_tflite(path_or_bytes: Any) -> FileReport:
-    """Reads what a `.tflite` file is made of.
+    """Reads the content of a `.tflite` file.
 
     Args:
         path_or_bytes: Path of the file, or its content.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is no TFLite model, or a damaged one.
+        ValueError: If it is not a TFLite model, or a damaged one.
 
     Example:
         >>> import tfcompress as tfc
@@ -121,11 +125,13 @@ def inspect_tflite(path_or_bytes: Any) -> FileReport:
     """
     model = TFLiteModel(path_or_bytes, delegates=False)
     interpreter = model.interpreter
-    ends = {info.index for info in (*model.inputs, *model.outputs)}
+    io_indices = {info.index for info in (*model.inputs, *model.outputs)}
     details = [d for d in interpreter.get_tensor_details() if d["name"]]
     ops = collections.Counter(op["op_name"] for op in operation_details(interpreter))
     dtypes = collections.Counter(np.dtype(d["dtype"]).name for d in details)
-    inside = [d["name"] for d in details if d["dtype"] is np.float32 and d["index"] not in ends]
+    inside = [
+        d["name"] for d in details if d["dtype"] is np.float32 and d["index"] not in io_indices
+    ]
     return FileReport(
         model.name,
         len(model.content),
@@ -143,7 +149,7 @@ def inspect_tflite(path_or_bytes: Any) -> FileReport:
 
 
 def _schema() -> Any:
-    """Returns the classes that read a file's structure, or None where no package has them."""
+    """Returns the classes that read a file's structure, or None if no package has them."""
     try:
         return flatbuffer_schema()
     except ImportError:
@@ -151,35 +157,35 @@ def _schema() -> Any:
 
 
 def _weight_bytes(content: bytes) -> dict[str, int]:
-    """Returns the bytes of constant matrices by type: the runtime itself shows 4 bits as 8."""
+    """Returns the bytes of constant matrices by type; the runtime reports int4 as int8."""
     schema = _schema()
     if schema is None:
         return {}
     names = {v: k.lower() for k, v in vars(schema.TensorType).items() if k.isupper()}
     model = schema.Model.GetRootAsModel(content, 0)
-    found: dict[str, int] = {}
+    sizes: dict[str, int] = {}
     for graph in (model.Subgraphs(i) for i in range(model.SubgraphsLength())):
         for tensor in (graph.Tensors(i) for i in range(graph.TensorsLength())):
             size = model.Buffers(tensor.Buffer()).DataLength()
             if tensor.ShapeLength() >= 2 and size:
                 name = names[tensor.Type()]
-                found[name] = found.get(name, 0) + size
-    return dict(sorted(found.items(), key=lambda item: -item[1]))
+                sizes[name] = sizes.get(name, 0) + size
+    return dict(sorted(sizes.items(), key=lambda item: -item[1]))
 
 
-def _told(metadata: dict[str, Any]) -> list[tuple[str, str]]:
-    """Returns the rows of a table on what a file says of itself."""
+def _metadata_rows(metadata: dict[str, Any]) -> list[tuple[str, str]]:
+    """Returns the rows of the table for the metadata of a file."""
     rows = []
     if metadata.get("scheme"):
         ranges = metadata.get("ranges")
         rows.append(("made as", metadata["scheme"] + (f", ranges {ranges}" if ranges else "")))
     for entry in metadata.get("weights") or ():
-        told = ", ".join(
+        details = ", ".join(
             f"{k} {v}" for k, v in entry.items() if k not in ("transform", "weights") and v
         )
-        rows.append((entry["transform"], f"{entry['weights']} weights: {told}"))
+        rows.append((entry["transform"], f"{entry['weights']} weights: {details}"))
     if agreed := metadata.get("agreement"):
-        lsb = agreed.get("max_lsb", agreed.get("max_steps"))  # as files said before
+        lsb = agreed.get("max_lsb", agreed.get("max_steps"))  # older files have "max_steps"
         rows.append(
             (
                 "agreed with its model",
@@ -204,16 +210,16 @@ def _short(values: list[float]) -> str:
 
 
 def weights(model: TFLiteModel) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Returns the constant matrices of a file: integers (or floats) and their scales, by name.
+    """Returns the constant matrices of a file: quantized values (or floats) and scales, by name.
 
     Biases, shapes and other vectors are left out.
     """
-    found = {}
+    matrices = {}
     for details in model.interpreter.get_tensor_details():
         kinds = (np.int8, np.uint8, np.float16, np.float32)
         if len(details["shape"]) < 2 or details["dtype"] not in kinds:
             continue
-        if details["sparsity_parameters"]:  # stored in another order than it is shown
+        if details["sparsity_parameters"]:  # the data are in the order of the sparse format
             continue
         try:
             values = model.interpreter.tensor(details["index"])()
@@ -221,8 +227,8 @@ def weights(model: TFLiteModel) -> dict[str, tuple[np.ndarray, np.ndarray]]:
             continue
         if model.is_stored(values):
             scales = details["quantization_parameters"]["scales"]
-            found[details["name"]] = (values.copy(), scales)
-    return found
+            matrices[details["name"]] = (values.copy(), scales)
+    return matrices
 
 
 def _sparsity(model: TFLiteModel) -> float:
@@ -238,7 +244,7 @@ def _sparsity(model: TFLiteModel) -> float:
             if tensor.Sparsity() is None:
                 continue
             total += int(np.prod(tensor.ShapeAsNumpy()))
-            # Blocks are stored with the zeros in them.
+            # Stored blocks may contain zeros.
             buffer = root.Buffers(tensor.Buffer())
             raw = buffer.DataAsNumpy().tobytes() if buffer.DataLength() else b""
             kept += int(np.count_nonzero(np.frombuffer(raw, kinds.get(tensor.Type(), np.int8))))

@@ -1,9 +1,9 @@
-"""What a file says of itself: preparation of inputs, labels, how it was made, how it agrees.
+"""Metadata of a file: normalization of inputs, labels, export settings, agreement.
 
 Tools for phones (Android Studio, MediaPipe, the TFLite Task Library) read the metadata of TFLite's
-own schema: normalization of inputs, labels of outputs. How the file was made and how well it agrees
-with its model is JSON. Both this and the labels are files in a zip at the end, as that schema wants
-it: `unzip -p model.tflite tfcompress.json` shows them.
+own schema: normalization of inputs, labels of outputs. The settings of the export and the agreement
+with the model are JSON. The JSON and the labels are files in a zip at the end of the file, as that
+schema requires: `unzip -p model.tflite tfcompress.json` prints the JSON.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ def write_metadata(
 
     Args:
         content: A `.tflite` file without metadata.
-        recipe: How it was made: what JSON can hold.
+        recipe: The settings of the export, as values that JSON can hold.
         name: Name of the model.
-        labels: By output, what each place of its last axis means.
+        labels: By output, the label of each position of its last axis.
         normalization: By input, mean and standard deviation (one, or one for each channel), of
-            `(x - mean) / deviation`, which the caller does before.
-        tried: Whether the runtime has run it: such files need no trial when they are opened.
+            `(x - mean) / deviation`, which the caller applies to the input.
+        tried: Whether the runtime has run the file: it then needs no trial when it is opened.
     """
     labels, normalization = labels or {}, normalization or {}
     files, associated = {RECIPE: ""}, {}
@@ -57,17 +57,17 @@ def write_metadata(
         files[associated[output]] = "\n".join(names) + "\n"
     if labels or normalization:
         content = _embed(content, _described(content, name, associated, normalization))
-    told = {**recipe, "normalization": normalization}
-    files[RECIPE] = json.dumps(told, separators=(",", ":"))
-    end = io.BytesIO(content)
-    end.seek(0, io.SEEK_END)
-    with zipfile.ZipFile(end, "a", zipfile.ZIP_DEFLATED) as archive:
+    recipe_json = {**recipe, "normalization": normalization}
+    files[RECIPE] = json.dumps(recipe_json, separators=(",", ":"))
+    buffer = io.BytesIO(content)
+    buffer.seek(0, io.SEEK_END)
+    with zipfile.ZipFile(buffer, "a", zipfile.ZIP_DEFLATED) as archive:
         for file, text in files.items():
-            # The same file from the same model: no date.
+            # Without a date, the same model gives the same bytes.
             archive.writestr(zipfile.ZipInfo(file), text, zipfile.ZIP_DEFLATED)
     if tried:
-        trust(end.getvalue())
-    return end.getvalue()
+        trust(buffer.getvalue())
+    return buffer.getvalue()
 
 
 def read_metadata(content: bytes) -> dict[str, Any] | None:
@@ -79,7 +79,7 @@ def read_metadata(content: bytes) -> dict[str, Any] | None:
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             texts = {file: archive.read(file).decode() for file in archive.namelist()}
-        found = json.loads(texts.pop(RECIPE))
+        recipe = json.loads(texts.pop(RECIPE))
     except (*_DAMAGES, RuntimeError):
         return None
     labels = {
@@ -87,7 +87,7 @@ def read_metadata(content: bytes) -> dict[str, Any] | None:
         for file, text in texts.items()
         if file.startswith("labels")
     }
-    return {**found, "labels": labels}
+    return {**recipe, "labels": labels}
 
 
 def _embed(content: bytes, described: bytes) -> bytes:
@@ -111,16 +111,16 @@ def _described(
 ) -> bytes:
     """Returns a `ModelMetadata` of TFLite's metadata schema 1.1.
 
-    The numbers are those of the fields in the schema; a union takes two, its type and its value.
+    Keys are field numbers of the schema. A union has two fields: its type and its value.
     """
     import flatbuffers  # comes with TensorFlow
 
     build = flatbuffers.Builder(1024)
 
     def table(fields: Mapping[int, Any], size: int) -> _MetadataTable:
-        placed = {slot: _placed(build, value) for slot, value in fields.items()}
+        offsets = {slot: _placed(build, value) for slot, value in fields.items()}
         build.StartObject(size)
-        for slot, value in placed.items():
+        for slot, value in offsets.items():
             if isinstance(value, _MetadataTable):
                 build.PrependUOffsetTRelativeSlot(slot, value.offset, 0)
             else:
@@ -151,20 +151,20 @@ def _described(
             more[6] = [table({0: files[info.name], 2: _AXIS_LABELS}, 4)]
         outputs.append(tensor(info, more))
     graph = table({2: inputs, 3: outputs}, 7)
-    whole = table({0: name, 3: [graph], 7: "1.0.0"}, 8)
-    build.Finish(whole.offset, _IDENTIFIER)
+    root = table({0: name, 3: [graph], 7: "1.0.0"}, 8)
+    build.Finish(root.offset, _IDENTIFIER)
     return bytes(build.Output())
 
 
 @dataclasses.dataclass(frozen=True)
 class _MetadataTable:
-    """A table, string or vector that was written."""
+    """A table, string or vector in the buffer of the builder."""
 
     offset: int
 
 
 def _placed(build: Any, value: Any) -> Any:
-    """Writes what a field refers to; numbers are in the field itself."""
+    """Writes a string or vector that a field refers to; numbers are stored in the field itself."""
     if isinstance(value, str):
         return _MetadataTable(build.CreateString(value))
     if not isinstance(value, list):

@@ -18,9 +18,9 @@ from tfcompress.tensorflow_internals import operation_details, signatures
 from tfcompress.tflite.benchmark import BenchmarkResult, benchmark
 from tfcompress.tflite.trial import try_file
 
-RECIPE = "tfcompress.json"  # the file in the zip at the end that says how a file was made
+RECIPE = "tfcompress.json"  # the JSON file in the appended zip that says how the file was made
 
-_BATCH = 64  # samples at a time, where the file leaves the batch open
+_BATCH = 64  # batch size where the file leaves the batch open
 
 
 def interpreter_module() -> Any:
@@ -60,8 +60,8 @@ class TensorInfo:
         index: Its tensor's number.
         shape: Its shape with the batch, None where it may vary.
         dtype: numpy name of its type in the file.
-        scale: Step between neighbouring integers; 0 if it is not quantized.
-        zero_point: The integer that stands for 0.
+        scale: Its quantization scale; 0 if it is not quantized.
+        zero_point: The quantized value of 0.
     """
 
     name: str
@@ -72,17 +72,17 @@ class TensorInfo:
     zero_point: int
 
     def quantized(self, values: np.ndarray) -> np.ndarray:
-        """Turns real values into the type of the tensor."""
+        """Quantizes real values to the type of the tensor."""
         if not self.scale:
             return values.astype(self.dtype, copy=False)
         limits = np.iinfo(self.dtype)
-        # By the inverse of the step, as the runtime and quantization-aware models do.
+        # Multiplied by the inverse scale, as the runtime and quantization-aware models do.
         inverse = np.float32(1) / np.float32(self.scale)
-        steps = np.round(values.astype(np.float32) * inverse) + self.zero_point
-        return np.clip(steps, limits.min, limits.max).astype(self.dtype)
+        q = np.round(values.astype(np.float32) * inverse) + self.zero_point
+        return np.clip(q, limits.min, limits.max).astype(self.dtype)
 
     def dequantized(self, values: np.ndarray) -> np.ndarray:
-        """Turns values of the tensor into real values."""
+        """Dequantizes values of the tensor to real values."""
         if not self.scale:
             return values
         return ((values.astype(np.int32) - self.zero_point) * np.float32(self.scale)).astype(
@@ -91,27 +91,28 @@ class TensorInfo:
 
 
 class TFLiteModel:
-    """Runs a `.tflite` file on ai-edge-litert, tflite-runtime or TensorFlow, whichever is there.
+    """Runs a `.tflite` file on the installed runtime: ai-edge-litert, tflite-runtime or TensorFlow.
 
-    Integer inputs and outputs are converted for you: give and get real values, as with the Keras
-    model. Several threads may call `predict`: there is one interpreter, which takes turns.
+    Integer inputs are quantized and integer outputs dequantized for you: pass and receive real
+    values, as with the Keras model. Several threads may call `predict`: they share one interpreter,
+    which runs one call at a time.
 
     Args:
         path_or_bytes: Path of the file, or its content.
-        num_threads: Threads of the interpreter.
+        num_threads: Number of threads of the interpreter.
         delegates: False turns off the default delegate (XNNPACK), leaving the runtime's built-in
             kernels.
-        keep_tensors: Whether what is computed on the way stays readable; costs memory.
+        keep_tensors: Whether intermediate tensors stay readable; costs memory.
 
     Attributes:
         content: The bytes of the file.
         inputs: `TensorInfo` of each input, in the order of the file's signature.
-        outputs: Likewise of the outputs.
+        outputs: `TensorInfo` of each output, likewise.
 
     Raises:
         FileNotFoundError: If there is no such file.
         TypeError: If `path_or_bytes` is neither a path nor bytes.
-        ValueError: If it is no TFLite model, or a damaged one.
+        ValueError: If it is not a TFLite model, or a damaged one.
 
     Example:
         >>> import tfcompress as tfc
@@ -147,26 +148,26 @@ class TFLiteModel:
 
     @property
     def runtime(self) -> str:
-        """Name of the runtime and of the kernels that run."""
+        """Name of the runtime and of its kernels."""
         package = self._module.__name__.split(".")[0]
         return package + ("" if self.delegates else " (built-in kernels)")
 
     @property
     def interpreter(self) -> Any:
-        """The runtime's interpreter, tensors allocated."""
+        """The runtime's interpreter, with its tensors allocated."""
         return self._interpreter
 
     def _make_interpreter(self) -> Any:
         options: dict[str, Any] = {}
         if not self.delegates:
-            # TensorFlow has it elsewhere than the runtimes.
+            # TensorFlow and the runtimes define it in different modules.
             home = self._module if hasattr(self._module, "OpResolverType") else None
             kinds = (home or self._module.experimental).OpResolverType
             options["experimental_op_resolver_type"] = kinds.BUILTIN_WITHOUT_DEFAULT_DELEGATES
         if self._keep_tensors:
             options["experimental_preserve_all_tensors"] = True
         try:
-            with captured_stderr():  # the runtime tells of its delegate
+            with captured_stderr():  # the runtime logs its delegate
                 interpreter = self._module.Interpreter(
                     model_content=self.content, num_threads=self.num_threads, **options
                 )
@@ -178,8 +179,8 @@ class TFLiteModel:
         return interpreter
 
     def _signature(self) -> tuple[list[TensorInfo], list[TensorInfo]]:
-        found = signatures(self._interpreter)
-        signature = next(iter(found.values())) if found else {}
+        by_key = signatures(self._interpreter)
+        signature = next(iter(by_key.values())) if by_key else {}
         sides: list[list[TensorInfo]] = []
         for details, key in (
             (self._interpreter.get_input_details(), "inputs"),
@@ -190,8 +191,8 @@ class TFLiteModel:
                 names.setdefault(index, []).append(name)
             sides.append([])
             for tensor in details:
-                left = names.get(tensor["index"])
-                sides[-1].append(_info(tensor, left.pop(0) if left else tensor["name"]))
+                unused = names.get(tensor["index"])
+                sides[-1].append(_info(tensor, unused.pop(0) if unused else tensor["name"]))
         return sides[0], sides[1]
 
     def predict(self, x: Any) -> Any:
@@ -214,7 +215,7 @@ class TFLiteModel:
     def evaluate(self, x: Any, y: Any = None) -> float:
         """Returns the accuracy: the share of samples whose largest output is at the label.
 
-        Outputs of one unit count as 1 above 0.5, or above 0 if any lies outside [0, 1] (logits).
+        A single output counts as 1 above 0.5, or above 0 if any lies outside [0, 1] (logits).
 
         Args:
             x: Samples as for `predict`, or labelled data.
@@ -237,48 +238,48 @@ class TFLiteModel:
         """Measures the latency of one inference.
 
         Args:
-            runs: Inferences to measure.
-            warmup: Inferences before that.
+            runs: Number of inferences to measure.
+            warmup: Number of inferences before the measurement.
         """
         return benchmark({self.name: self}, runs=runs, warmup=warmup)[self.name]
 
     def arena_bytes(self) -> int:
-        """Returns the working memory of one inference in bytes, built-in kernels.
+        """Returns the working memory of one inference in bytes, with built-in kernels.
 
-        The span of all tensors that are not constants, as the runtime laid them out.
+        This is the span of all tensors that are not constants, as the runtime allocated them.
         """
         model = TFLiteModel(self.content, self.num_threads, delegates=False)
         spans = []
         for details in model.interpreter.get_tensor_details():
             try:
                 array = model.interpreter.tensor(details["index"])()
-            except (ValueError, RuntimeError):  # a constant of no size, or fused away
+            except (ValueError, RuntimeError):  # an empty constant, or a fused tensor
                 continue
-            if not isinstance(array, np.ndarray):  # a scalar comes as a copy
+            if not isinstance(array, np.ndarray):  # a scalar is returned as a copy
                 continue
             if array.nbytes and not model.is_stored(array):
                 spans.append((array.ctypes.data, array.ctypes.data + array.nbytes))
-        return max(end for _, end in spans) - min(begin for begin, _ in spans) if spans else 0
+        return max(stop for _, stop in spans) - min(start for start, _ in spans) if spans else 0
 
     def is_stored(self, array: np.ndarray) -> bool:
-        """Returns whether a view from the interpreter shows a constant in the file itself."""
+        """Returns whether a view from the interpreter is a constant stored in the file."""
         offset = array.ctypes.data - np.frombuffer(self.content, np.uint8).ctypes.data
         return 0 <= offset < len(self.content)
 
     def computed_outputs(self) -> dict[str, int]:
-        """Returns the number of each output's tensor by name, before it is made real at the end."""
-        sources = {
+        """Returns the tensor index of each output by name, before a final DEQUANTIZE if any."""
+        quantized = {
             int(op["outputs"][0]): int(op["inputs"][0])
             for op in operation_details(self._interpreter)
             if op["op_name"] == "DEQUANTIZE"
         }
-        return {info.name: sources.get(info.index, info.index) for info in self.outputs}
+        return {info.name: quantized.get(info.index, info.index) for info in self.outputs}
 
     def invoke_once(self) -> None:
-        """Runs one inference on whatever the inputs hold.
+        """Runs one inference on the current inputs.
 
         Raises:
-            ValueError: If the runtime cannot.
+            ValueError: If the runtime cannot run it.
         """
         try:
             self._interpreter.invoke()
@@ -286,38 +287,38 @@ class TFLiteModel:
             raise ValueError(f"{self.name} cannot be run: {_reason(error)}") from error
 
     def specs(self) -> list[InputSpec]:
-        """Returns what `predict` expects at each input."""
+        """Returns the specification of each input of `predict`."""
         return [
             InputSpec(i.name, i.shape[1:], "float32" if i.scale else i.dtype) for i in self.inputs
         ]
 
     def _predict(self, features: dict[str, np.ndarray]) -> Any:
-        total = len(features[self.inputs[0].name])
+        samples = len(features[self.inputs[0].name])
         fixed = self.inputs[0].shape[0]
-        size = fixed or min(total, _BATCH)
-        made: list[list[np.ndarray]] = [[] for _ in self.outputs]
-        for start in range(0, total, size):
-            count = min(size, total - start)
+        size = fixed or min(samples, _BATCH)
+        batches: list[list[np.ndarray]] = [[] for _ in self.outputs]
+        for start in range(0, samples, size):
+            count = min(size, samples - start)
             values = []
             for info in self.inputs:
-                part = info.quantized(features[info.name][start : start + count])
+                batch = info.quantized(features[info.name][start : start + count])
                 if fixed and count < size:
-                    part = np.concatenate([part, np.repeat(part[-1:], size - count, axis=0)])
-                values.append(part)
+                    batch = np.concatenate([batch, np.repeat(batch[-1:], size - count, axis=0)])
+                values.append(batch)
             with self._one_at_a_time:
                 self.set_inputs(values)
                 self.invoke_once()
-                found = [self._interpreter.get_tensor(info.index) for info in self.outputs]
-            for parts, info, value in zip(made, self.outputs, found, strict=True):
+                outputs = [self._interpreter.get_tensor(info.index) for info in self.outputs]
+            for parts, info, value in zip(batches, self.outputs, outputs, strict=True):
                 value = np.atleast_1d(info.dequantized(value))
                 parts.append(value[:count] if len(value) == (fixed or count) else value)
-        arrays = [np.concatenate(parts) for parts in made]
+        arrays = [np.concatenate(parts) for parts in batches]
         if len(arrays) == 1:
             return arrays[0]
         return {info.name: array for info, array in zip(self.outputs, arrays, strict=True)}
 
     def set_inputs(self, values: list[np.ndarray]) -> None:
-        """Sets the input tensors, in the types of the file; inputs of variable shape adapt."""
+        """Sets the input tensors, in the types of the file; resizes inputs of variable shape."""
         resized = False
         for info, value in zip(self.inputs, values, strict=True):
             if self._shapes.get(info.index, info.shape) != value.shape and None in info.shape:
@@ -358,18 +359,18 @@ def _reason(error: Exception) -> str:
     return (str(error).strip() or "no reason given").splitlines()[0]
 
 
-def _read(source: Any) -> tuple[str, bytes]:
-    if isinstance(source, (bytes, bytearray)):
-        name, content = "the content given", bytes(source)
-    elif isinstance(source, (str, os.PathLike)):
-        path = pathlib.Path(source)
+def _read(path_or_bytes: Any) -> tuple[str, bytes]:
+    if isinstance(path_or_bytes, (bytes, bytearray)):
+        name, content = "the content given", bytes(path_or_bytes)
+    elif isinstance(path_or_bytes, (str, os.PathLike)):
+        path = pathlib.Path(path_or_bytes)
         if not path.is_file():
             raise FileNotFoundError(f"No such file: {str(path)!r}")
         name, content = str(path), path.read_bytes()
     else:
         raise TypeError(
             "path_or_bytes must be the path or the bytes of a .tflite file. Received: "
-            f"{type(source).__name__}"
+            f"{type(path_or_bytes).__name__}"
         )
     if RECIPE.encode() in content and not zipfile.is_zipfile(io.BytesIO(content)):
         raise ValueError(f"{name} is not a usable TFLite model: its end is missing.")

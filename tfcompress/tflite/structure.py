@@ -1,7 +1,8 @@
-"""Whether what a file refers to is there: the native interpreter does not look, and dies.
+"""Checks the references inside a `.tflite` file.
 
-Reads the few tables of TFLite's schema that refer to each other, by the numbers of their fields,
-with nothing but numpy, so that it works on a device as well.
+The native interpreter does not check them and crashes on a broken one. Only the tables of TFLite's
+schema that refer to each other are read, by field number and with numpy alone, so that the check
+also runs on a device.
 """
 
 from __future__ import annotations
@@ -15,68 +16,70 @@ import numpy as np
 
 
 class _Broken(ValueError):
-    """Something lies outside of the file, or of what it refers to."""
+    """A reference points outside the file, or outside the list that it indexes."""
 
 
 class _FlatTable:
-    """A table of a flatbuffer; every read stays inside of the file."""
+    """A table of a flatbuffer. Every read is checked against the size of the file."""
 
-    def __init__(self, content: bytes, place: int) -> None:
-        self._content, self._place = content, place
-        self._fields = place - self._read("<i", place)
+    def __init__(self, content: bytes, position: int) -> None:
+        self._content, self._position = content, position
+        self._fields = position - self._read("<i", position)
         self._size = self._read("<H", self._fields)
 
-    def _read(self, kind: str, place: int) -> Any:
-        if not 0 <= place <= len(self._content) - struct.calcsize(kind):
+    def _read(self, kind: str, position: int) -> Any:
+        if not 0 <= position <= len(self._content) - struct.calcsize(kind):
             raise _Broken("a part lies outside of the file")
-        return struct.unpack_from(kind, self._content, place)[0]
+        return struct.unpack_from(kind, self._content, position)[0]
 
-    def _at(self, slot: int) -> int:
-        """Returns where a field is; 0 if it is left out."""
+    def _position_of(self, slot: int) -> int:
+        """Returns the position of a field in the file, 0 if the field is absent."""
         if 6 + 2 * slot > self._size:
             return 0
         offset = self._read("<H", self._fields + 4 + 2 * slot)
-        return self._place + offset if offset else 0
+        return self._position + offset if offset else 0
 
     def number(self, slot: int, kind: str = "<I") -> int:
-        """Returns a number, 0 if it is left out."""
-        place = self._at(slot)
-        return self._read(kind, place) if place else 0
+        """Returns a number field, 0 if it is absent."""
+        position = self._position_of(slot)
+        return self._read(kind, position) if position else 0
 
     def table(self, slot: int) -> _FlatTable | None:
-        """Returns a table, None if it is left out."""
-        place = self._at(slot)
-        return _FlatTable(self._content, place + self._read("<I", place)) if place else None
+        """Returns a table field, None if it is absent."""
+        position = self._position_of(slot)
+        return (
+            _FlatTable(self._content, position + self._read("<I", position)) if position else None
+        )
 
     def numbers(self, slot: int, kind: str) -> np.ndarray:
-        """Returns a vector of numbers."""
-        place = self._at(slot)
-        if not place:
+        """Returns a vector of numbers, empty if the field is absent."""
+        position = self._position_of(slot)
+        if not position:
             return np.zeros(0, kind)
-        start = place + self._read("<I", place)
+        start = position + self._read("<I", position)
         count = self._read("<I", start)
         if start + 4 + count * np.dtype(kind).itemsize > len(self._content):
-            raise _Broken("a list ends behind the file")
+            raise _Broken("a list reaches beyond the end of the file")
         return np.frombuffer(self._content, kind, count, start + 4)
 
     def tables(self, slot: int) -> Iterator[_FlatTable]:
-        """Yields the tables of a vector."""
-        place = self._at(slot)
-        if place:
-            start = place + self._read("<I", place) + 4
+        """Yields the tables of a vector field."""
+        position = self._position_of(slot)
+        if position:
+            start = position + self._read("<I", position) + 4
             for index in range(len(self.numbers(slot, "<u4"))):
-                at = start + 4 * index
-                yield _FlatTable(self._content, at + self._read("<I", at))
+                element = start + 4 * index
+                yield _FlatTable(self._content, element + self._read("<I", element))
 
 
 def check_structure(content: bytes) -> None:
-    """Refuses a file in which something refers to what is not there.
+    """Raises an error for a file with a broken reference.
 
     Args:
         content: A `.tflite` file.
 
     Raises:
-        ValueError: If there is such a thing; it says what.
+        ValueError: If a reference is broken; the message names it.
     """
     model = _FlatTable(content, struct.unpack_from("<I", content)[0])
     codes = [max(code.number(0, "<b"), code.number(3, "<i")) for code in model.tables(1)]
@@ -95,19 +98,19 @@ def check_structure(content: bytes) -> None:
 
 
 def _check_graph(graph: _FlatTable, codes: list[int], buffers: list[bool]) -> int:
-    """Returns the number of tensors of a graph."""
+    """Checks a graph, and returns its number of tensors."""
     tensors = [*graph.tables(0)]
     count = len(tensors)
     _check_indices(graph.numbers(1, "<i4"), count, "an input of the graph")
     _check_indices(graph.numbers(2, "<i4"), count, "an output of the graph")
     for tensor in tensors:
         _check_tensor(tensor, len(buffers))
-    held = [buffers[t.number(2)] if buffers else False for t in tensors]
-    ready = {i for i, t in enumerate(tensors) if held[i] or t.number(5, "<B")}
-    given = set(map(int, graph.numbers(1, "<i4")))
-    if fixed := [index for index in given if held[index]]:
-        raise _Broken(f"an input of the graph is tensor {fixed[0]}, which is a constant")
-    ready |= given
+    is_constant = [buffers[t.number(2)] if buffers else False for t in tensors]
+    available = {i for i, t in enumerate(tensors) if is_constant[i] or t.number(5, "<B")}
+    graph_inputs = set(map(int, graph.numbers(1, "<i4")))
+    if constant_inputs := [index for index in graph_inputs if is_constant[index]]:
+        raise _Broken(f"an input of the graph is tensor {constant_inputs[0]}, which is a constant")
+    available |= graph_inputs
     operators = [*graph.tables(3)]
     if not operators:
         raise _Broken("a graph has no operators")
@@ -118,24 +121,26 @@ def _check_graph(graph: _FlatTable, codes: list[int], buffers: list[bool]) -> in
         options = operator.number(3, "<B")
         if _OPTIONS.get(kind, options) != options:
             raise _Broken(f"an operator of kind {kind} has the options of another")
-        read = operator.numbers(1, "<i4")  # -1 for one that is left out
-        if (read[:2] == -1).any() and kind not in _LEFT_OUT:
-            raise _Broken("an operator reads nothing in place of its first inputs")
-        _check_indices(read[read != -1], count, "an operator's input")
-        early = {int(index) for index in read if index != -1} - ready
-        if early:
-            raise _Broken(f"an operator reads tensor {min(early)}, which nothing has made by then")
-        made = operator.numbers(2, "<i4")
-        _check_indices(made, count, "an operator's output")
-        ready |= set(map(int, made))
+        inputs = operator.numbers(1, "<i4")  # -1 stands for an omitted input
+        if (inputs[:2] == -1).any() and kind not in _OPTIONAL_INPUTS:
+            raise _Broken("an operator lacks one of its first inputs")
+        _check_indices(inputs[inputs != -1], count, "an operator's input")
+        unavailable = {int(index) for index in inputs if index != -1} - available
+        if unavailable:
+            raise _Broken(
+                f"an operator reads tensor {min(unavailable)}, which no earlier operator computes"
+            )
+        outputs = operator.numbers(2, "<i4")
+        _check_indices(outputs, count, "an operator's output")
+        available |= set(map(int, outputs))
     return count
 
 
-# Which options operators cannot do without: AVERAGE_POOL_2D, CONCATENATION, CONV_2D,
+# The type of options that these operators need: AVERAGE_POOL_2D, CONCATENATION, CONV_2D,
 # DEPTHWISE_CONV_2D, FULLY_CONNECTED, MAX_POOL_2D, SOFTMAX.
 _OPTIONS = {1: 5, 2: 10, 3: 1, 4: 2, 9: 8, 17: 5, 25: 9}
-# Operators of which any input may be left out: LSTM, SVDF and other loops.
-_LEFT_OUT = {16, 27, 34, 35, 44, 46, 52}
+# Operators of which any input may be omitted: LSTM, SVDF and other recurrent ones.
+_OPTIONAL_INPUTS = {16, 27, 34, 35, 44, 46, 52}
 
 
 def _check_tensor(tensor: _FlatTable, buffers: int) -> None:
@@ -154,7 +159,7 @@ def _check_tensor(tensor: _FlatTable, buffers: int) -> None:
     if len(zeros) not in (0, 1, len(scales)):
         raise _Broken(f"a tensor has {len(scales)} scales and {len(zeros)} zero points")
     if not (np.isfinite(scales).all() and (scales >= 0).all()):
-        raise _Broken("a scale is no positive number")
+        raise _Broken("a scale is not a finite number >= 0")
 
 
 def _check_indices(indices: Any, count: int, what: str) -> None:

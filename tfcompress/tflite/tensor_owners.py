@@ -1,9 +1,9 @@
-"""Which layer of a Keras model a tensor of its file comes from, as far as names tell.
+"""Matches the tensors of a file with the layers of its Keras model, by name.
 
-TensorFlow names what a layer computes by the scopes that are open while it is traced, one inside of
-the other. A layer opens its scope twice in a call, first to build itself; a name that is taken gets
-a number. So the scopes of each call follow from the order of the calls. The converter joins the
-names of what it fuses with ";".
+TensorFlow names an operation by the nested name scopes that are open while it is traced. A layer
+opens its scope twice in a call, the first time to build itself. A name in use gets a number. So the
+scopes of each call follow from the order of the calls. The converter joins the names of fused
+operations with ";".
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import keras
 
 from tfcompress.graph.read import Call, input_names, is_graph, layer_name, read_graph, scope_name
 
-# What `quantize` splits a layer into, by the ends of the names.
+# Suffixes of the names of the layers that `quantize` splits a layer into.
 _PARTS = ("", "_depthwise", "_scaled", "_normalized", "_reshape", "_activation", "_quantizer")
 
 
 class Owners:
-    """Finds the call or input that a tensor's name speaks of.
+    """Finds the call or input that the name of a tensor belongs to.
 
     Args:
         model: The Keras model that the file was made from, or a wrapped form of it.
@@ -37,13 +37,13 @@ class Owners:
 
     def of(self, name: str) -> str | None:
         """Returns the key (see `keyed`) of the last call that computes a tensor, or None."""
-        found = [self._scopes[scope] for scope in _scopes_in(name) if scope in self._scopes]
-        return max(found, key=self._order.__getitem__, default=None)
+        matches = [self._scopes[scope] for scope in _scopes_in(name) if scope in self._scopes]
+        return max(matches, key=self._order.__getitem__, default=None)
 
     def input_of(self, name: str) -> str | None:
-        """Returns the input of the model that a tensor is the rounded form of, or None."""
-        found = [self._inputs[scope] for scope in _scopes_in(name) if scope in self._inputs]
-        return found[0] if found and self.of(name) is None else None
+        """Returns the input of the model of which a tensor is the quantized form, or None."""
+        matches = [self._inputs[scope] for scope in _scopes_in(name) if scope in self._inputs]
+        return matches[0] if matches and self.of(name) is None else None
 
     def _read(self, model: keras.Model, scope: str, path: str) -> None:
         calls = read_graph(model).calls
@@ -54,7 +54,7 @@ class Owners:
                 continue
             for part in _PARTS:
                 name = call.operation.name + part
-                if part and name in names:  # it is split in this model already
+                if part and name in names:  # this model is split already
                     continue
                 opened = self._opened(f"{scope}{name}")
                 self._scopes.update(dict.fromkeys(opened, path + key))
@@ -65,7 +65,7 @@ class Owners:
         return self._unique(name.lower()), self._unique(name.lower())
 
     def _unique(self, name: str) -> str:
-        """Does what TensorFlow does for a scope."""
+        """Returns the scope that TensorFlow makes of a name: one in use gets a number."""
         count = self._used.get(name, 0)
         self._used[name] = count + 1
         free = name
@@ -87,5 +87,5 @@ def keyed(calls: list[Call]) -> Iterator[tuple[str, Call]]:
 
 def _scopes_in(name: str) -> Iterator[str]:
     for part in name.lower().split(";"):
-        inside = part.split("/")[1:]  # the first is the model
+        inside = part.split("/")[1:]  # the first scope is that of the model
         yield from ("/".join(inside[:depth]) for depth in range(1, len(inside) + 1))

@@ -1,4 +1,4 @@
-"""Tries files of others in a process of its own: what crashes the runtime ends that process."""
+"""Tries untrusted files in a separate process, so that a crash of the runtime ends only that."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from typing import Any
 from tfcompress.tflite.structure import check_structure
 
 _CHILD = pathlib.Path(__file__).with_name("trial_child.py")
-_SECONDS, _TO_LOAD = 20.0, 120.0
+_SECONDS, _LOAD_SECONDS = 20.0, 120.0
 _known: set[bytes] = set()
 _own: set[bytes] = set()
 _one_at_a_time = threading.RLock()
 
 
 def trust(content: bytes) -> None:
-    """Says that a file was checked, and needs no trial."""
+    """Marks a file as checked: it needs no trial."""
     _known.add(_digest(content))
 
 
 def claim(content: bytes) -> None:
-    """Says that a file was made here: it may take as long as it needs, and as much memory."""
+    """Marks a file as written by this package: its trial has no limits of time and memory."""
     _own.add(_digest(content))
 
 
 def warm_up(module: str) -> None:
-    """Starts the process that files are tried in, which loads while the caller goes on.
+    """Starts the process that tries files; it loads while the caller continues.
 
     Args:
         module: Name of the runtime's module.
@@ -43,17 +43,17 @@ def warm_up(module: str) -> None:
 
 
 def try_file(content: bytes, module: str) -> None:
-    """Checks the structure of a file, and opens and runs it in a process of its own.
+    """Checks the structure of a file, and opens and runs it in a separate process.
 
-    Once for each content.
+    Each content is tried once.
 
     Args:
         content: A `.tflite` file.
         module: Name of the runtime's module.
 
     Raises:
-        ValueError: If something refers to what is not there; the process dies, does not end within
-            20 seconds or takes more than 2 GiB; or the runtime refuses the file.
+        ValueError: If the file has a broken reference; the process crashes, takes more than 20
+            seconds or more than 2 GiB; or the runtime rejects the file.
     """
     digest = _digest(content)
     if digest in _known:
@@ -71,7 +71,7 @@ def _digest(content: bytes) -> bytes:
 
 
 class _Process:
-    """A process that opens files, one after the other."""
+    """A process that opens files one by one."""
 
     def __init__(self, module: str) -> None:
         executable = os.fsdecode(multiprocessing.spawn.get_executable() or sys.executable)
@@ -90,11 +90,11 @@ class _Process:
         pipe.flush()
 
     def is_usable(self) -> bool:
-        """Whether it runs, and was not started by a process that this one was forked from."""
+        """Whether the process runs and was started here, not by a parent before a fork."""
         return self.owner == os.getpid() and self._process.poll() is None
 
     def end(self) -> None:
-        """Ends the process, whatever it does."""
+        """Kills the process."""
         if self.owner == os.getpid():
             self._process.kill()
             self._process.communicate()
@@ -103,7 +103,7 @@ class _Process:
         """Returns why a file cannot be used, or None if it can."""
         try:
             if not self._ready:
-                self._answer(_TO_LOAD)
+                self._answer(_LOAD_SECONDS)
                 self._ready = True
             self._send((content, limited))
             return self._answer(_SECONDS if limited else None)
@@ -115,11 +115,11 @@ class _Process:
                 return f"the runtime {self.module} could not be loaded to try it"
             return f"it crashes the runtime (exit status {self._process.returncode})"
         except BaseException:
-            self.end()  # its answer would be taken for that of another file
+            self.end()  # its late answer would be read as the answer for another file
             raise
 
     def _answer(self, seconds: float | None) -> Any:
-        """Returns what the process says next; ends it if that takes too long."""
+        """Returns the next answer of the process; kills it if the answer takes too long."""
         late = threading.Event()
 
         def give_up() -> None:

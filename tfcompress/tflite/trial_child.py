@@ -1,4 +1,4 @@
-"""What the process of `trial` runs: a script that imports the runtime and nothing of tfcompress."""
+"""Script of the process that `trial` starts; imports the runtime and nothing of tfcompress."""
 
 import contextlib
 import importlib
@@ -12,29 +12,29 @@ _MEMORY = 2 * 2**30
 
 
 def limit_memory(limited: bool) -> None:
-    """Lets the process have 2 GiB more than it has, or all there is."""
+    """Limits the process to 2 GiB more than it uses now, or removes the limit."""
     try:
         import resource
     except ImportError:  # Windows has no such limits
         return
     with contextlib.suppress(OSError, ValueError, IndexError):
         with open("/proc/self/statm") as file:
-            now = int(file.read().split()[0]) * resource.getpagesize()
-        _, most = resource.getrlimit(resource.RLIMIT_AS)
-        resource.setrlimit(resource.RLIMIT_AS, (now + _MEMORY if limited else most, most))
+            used = int(file.read().split()[0]) * resource.getpagesize()
+        _, maximum = resource.getrlimit(resource.RLIMIT_AS)
+        resource.setrlimit(resource.RLIMIT_AS, (used + _MEMORY if limited else maximum, maximum))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 def problem(module: Any, content: bytes, limited: bool) -> str | None:
     """Returns why a file cannot be used, or None if it can.
 
-    It is opened and run as the runtime does by default and, if it may be that of somebody else,
-    with its built-in kernels, too.
+    The file is opened and run with the default kernels and, if it is untrusted, also with the
+    built-in kernels.
 
     Args:
-        module: That of the runtime.
+        module: The module of the runtime.
         content: A `.tflite` file.
-        limited: Whether it may be that of somebody else.
+        limited: Whether the file is untrusted.
     """
     home = module if hasattr(module, "OpResolverType") else getattr(module, "experimental", None)
     kinds: Any = getattr(home, "OpResolverType", None)
@@ -54,7 +54,7 @@ def problem(module: Any, content: bytes, limited: bool) -> str | None:
             look(interpreter)
         except (RuntimeError, ValueError, MemoryError, TypeError, OverflowError) as error:
             return (str(error).strip() or type(error).__name__).splitlines()[0]
-        # Not every file runs on zeros of the least size: that it does not die is enough.
+        # Not every file runs on zeros of the smallest shape. It only must not crash.
         with contextlib.suppress(RuntimeError, ValueError, MemoryError):
             interpreter.invoke()
             look(interpreter)
@@ -62,9 +62,9 @@ def problem(module: Any, content: bytes, limited: bool) -> str | None:
 
 
 def look(interpreter: Any) -> None:
-    """Reads whatever can be read of a file that is open."""
+    """Reads all tensors and tables of an open file."""
     for details in interpreter.get_tensor_details():
-        # Some types are none that numpy knows.
+        # numpy lacks some types.
         with contextlib.suppress(Exception):
             interpreter.get_tensor(details["index"])
         with contextlib.suppress(Exception):

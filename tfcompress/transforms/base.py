@@ -7,11 +7,11 @@ never overwrites the stored value: only the optimizer changes that. To add one:
 
 1. Subclass `WeightTransform` in a file of its own in this folder and register it for Keras
    serialization (`@keras.saving.register_keras_serializable("tfcompress")`).
-2. Set `order`, its place in the canonical sequence (mask 0, cluster 10, fake-quantization 20), and
-   `keeps_zeros` if `call` maps 0 to 0 exactly.
+2. Set `order`, its position in the canonical sequence (mask 0, cluster 10, fake-quantization 20),
+   and `keeps_zeros` if `call` maps 0 to 0 exactly.
 3. Implement `call(weight)`: a float32 tensor in, a tensor of the same shape out, written in
-   `keras.ops` so that it trains on every Keras backend. If the map is a step function, define its
-   gradient (usually straight through).
+   `keras.ops` so that it trains on every Keras backend. If the map is piecewise constant, define
+   its gradient (usually straight-through).
 4. If it has state, create it in `build(shape)` with `add_weight` and change it in
    `update(weight)`, which runs once per training pass before `call`. Compute new values inside
    `keras.ops.cond`, assign outside of it: that is what `tf.distribute` demands.
@@ -35,7 +35,7 @@ class WeightTransform(keras.layers.Layer):
     other; it is applied by `CompressionWrapper`, never called in a model by itself.
 
     Attributes:
-        order: Place in the canonical sequence; smaller runs first.
+        order: Position in the canonical sequence; smaller runs first.
         keeps_zeros: True if `call` maps exact zeros to exact zeros.
     """
 
@@ -43,8 +43,8 @@ class WeightTransform(keras.layers.Layer):
     keeps_zeros: bool = False
 
     def __init__(self, **kwargs: Any) -> None:
-        # Weights are read in full precision: under mixed_float16 a magnitude or a scale that went
-        # through float16 would rank and round differently from the stored weight.
+        # Weights are read in full precision: under mixed_float16, magnitudes and scales computed in
+        # float16 would give other masks and quantized values than the stored weight.
         kwargs["dtype"] = "float32"
         super().__init__(autocast=False, **kwargs)
         self.built: bool
@@ -78,14 +78,14 @@ class WeightTransform(keras.layers.Layer):
         return self.channel_axes[0] if len(self.channel_axes) == 1 else -1
 
     def start(self, weight: Any) -> None:
-        """Sets the state by the weight, once, when a model is wrapped; nothing by default.
+        """Initializes the state from the weight when a model is wrapped; nothing by default.
 
         Args:
-            weight: The stored weight, a float32 tensor, transformed by what comes before.
+            weight: The stored weight, a float32 tensor, transformed by the earlier transforms.
         """
 
     def update(self, weight: Any) -> None:
-        """Changes the state, once per training pass and before `call`; nothing by default.
+        """Updates the state, once per training pass and before `call`; nothing by default.
 
         Args:
             weight: The stored weight, a float32 tensor.
@@ -96,7 +96,7 @@ class WeightTransform(keras.layers.Layer):
         raise NotImplementedError(f"{type(self).__name__} must implement call(weight).")
 
     def unfinished(self) -> str | None:
-        """Says why the transform should not be exported yet, or None if it may be."""
+        """Returns why the transform should not be exported yet; None if it may be."""
         return None
 
     def report(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The zeros that a weight has already."""
+"""A mask that keeps the zeros of an already pruned weight."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tfcompress.transforms.base import WeightTransform
 
 @keras.saving.register_keras_serializable("tfcompress")
 class KeepZeros(WeightTransform):
-    """Keeps at zero what is zero when the weight is wrapped: a model pruned before trains on.
+    """Keeps the zeros that a weight has when it is wrapped, to train a pruned model further.
 
     Pays in: nothing by itself; the bytes that pruning saved are not lost again.
 
@@ -35,7 +35,7 @@ class KeepZeros(WeightTransform):
         )
 
     def start(self, weight: Any) -> None:
-        """Sets the mask by the weight."""
+        """Sets the mask to the non-zero entries of the weight."""
         self.mask.assign(ops.cast(weight != 0, "float32"))
 
     def call(self, weight: Any) -> Any:

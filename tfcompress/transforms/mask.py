@@ -13,11 +13,11 @@ from tfcompress.transforms.base import WeightTransform
 from tfcompress.transforms.patterns import as_pattern
 from tfcompress.transforms.schedules import ConstantSparsity, SparsitySchedule, check_sparsity
 
-_POINTS = 33  # sparsities for which the share of a weight is known; between them it is linear
+_POINTS = 33  # sparsities with a stored share of the weight; linear interpolation between them
 
 
 def as_schedule(sparsity: Any) -> SparsitySchedule:
-    """Turns a number into a constant schedule from step 0; lets a schedule through."""
+    """Turns a number into a constant schedule from step 0; returns schedules unchanged."""
     if isinstance(sparsity, SparsitySchedule):
         return sparsity
     return ConstantSparsity(check_sparsity(sparsity, "sparsity"), begin_step=0)
@@ -25,10 +25,10 @@ def as_schedule(sparsity: Any) -> SparsitySchedule:
 
 @keras.saving.register_keras_serializable("tfcompress")
 class MagnitudeMask(WeightTransform):
-    """Sets the weights of smallest magnitude to zero, as many as the schedule asks for.
+    """Sets the weights of smallest magnitude to zero, as many as the schedule requires.
 
     The stored weight keeps its value under the mask, so a pruned weight comes back if the others
-    shrink below it before the next update. Ties are broken by position: of `n` weights (or
+    shrink below it before the next update. Ties are broken by position. Of `n` weights (or
     blocks) `floor(sparsity * n + 1/2)` are zero, but one always stays.
 
     Pays in: bytes after gzip, or with the runtime's sparse format; no milliseconds on x86.
@@ -36,8 +36,8 @@ class MagnitudeMask(WeightTransform):
     Args:
         schedule: A `SparsitySchedule`, or a number in [0, 1) for a constant sparsity from step 0.
         pattern: "unstructured", "n:m" or the (rows, columns) of blocks; see `prune`.
-        ranking: "layer", or "global": then the weight has a share of its own of what the schedule
-            asks for, set by `allocate`.
+        ranking: "layer", or "global": then `allocate` sets the share of this weight in the sparsity
+            of the schedule.
 
     References:
         N:M: Zhou et al. 2021, arXiv:2102.04010. Blocks: Gray et al. 2017.
@@ -97,16 +97,16 @@ class MagnitudeMask(WeightTransform):
             )
 
     def allocate(self, shares: np.ndarray) -> None:
-        """Sets how much of this weight is zero where the schedule asks for how much of all.
+        """Sets the sparsity of this weight for each sparsity of the whole model.
 
         Args:
-            shares: Sparsities of this weight for those of `levels`.
+            shares: Sparsities of this weight, one for each of `levels`.
         """
         self.shares.assign(shares)
 
     @property
     def levels(self) -> np.ndarray:
-        """The sparsities of the schedule that `allocate` has values for."""
+        """The sparsities of the whole model for which `allocate` gets shares."""
         return np.linspace(0, self.schedule.target, _POINTS)
 
     def scores(self, weight: Any) -> Any:
@@ -114,7 +114,7 @@ class MagnitudeMask(WeightTransform):
         return self.pattern.scores(weight, self.input_axis, self.output_axis)
 
     def update(self, weight: Any) -> None:
-        """Recomputes the mask if the schedule says so, and counts the step."""
+        """Recomputes the mask at steps of the schedule, and counts the training step."""
         step = ops.convert_to_tensor(self.step)
         mask = ops.cond(
             self.schedule.updates_at(step),
@@ -130,14 +130,14 @@ class MagnitudeMask(WeightTransform):
 
     def _mask(self, weight: Any, sparsity: Any) -> Any:
         if self.ranking == "global" and self.schedule.target > 0:
-            place = sparsity / self.schedule.target * (_POINTS - 1)
-            # Each level is the middle of a triangle: linear in between, exact at the levels.
-            near = ops.maximum(1 - ops.abs(place - np.arange(_POINTS, dtype="float32")), 0)
-            sparsity = ops.sum(near * ops.convert_to_tensor(self.shares))
+            position = sparsity / self.schedule.target * (_POINTS - 1)
+            # Linear interpolation: each level has a triangular weight.
+            weights = ops.maximum(1 - ops.abs(position - np.arange(_POINTS, dtype="float32")), 0)
+            sparsity = ops.sum(weights * ops.convert_to_tensor(self.shares))
         return self.pattern.mask(weight, sparsity, self.input_axis, self.output_axis)
 
     def unfinished(self) -> str | None:
-        """Says so if the step that reaches the target has not been trained."""
+        """Returns a message if the training step that reaches the target is still to come."""
         step = int(ops.convert_to_numpy(self.step))
         if step > self.schedule.settled_step or self.schedule.target == 0:
             return None
@@ -168,7 +168,7 @@ class MagnitudeMask(WeightTransform):
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> MagnitudeMask:
-        """Makes a mask from the result of `get_config`."""
+        """Creates a mask from the result of `get_config`."""
         config = dict(config)
         config["schedule"] = keras.saving.deserialize_keras_object(config["schedule"])
         return cls(**config)

@@ -1,4 +1,4 @@
-"""Which weights go together when small ones are set to zero: single ones, n of m, blocks."""
+"""Sparsity patterns: unstructured, n of m, blocks."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from keras import ops
 
 @dataclasses.dataclass(frozen=True)
 class Unstructured:
-    """Every weight for itself."""
+    """Every weight is pruned by itself."""
 
     spec: Any = "unstructured"
     sparsity: float | None = None
 
     def scores(self, weight: Any, input_axis: int | None, output_axis: int) -> Any:
-        """Returns what is ranked, flat: the magnitude of each unit that is pruned as one."""
+        """Returns the magnitudes that are ranked, flat: one for each unit that is pruned as one."""
         return ops.reshape(ops.abs(weight), (-1,))
 
     def mask(self, weight: Any, sparsity: Any, input_axis: int | None, output_axis: int) -> Any:
@@ -42,7 +42,7 @@ class NOfM:
 
     @property
     def sparsity(self) -> float:
-        """The only sparsity that the pattern can end with."""
+        """The final sparsity of the pattern."""
         return 1 - self.n / self.m
 
     def mask(self, weight: Any, sparsity: Any, input_axis: int | None, output_axis: int) -> Any:
@@ -54,9 +54,9 @@ class NOfM:
             return ops.ones(weight.shape, "float32")
         rows = ops.moveaxis(ops.abs(weight), input_axis, -1)
         count = rows.shape[-1]
-        missing = -count % self.m
-        # What is missing counts as the smallest, so that it is pruned before any weight.
-        padded = ops.pad(rows, [(0, 0)] * (len(rows.shape) - 1) + [(0, missing)], "constant", -1.0)
+        padding = -count % self.m
+        # The padding counts as smallest, so it is pruned before any weight.
+        padded = ops.pad(rows, [(0, 0)] * (len(rows.shape) - 1) + [(0, padding)], "constant", -1.0)
         groups = ops.reshape(padded, (-1, self.m))
         pruned = ops.floor(sparsity * self.m + 0.5)
         rank = ops.argsort(ops.argsort(groups, axis=-1), axis=-1)
@@ -69,8 +69,8 @@ class NOfM:
 class Blocks:
     """Blocks of `rows` inputs by `columns` outputs are pruned as one, by their mean magnitude.
 
-    A kernel is seen as a matrix: every input (of a convolution, every place of its window and input
-    channel) by output channel. Blocks at the far edges may be smaller.
+    A kernel is seen as a matrix: every input (of a convolution, every position of its window and
+    input channel) by output channel. Blocks at the far edges may be smaller.
     """
 
     rows: int
@@ -98,18 +98,18 @@ class Blocks:
     def mask(self, weight: Any, sparsity: Any, input_axis: int | None, output_axis: int) -> Any:
         """Returns 0 for the weights of the smallest `sparsity` of the blocks and 1 for others."""
         kept = _kept(self.scores(weight, input_axis, output_axis), sparsity)
-        moved = np.moveaxis(np.empty(weight.shape, bool), output_axis, -1).shape
-        down, across = -(-math.prod(moved[:-1]) // self.rows), -(-moved[-1] // self.columns)
+        shape = np.moveaxis(np.empty(weight.shape, bool), output_axis, -1).shape
+        down, across = -(-math.prod(shape[:-1]) // self.rows), -(-shape[-1] // self.columns)
         kept = ops.reshape(kept, (down, across))
-        spread = ops.repeat(ops.repeat(kept, self.rows, axis=0), self.columns, axis=1)
-        spread = spread[: math.prod(moved[:-1]), : moved[-1]]
-        return ops.moveaxis(ops.reshape(spread, moved), -1, output_axis)
+        expanded = ops.repeat(ops.repeat(kept, self.rows, axis=0), self.columns, axis=1)
+        expanded = expanded[: math.prod(shape[:-1]), : shape[-1]]
+        return ops.moveaxis(ops.reshape(expanded, shape), -1, output_axis)
 
     def _matrix(self, weight: Any, output_axis: int) -> tuple[Any, int, int]:
         moved = ops.moveaxis(weight, output_axis, -1)
         matrix = ops.reshape(moved, (-1, moved.shape[-1]))
-        missing = [-size % block for size, block in zip(matrix.shape, self.spec, strict=True)]
-        matrix = ops.pad(matrix, [(0, count) for count in missing])
+        padding = [-size % block for size, block in zip(matrix.shape, self.spec, strict=True)]
+        matrix = ops.pad(matrix, [(0, count) for count in padding])
         return matrix, matrix.shape[0] // self.rows, matrix.shape[1] // self.columns
 
 
@@ -117,7 +117,7 @@ Pattern = Unstructured | NOfM | Blocks
 
 
 def as_pattern(pattern: Any) -> Pattern:
-    """Returns the pattern that a user names.
+    """Returns the pattern that an argument specifies.
 
     Args:
         pattern: "unstructured", "n:m" such as "2:4", or the (rows, columns) of blocks.
@@ -131,8 +131,8 @@ def as_pattern(pattern: Any) -> Pattern:
         pattern = tuple(n.item() if isinstance(n, np.integer) else n for n in pattern)
     if isinstance(pattern, str) and pattern == "unstructured":
         return Unstructured()
-    if isinstance(pattern, str) and (found := re.fullmatch(r"(\d+):(\d+)", pattern)):
-        n, m = map(int, found.groups())
+    if isinstance(pattern, str) and (match := re.fullmatch(r"(\d+):(\d+)", pattern)):
+        n, m = map(int, match.groups())
         if 1 <= n < m:
             return NOfM(n, m)
     if isinstance(pattern, (tuple, list)) and len(pattern) == 2:
@@ -146,7 +146,7 @@ def as_pattern(pattern: Any) -> Pattern:
 
 
 def _kept(scores: Any, sparsity: Any) -> Any:
-    """Returns 0 for the smallest scores and 1 for the others, of which one at least stays.
+    """Returns 0 for the smallest scores and 1 for the others; at least one is 1.
 
     Ties are broken by position.
     """

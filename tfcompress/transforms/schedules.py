@@ -1,4 +1,4 @@
-"""Sparsity schedules: how much of a weight is zero at which training step."""
+"""Sparsity schedules: the share of zeros in a weight at each training step."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def check_sparsity(value: Any, argument: str) -> float:
 
 
 class SparsitySchedule:
-    """Base of the schedules: a sparsity for each step, and the steps at which masks change.
+    """Base of the schedules: the sparsity at each step, and the steps at which masks change.
 
     Args:
         begin_step: First step (a training pass, counted from 0) at which weights are pruned.
@@ -51,16 +51,16 @@ class SparsitySchedule:
         self.frequency = int(frequency)
 
     def sparsity(self, step: Any) -> Any:
-        """Returns the sparsity in force from `step` on, a float32 scalar."""
+        """Returns the sparsity from `step` on, a float32 scalar."""
         raise NotImplementedError
 
     def updates_at(self, step: Any) -> Any:
         """Returns whether masks are recomputed at `step`, a boolean scalar."""
-        turn = ops.equal(ops.mod(step - self.begin_step, self.frequency), 0)
+        due = ops.equal(ops.mod(step - self.begin_step, self.frequency), 0)
         if self.end_step >= 0:
-            turn = ops.logical_or(turn, ops.equal(step, self.end_step))
-            turn = ops.logical_and(turn, ops.less_equal(step, self.end_step))
-        return ops.logical_and(turn, ops.greater_equal(step, self.begin_step))
+            due = ops.logical_or(due, ops.equal(step, self.end_step))
+            due = ops.logical_and(due, ops.less_equal(step, self.end_step))
+        return ops.logical_and(due, ops.greater_equal(step, self.begin_step))
 
     @property
     def target(self) -> float:
@@ -69,7 +69,7 @@ class SparsitySchedule:
 
     @property
     def settled_step(self) -> int:
-        """The step whose update brings the weights to the target."""
+        """The step at which the mask reaches the target."""
         raise NotImplementedError
 
     def get_config(self) -> dict[str, Any]:
@@ -82,7 +82,7 @@ class SparsitySchedule:
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> SparsitySchedule:
-        """Makes a schedule from the result of `get_config`."""
+        """Creates a schedule from the result of `get_config`."""
         return cls(**config)
 
     def __repr__(self) -> str:
@@ -126,7 +126,7 @@ class ConstantSparsity(SparsitySchedule):
 
     @property
     def settled_step(self) -> int:
-        """The step whose update brings the weights to the target."""
+        """The step at which the mask reaches the target."""
         return self.begin_step
 
     def get_config(self) -> dict[str, Any]:
@@ -195,7 +195,7 @@ class PolynomialDecay(SparsitySchedule):
 
     @property
     def settled_step(self) -> int:
-        """The step whose update brings the weights to the target."""
+        """The step at which the mask reaches the target."""
         return self.end_step
 
     def get_config(self) -> dict[str, Any]:

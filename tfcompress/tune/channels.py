@@ -1,4 +1,4 @@
-"""prune_channels: channels chosen and removed, to a ratio or to a budget."""
+"""prune_channels: removes whole channels, by a ratio or within a budget."""
 
 from __future__ import annotations
 
@@ -46,50 +46,51 @@ def prune_channels(
 ) -> keras.Model:
     """Returns a smaller model of the same classes and names, without some of its channels.
 
-    Channels that depend on each other go together: those of tensors that are added, of a depthwise
-    convolution and what it reads, of heads of attention. Inputs and outputs of the model stay as
-    they are. Train the result on: removal costs accuracy, which fine-tuning mostly brings back;
-    removing a little at a time costs less.
+    Channels that depend on each other are removed together: those of tensors that are added, of a
+    depthwise convolution and its input, of attention heads. Inputs and outputs of the model are
+    kept. Fine-tune the result: removal costs accuracy, most of which fine-tuning recovers;
+    removal in several small rounds costs less.
 
-    Pays in: bytes, milliseconds and RAM, on every runtime and without a special kernel.
+    Saves bytes, milliseconds and RAM, on every runtime and without a special kernel.
 
     Args:
         model: A built model, not wrapped. It is not changed.
         ratio: Share of the channels to remove, in (0, 1): of each group of coupled channels with
-            `ranking="layer"`, of all that may go with "global".
+            `ranking="layer"`, of all removable channels with "global".
         target_macs: Instead of `ratio`: the smallest share that brings the multiply-accumulates of
             one sample to this number.
         target_latency_ms: Instead of `ratio`: likewise, milliseconds for one sample in float on
             this machine's TFLite runtime with one thread, measured.
-        criterion: What says which channels matter least: "l1" or "l2" norm of the weights,
+        criterion: The importance of channels: "l1" or "l2" norm of the weights,
             "bn_gamma" (scales of BatchNormalization: network slimming), "taylor" (change of the
             loss to first order, on `data`), "fpgm" (distance to the other filters of the layer),
             "random" (for comparison), or a function of your own. It is called with an array
-            (channels, weights of each) of every kernel, by the channels that it makes and by those
-            that it reads, and of every gamma; it returns a score >= 0 for each channel. Scores are
+            (channels, weights of each) for every kernel, once by output channels and once by input
+            channels, and for every gamma; it returns a score >= 0 for each channel. Scores are
             divided by their mean, and those of coupled channels averaged.
         data: For "taylor": inputs, or (inputs, labels), like those of training; up to 512 samples.
-            Without labels, the classes that the model itself finds.
-        ranking: "global", or "layer" to remove the same share everywhere.
-        round_to: Numbers of channels that stay are multiples of this where they can be, e.g. 8 for
-            the widths that SIMD likes.
-        layers: The layers whose channels may go: None, a glob or list of globs on layer paths, or a
-            predicate. Coupled channels go only if all layers that make them are named.
-        unknown: "keep" to leave the channels around a layer alone of which it is not known how they
-            are coupled, with a warning that names it; or "raise".
-        seed: For "random".
+            Without labels, the classes that the model predicts serve as labels.
+        ranking: "global", or "layer" to remove the same share in every layer.
+        round_to: The number of remaining channels is a multiple of this where possible, e.g. 8 for
+            SIMD kernels.
+        layers: The layers whose channels may be removed: None, a glob or list of globs on layer
+            paths, or a predicate. Coupled channels are removed only if all layers that produce them
+            are named.
+        unknown: "keep" to keep the channels around a layer whose coupling is unknown, and warn; or
+            "raise".
+        seed: Seed for "random".
 
     Returns:
-        A new model, not compiled. `channels_kept` is a dict of the layers around which channels
-        were left alone, and why.
+        A new model, not compiled. `channels_kept` is a dict from the layers around which channels
+        were kept to the reasons.
 
     Raises:
-        TypeError: If `model` is no Keras model.
+        TypeError: If `model` is not a Keras model.
         ValueError: If it is wrapped, an argument is out of range, nothing may be removed, a budget
-            cannot be met, or a layer is not known and `unknown` is "raise".
+            cannot be met, or a layer is unknown and `unknown` is "raise".
 
     Warns:
-        CompressionWarning: If channels were left alone because a layer is not known.
+        CompressionWarning: If channels were kept because a layer is unknown.
 
     Example:
         >>> import keras
@@ -109,31 +110,31 @@ def prune_channels(
     check_choice(unknown, "unknown", ("raise", "keep"))
     _check_numbers(ratio, target_macs, target_latency_ms, round_to)
     model = as_unwrapped(model, "prune_channels")
-    given = _batches(model, criterion, data)
+    batches = _batches(model, criterion, data)
     coupling = Coupling(model, unknown)
     groups = _chosen(coupling, layers)
-    scores = unit_scores(model, coupling, criterion, given, seed)
+    scores = unit_scores(model, coupling, criterion, batches, seed)
 
     def shrunk(share: float) -> keras.Model:
         return cut(model, coupling, _removed(groups, scores, share, ranking, round_to))
 
     if target_macs is not None:
-        made = _search(shrunk, macs, target_macs, "target_macs")
+        smaller = _search(shrunk, macs, target_macs, "target_macs")
     elif target_latency_ms is not None:
-        made = _search(shrunk, _latency, target_latency_ms, "target_latency_ms")
+        smaller = _search(shrunk, _latency, target_latency_ms, "target_latency_ms")
     else:
-        made = shrunk(ratio)
+        smaller = shrunk(ratio)
     if coupling.kept:
-        told = "; ".join(f"{path!r}: {reason}" for path, reason in coupling.kept.items())
+        reasons = "; ".join(f"{path!r}: {reason}" for path, reason in coupling.kept.items())
         warnings.warn(
-            f"The channels that some layers read and make were left alone. {told}. A rule for them "
-            "lets these go, too (tfcompress.rewrite.channels.rules).",
+            f"The input and output channels of some layers were kept. {reasons}. A rule for these "
+            "layers makes the channels removable (tfcompress.rewrite.channels.rules).",
             CompressionWarning,
             stacklevel=2,
         )
-    check_kept(model, made, "prune_channels")
-    made.channels_kept = dict(coupling.kept)
-    return made
+    check_kept(model, smaller, "prune_channels")
+    smaller.channels_kept = dict(coupling.kept)
+    return smaller
 
 
 def _check_numbers(ratio: Any, target_macs: Any, target_latency_ms: Any, round_to: Any) -> None:
@@ -180,33 +181,35 @@ def _chosen(coupling: Coupling, layers: LayerSelection) -> list[Group]:
     if not groups:
         raise ValueError("There is nothing to remove: all channels lead to inputs or outputs.")
     named = select(coupling.makers.items(), layers)
-    found = [group for group in groups if set(group.layers) <= named]
-    if not found:
+    selected = [group for group in groups if set(group.layers) <= named]
+    if not selected:
         coupled = sorted({path for g in groups if named & set(g.layers) for path in g.layers})
         raise ValueError(
             f"layers={layers!r} names no layer whose channels may go without those of others. "
             f"Coupled with them: {', '.join(coupled) or 'inputs and outputs of the model'}"
         )
-    return found
+    return selected
 
 
 def _removed(
     groups: list[Group], scores: np.ndarray, ratio: float, ranking: str, round_to: int
 ) -> np.ndarray:
-    """Returns the units to remove, at least one in each group staying."""
-    every = np.concatenate([group.units for group in groups])
-    lowest = set(every[np.argsort(scores[every], kind="stable")][: round(ratio * len(every))])
+    """Returns the units to remove; at least one of each group remains."""
+    all_units = np.concatenate([group.units for group in groups])
+    least_important = set(
+        all_units[np.argsort(scores[all_units], kind="stable")][: round(ratio * len(all_units))]
+    )
     removed = []
     for group in groups:
         ordered = group.units[np.argsort(scores[group.units], kind="stable")]
         count = len(ordered)
         if ranking == "global":
-            stay = count - len(lowest & set(ordered))
+            remaining = count - len(least_important & set(ordered))
         else:
-            stay = count - round(ratio * count)
+            remaining = count - round(ratio * count)
         multiple = 1 if group.heads else round_to
-        stay = min(count, max(multiple, -(-stay // multiple) * multiple))
-        removed.append(ordered[: count - stay])
+        remaining = min(count, max(multiple, -(-remaining // multiple) * multiple))
+        removed.append(ordered[: count - remaining])
     return np.concatenate(removed)
 
 
@@ -219,10 +222,10 @@ def _search(
     """Returns the model of the smallest ratio that meets a budget, by bisection."""
     low, high = 0.0, 0.999
     best = shrunk(high)
-    if (reached := cost(best)) > target:
+    if (least := cost(best)) > target:
         raise ValueError(
             f"{argument}={target:g} cannot be met: with as few channels as may stay it is "
-            f"{reached:g}. Inputs, outputs and layers that are not named stay as they are."
+            f"{least:g}. Inputs, outputs and layers that are not named stay as they are."
         )
     for _ in range(_TRIES):
         middle = (low + high) / 2

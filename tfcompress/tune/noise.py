@@ -1,4 +1,4 @@
-"""How much noise rounding adds around each layer, told from one pass and no trial."""
+"""Estimates the quantization noise around each layer in one pass, without trials."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from tfcompress.wrap.wrapper import CompressionWrapper
 _SAMPLES = 64
 
 
-def rounding_noise(
+def quantization_noise(
     model: keras.Model, scheme: QuantizationScheme, samples: Mapping[str, np.ndarray]
 ) -> dict[str, float]:
-    """Returns the noise over the signal around each layer, by path.
+    """Returns the noise-to-signal ratio around each layer, by path.
 
-    It is averaged over channels, so that a channel that drowns counts however small it is: the
-    noise of the layer's output with rounded weights, and that of the activations which it reads and
-    makes, on the grids that they would have.
+    This is the largest of the ratio of the layer's output with quantized weights, and those of its
+    input and output activations, fake-quantized. The ratio is averaged over channels, so that a
+    small channel counts as much as a large one.
 
     Args:
         model: A float model.
-        scheme: How it would be quantized.
+        scheme: The scheme to estimate.
         samples: Arrays by input name.
     """
     quantized = post_training(model, scheme, samples)
@@ -43,26 +43,26 @@ def rounding_noise(
     around = _neighbours(quantized)
 
     def at_weights(path: str, wrapper: CompressionWrapper, _: Any, run: Callable[[], Any]) -> Any:
-        kinds, wrapper.transforms = wrapper.transforms, []
+        transforms, wrapper.transforms = wrapper.transforms, []
         exact = ops.convert_to_numpy(run())
-        wrapper.transforms = kinds
+        wrapper.transforms = transforms
         outputs = run()
         noise[path] = max(noise[path], _relative(ops.convert_to_numpy(outputs), exact))
         return outputs
 
     def at_activations(quantizer: ActivationQuantizer, x: Any) -> None:
         exact = ops.convert_to_numpy(x)
-        rounded = ops.convert_to_numpy(fake_quant_op(x, *quantizer.range(), quantizer.bits))
+        quantized_x = ops.convert_to_numpy(fake_quant_op(x, *quantizer.range(), quantizer.bits))
         for path in around.get(id(quantizer), ()):
-            noise[path] = max(noise[path], _relative(rounded, exact))
+            noise[path] = max(noise[path], _relative(quantized_x, exact))
 
     try:
         for path, wrapper in wrappers.items():
             wrapper.observer = functools.partial(at_weights, path, wrapper)
         for quantizer in quantizers(quantized):
             quantizer.observer = functools.partial(at_activations, quantizer)
-        few = {name: array[:_SAMPLES] for name, array in samples.items()}
-        for _ in run(quantized, few):
+        subset = {name: array[:_SAMPLES] for name, array in samples.items()}
+        for _ in run(quantized, subset):
             pass
     finally:
         for layer in (*wrappers.values(), *quantizers(quantized)):
@@ -70,19 +70,19 @@ def rounding_noise(
     return noise
 
 
-def _relative(rounded: np.ndarray, exact: np.ndarray) -> float:
+def _relative(quantized: np.ndarray, exact: np.ndarray) -> float:
     channels = exact.shape[-1] if exact.ndim > 1 else 1
-    error = np.mean((rounded - exact).reshape(-1, channels) ** 2, axis=0)
+    error = np.mean((quantized - exact).reshape(-1, channels) ** 2, axis=0)
     signal = np.var(exact.reshape(-1, channels), axis=0)
     alive = signal > 1e-12 * max(float(signal.max()), 1e-30)
     return float(np.mean(np.minimum(error[alive] / signal[alive], 1.0))) if alive.any() else 0.0
 
 
 def _neighbours(model: keras.Model, path: str = "") -> dict[int, set[str]]:
-    """Returns the weighted layers that make or read what each quantizer rounds, by its `id`."""
+    """Returns the layers with weights before and after each quantizer, by `id` of the quantizer."""
     graph = read_graph(model, path)
     producers = {id(t): call for call in graph.calls for t in call.outputs}
-    found: dict[int, set[str]] = {}
+    neighbours: dict[int, set[str]] = {}
 
     def before(call: Call) -> set[str]:
         if rounds_weights(call.operation):
@@ -93,18 +93,18 @@ def _neighbours(model: keras.Model, path: str = "") -> dict[int, set[str]]:
         )
 
     def after(call: Call) -> set[str]:
-        readers = [r for t in call.outputs for r in graph.consumers.get(id(t), [])]
+        consumers = [r for t in call.outputs for r in graph.consumers.get(id(t), [])]
         result: set[str] = set()
-        for reader in readers:
-            if rounds_weights(reader.operation):
-                result.add(reader.path)
-            elif not isinstance(reader.operation, ActivationQuantizer):
-                result |= after(reader)
+        for consumer in consumers:
+            if rounds_weights(consumer.operation):
+                result.add(consumer.path)
+            elif not isinstance(consumer.operation, ActivationQuantizer):
+                result |= after(consumer)
         return result
 
     for call in graph.calls:
         if is_graph(call.operation):
-            found.update(_neighbours(call.operation, call.path + "/"))
+            neighbours.update(_neighbours(call.operation, call.path + "/"))
         elif isinstance(call.operation, ActivationQuantizer):
-            found.setdefault(id(call.operation), set()).update(before(call) | after(call))
-    return found
+            neighbours.setdefault(id(call.operation), set()).update(before(call) | after(call))
+    return neighbours

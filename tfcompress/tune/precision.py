@@ -19,7 +19,7 @@ from tfcompress.post_training.pipeline import post_training
 from tfcompress.quantization.quantize import weight_rounding
 from tfcompress.scheme import QuantizationScheme, as_scheme, check_choice
 from tfcompress.tables import as_text, table
-from tfcompress.tune.noise import rounding_noise
+from tfcompress.tune.noise import quantization_noise
 from tfcompress.tune.score import Metric, Scorer, weighted_layers
 
 _ORDER = ("w4a8", "int8", "int16x8", "float32")
@@ -30,10 +30,10 @@ class Trial:
     """One model that was tried.
 
     Attributes:
-        layers: How many layers have each scheme.
+        layers: Number of layers with each scheme.
         score: Its metric.
-        drop: What that is below the float model's.
-        weight_bytes: What the weights take, scales and biases not counted.
+        drop: The metric of the float model minus its metric.
+        weight_bytes: Bytes of the weights, without scales and biases.
         reused: Whether the score was read from the file of an earlier run.
     """
 
@@ -46,7 +46,7 @@ class Trial:
 
 @dataclasses.dataclass(frozen=True)
 class AssignedScheme(QuantizationScheme):
-    """The scheme that was chosen, and how.
+    """The chosen scheme, and the trials that led to it.
 
     Attributes:
         trials: Every model that was tried, in order.
@@ -85,24 +85,24 @@ def assign_precision(
 ) -> AssignedScheme:
     """Chooses the fewest bits for each layer within a budget of accuracy or of bytes.
 
-    Layers are ranked by the noise that rounding adds around them, which one pass tells. With
-    `max_drop`, all layers get the first candidate; if the metric drops too far, the noisiest get
-    the next one, as many as bisection finds necessary, and then each that turns out not to need it
-    gives it back. With `target_bytes`, all layers get 8 bits, and those that bear it best get 4
-    until the weights fit. Pass the result to `export_tflite` (with the representative dataset) or
-    to `quantize`.
+    Layers are ranked by the quantization noise around them, estimated in one pass. With `max_drop`,
+    all layers get the first candidate. If the metric drops too far, the noisiest layers get the
+    next candidate: bisection finds how many need it, then each layer that does not need it returns
+    to the cheaper one. With `target_bytes`, all layers get 8 bits, and those with the least noise
+    get 4 until the weights fit. Pass the result to `export_tflite` (with the representative
+    dataset) or to `quantize`.
 
     Args:
         model: A built Sequential or Functional model, trained. It is not changed.
-        x: Samples, in any form that `export_tflite` takes; they serve for the ranges as well.
-        y: Their labels; None compares with what the float model says.
-        max_drop: How much the metric may drop, such as 0.01.
-        target_bytes: How many bytes the weights may take in all, instead.
+        x: Samples, in any form that `export_tflite` takes; they also serve for calibration.
+        y: Their labels; None compares with the outputs of the float model.
+        max_drop: Largest allowed drop of the metric, such as 0.01.
+        target_bytes: Instead of `max_drop`: largest allowed size of all weights in bytes.
         candidates: Schemes with `max_drop`, from the cheapest to the most precise: two or more of
-            "w4a8", "int8", "int16x8" (of use where layers that follow each other get it),
+            "w4a8", "int8", "int16x8" (useful where consecutive layers get it),
             "float32".
         metric: As for `sensitivity`.
-        resume: A JSON file that keeps the trials; a run that was interrupted goes on from it.
+        resume: A JSON file that stores the trials; an interrupted run continues from it.
         verbose: Whether to print each trial.
 
     Returns:
@@ -122,7 +122,7 @@ def assign_precision(
         ('int8', {})
 
     References:
-        The trials by rank follow what NNCF and Intel Neural Compressor call accuracy-aware tuning.
+        The trials by rank follow the accuracy-aware tuning of NNCF and Intel Neural Compressor.
     """
     if (max_drop is None) == (target_bytes is None):
         raise ValueError(
@@ -163,27 +163,27 @@ class _Search:
     def within_drop(self, budget: float, candidates: list[str]) -> dict[str, str]:
         """Returns the scheme of each layer."""
         chosen = dict.fromkeys(self._sizes, candidates[0])
-        for cheap, dear in itertools.pairwise(candidates):
+        for cheap, precise in itertools.pairwise(candidates):
             if self._drop(chosen) <= budget:
                 break
-            everything = dict.fromkeys(self._sizes, dear)
-            if dear != "float32" and self._drop(everything) > budget:
-                chosen = everything  # not even that suffices: on to the next candidate
+            all_precise = dict.fromkeys(self._sizes, precise)
+            if precise != "float32" and self._drop(all_precise) > budget:
+                chosen = all_precise  # this candidate does not suffice; try the next one
             else:
-                chosen = self._raise(chosen, cheap, dear, budget)
+                chosen = self._raise(chosen, cheap, precise, budget)
         return chosen
 
     def _raise(
-        self, chosen: dict[str, str], cheap: str, dear: str, budget: float
+        self, chosen: dict[str, str], cheap: str, precise: str, budget: float
     ) -> dict[str, str]:
-        """Gives the dearer scheme to as few layers as keep the budget, the noisiest first."""
+        """Gives the more precise scheme to as few layers as possible, the noisiest first."""
         noise = self._noise(cheap)
         ranked = sorted(self._sizes, key=lambda path: -noise[path])
 
         def raised(count: int) -> dict[str, str]:
-            return chosen | dict.fromkeys(ranked[:count], dear)
+            return chosen | dict.fromkeys(ranked[:count], precise)
 
-        # Fragile layers are few: 1, 2, 4, ... until it is enough, then bisection.
+        # Few layers are sensitive: doubles the count until it suffices, then bisects.
         low, high = 0, 1
         while high < len(ranked) and self._drop(raised(high)) > budget:
             low, high = high, min(2 * high, len(ranked))
@@ -193,12 +193,12 @@ class _Search:
                 high = middle
             else:
                 low = middle
-        found = raised(high)
-        for path in ranked[: high - 1][::-1]:  # of the last one it is known that it is needed
-            lowered = found | {path: cheap}
+        schemes = raised(high)
+        for path in ranked[: high - 1][::-1]:  # bisection showed that the last one needs it
+            lowered = schemes | {path: cheap}
             if self._drop(lowered) <= budget:
-                found = lowered
-        return found
+                schemes = lowered
+        return schemes
 
     def within_bytes(self, budget: int) -> dict[str, str]:
         """Returns the scheme of each layer."""
@@ -222,7 +222,7 @@ class _Search:
         return chosen
 
     def result(self, chosen: dict[str, str]) -> AssignedScheme:
-        """Returns the scheme with the fewest overrides for a choice."""
+        """Returns the chosen schemes as one scheme with few overrides."""
         base = self._base(chosen)
         others = {path: scheme for path, scheme in chosen.items() if scheme != base}
         fields = dataclasses.asdict(as_scheme(base)) | {"overrides": others}
@@ -254,15 +254,15 @@ class _Search:
 
     def _noise(self, scheme: str) -> dict[str, float]:
         options = dataclasses.replace(as_scheme(scheme), rounding="nearest", correct_bias=False)
-        found = rounding_noise(self._model, options, self._samples)
-        return {path: _of_layer(found, path) for path in self._sizes}
+        noise = quantization_noise(self._model, options, self._samples)
+        return {path: _of_layer(noise, path) for path in self._sizes}
 
     def _bytes(self, chosen: dict[str, str]) -> int:
         bits = 0
         for path, scheme in chosen.items():
             count, layer = self._sizes[path]
-            rounded = scheme != "float32"
-            bits += count * (weight_rounding(layer, as_scheme(scheme)).bits if rounded else 32)
+            is_quantized = scheme != "float32"
+            bits += count * (weight_rounding(layer, as_scheme(scheme)).bits if is_quantized else 32)
         return -(-bits // 8)
 
     def _read(self) -> dict[str, float]:
@@ -292,6 +292,6 @@ class _Search:
 
 
 def _of_layer(noise: dict[str, float], path: str) -> float:
-    """Returns the noise of a layer or of the parts it was split into."""
+    """Returns the largest noise of a layer, or of the layers that it was split into."""
     parts = [v for p, v in noise.items() if p == path or p.startswith((f"{path}/", f"{path}_"))]
     return max(parts, default=0.0)

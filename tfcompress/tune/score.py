@@ -1,4 +1,4 @@
-"""How good a quantized model is: on labels, or by its agreement with the float model."""
+"""Scores quantized models on labels, or by their agreement with the float model."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Scorer:
     Args:
         model: The float model.
         x: Samples.
-        y: Their labels, or None to compare with what the float model says.
+        y: Their labels, or None to compare with the outputs of the float model.
         metric: None for accuracy where the outputs are vectors, else minus the mean squared error
             over the variance.
     """
@@ -56,8 +56,8 @@ class Scorer:
 
     def outputs(self, model: keras.Model) -> np.ndarray:
         """Returns the first output of a model on the samples."""
-        made = predict(model, self.samples)
-        return np.asarray(keras.tree.flatten(made)[0])
+        outputs = predict(model, self.samples)
+        return np.asarray(keras.tree.flatten(outputs)[0])
 
     def score(self, model: keras.Model) -> float:
         """Returns the metric of a model."""
@@ -70,12 +70,12 @@ class Scorer:
 
 
 def weighted_layers(model: keras.Model) -> list[tuple[str, Any]]:
-    """Returns (path, layer) of the layers whose precision is worth a choice."""
-    found = [(path, plain(layer)) for path, layer in walk_layers(model)]
-    found = [(path, layer) for path, layer in found if compressible_weights(layer)]
-    if not found:
+    """Returns (path, layer) of the layers with compressible weights."""
+    layers = [(path, plain(layer)) for path, layer in walk_layers(model)]
+    layers = [(path, layer) for path, layer in layers if compressible_weights(layer)]
+    if not layers:
         raise ValueError(f"model {model.name!r} has no layer with a kernel or embeddings.")
-    return found
+    return layers
 
 
 def _accuracy(labels: Any, predictions: Any) -> float:

@@ -1,4 +1,4 @@
-"""sensitivity: what quantizing one layer alone does to the model."""
+"""sensitivity: the effect of quantizing one layer alone on the model."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from tfcompress.tune.score import Metric, Scorer, weighted_layers
 
 @dataclasses.dataclass(frozen=True)
 class LayerSensitivity:
-    """What quantizing one layer alone does.
+    """The effect of quantizing one layer alone.
 
     Attributes:
         layer: Path of the layer.
-        candidate: The scheme it was quantized in.
-        sqnr: Signal to error of the model's outputs, in decibels; less is worse.
-        drop: What the metric lost against the float model.
+        candidate: The scheme of the quantized layer.
+        sqnr: Signal-to-quantization-noise ratio of the model's outputs, in decibels; less is worse.
+        drop: The metric of the float model minus that of the quantized one.
     """
 
     layer: str
@@ -37,7 +37,7 @@ class LayerSensitivity:
 
 @dataclasses.dataclass(frozen=True)
 class Sensitivity:
-    """What each layer bears, worst first.
+    """The sensitivity of each layer, worst first.
 
     Attributes:
         rows: One for each layer and candidate.
@@ -68,11 +68,11 @@ class Sensitivity:
         figure = Figure(figsize=(8, 1.2 + 0.28 * len(names) * len(kinds)), layout="constrained")
         axes = figure.subplots()
         for number, kind in enumerate(kinds):
-            found = {row.layer: row.sqnr for row in self.rows if row.candidate == kind}
+            by_layer = {row.layer: row.sqnr for row in self.rows if row.candidate == kind}
             height = 0.8 / len(kinds)
             shift = (number - (len(kinds) - 1) / 2) * height
-            places = [index + shift for index in range(len(names))]
-            axes.barh(places, [found[name] for name in names], height, label=kind)
+            positions = [index + shift for index in range(len(names))]
+            axes.barh(positions, [by_layer[name] for name in names], height, label=kind)
         axes.set_yticks(range(len(names)), names)
         axes.invert_yaxis()
         axes.set_xlabel("SQNR of the model's outputs, dB (less is worse)")
@@ -90,20 +90,20 @@ def sensitivity(
     layers: LayerSelection = None,
     verbose: bool = True,
 ) -> Sensitivity:
-    """Measures what quantizing each layer alone, weights and output, costs the model.
+    """Measures the loss from quantizing each layer alone: its weights and its output.
 
-    All else stays in float. Takes one quantization and one run over `x` for each layer and
-    candidate; give a few hundred samples. See `assign_precision` for a choice made of it.
+    All other layers stay in float. Takes one quantization and one run over `x` for each layer and
+    candidate; give a few hundred samples. `assign_precision` chooses a scheme by it.
 
     Args:
         model: A built Sequential or Functional model. It is not changed.
-        x: Samples, in any form that `export_tflite` takes; they serve for the ranges as well.
-        y: Their labels; None compares with what the float model says.
+        x: Samples, in any form that `export_tflite` takes; they also serve for calibration.
+        y: Their labels; None compares with the outputs of the float model.
         candidates: Which of "int8", "w4a8" and "int16x8".
         metric: A function of labels and predictions, more is better. None is accuracy for outputs
             that are vectors, else minus the squared error over the variance.
         layers: Which layers, as for `quantize`; None for all with weights.
-        verbose: Whether to print each result when it is known.
+        verbose: Whether to print each result as soon as it is measured.
 
     Returns:
         SQNR and drop of every layer and candidate, worst first.
@@ -118,15 +118,15 @@ def sensitivity(
         >>> dense = [keras.layers.Dense(6, name="a"), keras.layers.Dense(4, name="b")]
         >>> model = keras.Sequential([keras.Input((8,)), *dense])
         >>> x = np.random.default_rng(0).normal(size=(64, 8))
-        >>> found = tfc.sensitivity(model, x, candidates=["int8"], verbose=False)
-        >>> sorted(row.layer for row in found.rows)
+        >>> result = tfc.sensitivity(model, x, candidates=["int8"], verbose=False)
+        >>> sorted(row.layer for row in result.rows)
         ['a', 'b']
     """
     for candidate in candidates:
         check_choice(candidate, "candidates", INTEGER_SCHEMES)
     scorer = Scorer(model, x, y, metric)
-    every = weighted_layers(scorer.model)
-    chosen = select(list(walk_layers(scorer.model)), layers) if layers else {p for p, _ in every}
+    weighted = weighted_layers(scorer.model)
+    chosen = select(list(walk_layers(scorer.model)), layers) if layers else {p for p, _ in weighted}
     rows = []
     for path in sorted(chosen):
         for candidate in candidates:

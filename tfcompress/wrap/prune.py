@@ -37,27 +37,27 @@ def prune(
     it.
 
     Pays in: bytes after gzip, or with `export_tflite(sparse=True)`. The file itself and its latency
-    stay as they were. Accelerators with kernels for 2:4 or for blocks save time with these.
+    stay as they were. Accelerators with kernels for 2:4 or blocks are faster with these patterns.
 
     Args:
         model_or_layer: A built model, wrapped or not (a subclassed one becomes Functional), or one
             layer. It is not changed.
-        sparsity: Share of zeros in [0, 1), from the first step on; a schedule over the training
-            steps such as `PolynomialDecay`; "keep" for the zeros that the weights have already, as
-            those of a model that was pruned and stripped; or a dict of these by glob on layer
-            paths, of which the first that fits counts, and layers that none fits are not pruned.
-            None is 0.8, or what `pattern` says.
+        sparsity: Share of zeros in [0, 1), from the first training step on; a schedule over the
+            training steps such as `PolynomialDecay`; "keep" for the zeros that the weights have
+            already, for example in a model that was pruned and stripped; or a dict of these by
+            glob on layer paths. The first glob that matches counts; layers without a match are not
+            pruned. None is 0.8, or the sparsity of `pattern`.
         pattern: "unstructured"; "n:m", such as "2:4": of every m consecutive weights along the
             input channels at most n are not zero (only layers that sum over input channels); or
             (rows, columns): blocks of so many inputs by output channels are zero as a whole, those
             of the smallest mean magnitude.
         ranking: "layer": each kernel is pruned to the same sparsity. "global": the smallest weights
-            of all layers together; each kernel's share is set by the weights it has when it is
-            wrapped, so wrap a trained model.
+            of all layers together; the share of each kernel is computed from its weights at the
+            time of wrapping, so wrap a trained model.
         layers: Which layers: None, a glob or list of globs on layer paths ("encoder/conv*"), or a
             predicate on the layer.
-        check: Whether to compare the result with the model first, without masks and rounding, on a
-            few made-up samples. False is for models that cannot be run here.
+        check: Whether to compare the result with the model first, without masks and quantization,
+            on a few made-up samples. False is for models that cannot be run here.
 
     Returns:
         A new model of the same class with the same weights, not compiled; for a layer, the

@@ -1,4 +1,4 @@
-"""How much of which layer is set to zero: one number for each, one by name, one for all."""
+"""The sparsity of each pruned layer: one for all, one by name, or by global ranking."""
 
 from __future__ import annotations
 
@@ -52,16 +52,16 @@ def masks(
             "sparsity is an empty dict: name at least one layer, such as {'dense*': 0.8}."
         )
     among = [(path, layer) for path, layer in candidates if path in chosen]
-    found: dict[str, WeightTransform] = {}
+    chosen_masks: dict[str, WeightTransform] = {}
     for glob, value in sparsity.items():
         mask = mask_of(value, pattern, ranking)
         for path in select(among, glob, argument="sparsity"):
-            found.setdefault(path, mask)
-    return found
+            chosen_masks.setdefault(path, mask)
+    return chosen_masks
 
 
 def mask_of(sparsity: Any, pattern: Any, ranking: str) -> WeightTransform:
-    """Returns a mask; without a sparsity, that of its pattern."""
+    """Returns a mask; if `sparsity` is None, with the sparsity of the pattern."""
     pattern = as_pattern(pattern)
     if isinstance(sparsity, str):
         check_choice(sparsity, "sparsity", ("keep",))
@@ -77,7 +77,7 @@ def mask_of(sparsity: Any, pattern: Any, ranking: str) -> WeightTransform:
 
 
 def start_kept(wrappers: Iterable[CompressionWrapper]) -> None:
-    """Has masks that keep zeros look which weights are zero."""
+    """Sets the masks of `KeepZeros` transforms by the weights as they are now."""
     for wrapper in wrappers:
         for weight, transforms in wrapper.pipelines():
             for mask in transforms:
@@ -86,23 +86,23 @@ def start_kept(wrappers: Iterable[CompressionWrapper]) -> None:
 
 
 def warn_of_zeros(layers: Iterable[tuple[str, Any]]) -> None:
-    """Warns of pruned weights that nothing keeps at zero, which training would change.
+    """Warns of pruned weights without a mask: training would change their zeros.
 
     Args:
-        layers: (path, layer) of those that will be trained, wrapped or not.
+        layers: (path, layer) of the layers that will be trained, wrapped or not.
     """
-    found = []
+    pruned = []
     for path, layer in layers:
         if any(transform.keeps_zeros and transform.order == 0 for transform in _transforms(layer)):
             continue
         for weight in compressible_weights(plain(layer)):
             zeros = float(np.mean(keras.ops.convert_to_numpy(weight) == 0))
             if _MANY <= zeros < 1:  # all of them: an initializer
-                found.append((path, zeros))
-    if found:
-        path, zeros = max(found, key=lambda entry: entry[1])
+                pruned.append((path, zeros))
+    if pruned:
+        path, zeros = max(pruned, key=lambda entry: entry[1])
         warnings.warn(
-            f"{zeros:.0%} of the weights of layer {path!r} are zero ({len(found)} such weights in "
+            f"{zeros:.0%} of the weights of layer {path!r} are zero ({len(pruned)} such weights in "
             "all): this model was pruned. Training will change them. To keep the zeros, call "
             "quantize(prune(model, 'keep')).",
             CompressionWarning,
@@ -133,7 +133,7 @@ def _masks(
 
 
 def _warn_if_coarse(path: str, mask: MagnitudeMask, count: int) -> None:
-    """Warns of a weight of so few blocks that its sparsity cannot be reached."""
+    """Warns of a weight with so few blocks that it cannot reach its sparsity."""
     if np.floor(mask.schedule.target * count + 0.5) > count - 1:
         warnings.warn(
             f"layer {path!r} has {count} block(s) of {mask.pattern.spec}, of which one stays: it "
@@ -145,14 +145,14 @@ def _warn_if_coarse(path: str, mask: MagnitudeMask, count: int) -> None:
 
 
 def allocate(wrappers: Mapping[str, CompressionWrapper]) -> None:
-    """Gives each weight its share of one sparsity: the smallest weights of all layers together.
+    """Sets the share of each weight where the smallest weights of all layers are pruned.
 
     Args:
         wrappers: The wrapped layers by path. Their masks are changed.
 
     Warns:
-        CompressionWarning: If the ranking would leave nothing of a weight, which keeps one unit
-            then, or if blocks are too large for the sparsity that is asked for.
+        CompressionWarning: If the ranking would prune a whole weight, which then keeps one unit,
+            or if blocks are too large for the requested sparsity.
     """
     ranked = _masks(wrappers)
     for path, mask, scores in ranked:
@@ -170,9 +170,9 @@ def allocate(wrappers: Mapping[str, CompressionWrapper]) -> None:
     order = owners[np.argsort(np.concatenate([scores for _, _, scores in entries]), kind="stable")]
     levels = entries[0][1].levels
     shares = np.zeros((len(entries), len(levels)))
-    for place, level in enumerate(levels):
+    for column, level in enumerate(levels):
         pruned = order[: int(np.floor(level * len(order) + 0.5))]
-        shares[:, place] = np.bincount(pruned, minlength=len(entries)) / sizes
+        shares[:, column] = np.bincount(pruned, minlength=len(entries)) / sizes
     emptied = sorted({entries[i][0] for i in np.flatnonzero(shares[:, -1] == 1)})
     if emptied:
         warnings.warn(

@@ -1,4 +1,4 @@
-"""What is known of a wrapped model, and how its transforms are set aside."""
+"""The state of a wrapped model, and how to run it without its transforms."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def is_wrapped(model: keras.Model) -> bool:
 def passing_through(
     model: keras.Model, skipped: tuple[type, ...] = (WeightTransform,)
 ) -> Iterator[None]:
-    """Has a wrapped model round no activations, and not transform its weights.
+    """Runs a wrapped model without quantization of activations and without weight transforms.
 
     Args:
         model: The model.
@@ -62,7 +62,7 @@ def passing_through(
 
 
 def check_wrapped(original: keras.Model, wrapped: keras.Model, function: str) -> None:
-    """Compares a wrapped model with what it was made from; see `check_same`."""
+    """Compares a wrapped model with the original; see `check_same`."""
     with passing_through(original), passing_through(wrapped):
         check_same(original, wrapped, function)
 
@@ -72,7 +72,7 @@ def transformed_values(wrapper: CompressionWrapper, rounds: bool = True) -> dict
 
     Args:
         wrapper: The wrapped layer.
-        rounds: Whether weights are rounded.
+        rounds: Whether weights are quantized.
     """
     return {
         id(weight): wrapper.effective_value(
@@ -102,23 +102,23 @@ def warn_unfinished(model: keras.Model, action: str) -> None:
 
 
 def recipe(model: keras.Model) -> list[dict[str, Any]]:
-    """Returns what the weights of a model went through: each transform, and of how many weights."""
-    found: dict[str, dict[str, Any]] = {}
+    """Returns the transforms of a model's weights, each with the number of weights."""
+    entries: dict[str, dict[str, Any]] = {}
     for _, layer in walk_layers(model):
         for transform in getattr(layer, "weight_transforms", ()):
             config = transform.get_config()
-            told = {
+            settings = {
                 key: str(getattr(transform, key)) if isinstance(value, dict) else value
                 for key, value in config.items()
                 if key not in ("name", "trainable", "dtype")
             }
-            entry = {"transform": type(transform).__name__, **told}
-            found.setdefault(repr(entry), {**entry, "weights": 0})["weights"] += 1
-    return list(found.values())
+            entry = {"transform": type(transform).__name__, **settings}
+            entries.setdefault(repr(entry), {**entry, "weights": 0})["weights"] += 1
+    return list(entries.values())
 
 
 def original_variables(parts: list[Any]) -> list[Any]:
-    """Returns those variables of built parts that the layer has, in its order."""
+    """Returns the variables of built parts that the original layer has, in its order."""
     return [
         variable
         for part in parts

@@ -21,15 +21,15 @@ from tfcompress.wrap.wrapper import CompressionWrapper
 
 
 class WrapLayers(Rewriter):
-    """Wraps the chosen layers with one transform more.
+    """Adds one transform to the chosen layers.
 
     Args:
-        transform: Makes the transform for a layer, given its path and the layer.
+        transform: Returns the transform of a layer; its arguments are path and layer.
         chosen: The paths of the layers.
-        move: Whether layers are taken from the old model, which must not be used any more.
+        move: Whether layers are moved from the old model, which cannot be used after this.
 
     Attributes:
-        added: The path of the layer that each wrapper stands for, by the wrapper's path.
+        added: The path of the layer that each wrapper replaces, by the path of the wrapper.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class WrapLayers(Rewriter):
         if call.path not in self._chosen:
             return super().visit(graph, call, args, kwargs)
         first, *rest = self.once(call.operation, lambda: self._wrap(call))
-        # Tensors carry masks along themselves.
+        # Keras masks are attached to the tensors.
         left_out = () if takes_mask(plain(first)) else ("mask",)
         kwargs = {
             k: value for k, value in kwargs.items() if value is not None and k not in left_out
@@ -66,14 +66,14 @@ class WrapLayers(Rewriter):
             return self.move(operation)
         return super().clone(operation, **overrides)
 
-    # What subclasses override.
+    # Subclasses override the following methods.
 
     def parts_of(self, path: str, layer: Any) -> list[Any] | None:
-        """Returns the layers that are wrapped in place of one; None for a copy of itself."""
+        """Returns the layers that replace a layer; None to wrap a copy of it."""
         return None
 
     def takes_transforms(self, part: Any) -> bool:
-        """Returns whether one of several parts is that with the weights."""
+        """Returns whether one of several parts is the one with the weights."""
         return False
 
     def _wrap(self, call: Call) -> list[CompressionWrapper]:
@@ -102,7 +102,7 @@ class WrapLayers(Rewriter):
                 origin = {"name": layer.name, "part": index, "parts": len(parts)}
                 if index == 0:
                     origin["layer"] = keras.saving.serialize_keras_object(layer)
-            # Transforms go where the weights are; other parts are wrapped for their origin alone.
+            # The part with the weights gets the transforms. Other parts only store their origin.
             wrapper = CompressionWrapper(
                 part,
                 transforms if len(parts) == 1 or self.takes_transforms(part) else [],
@@ -115,7 +115,7 @@ class WrapLayers(Rewriter):
         return wrappers
 
     def match(self, old: Any, new: Any) -> Any:
-        """Pairs variables of the layer itself, and state of the transforms it had before."""
+        """Pairs variables of the layer, and state of its earlier transforms, with the copies."""
         if not isinstance(new, list):
             return super().match(old, new)
         parts = [wrapper.layer for wrapper in new]
@@ -123,7 +123,7 @@ class WrapLayers(Rewriter):
         return pairs + self.match_transforms(old, pairs, new)
 
     def match_transforms(self, old: Any, pairs: Any, wrappers: Any) -> list[tuple[Any, Any]]:
-        """Pairs the state of the transforms that a layer had with that of their copies.
+        """Pairs the state of a layer's earlier transforms with that of their copies.
 
         Args:
             old: The layer, wrapped or not.
@@ -143,7 +143,7 @@ class WrapLayers(Rewriter):
 
 
 def wrap_layer(layer: Any, transform: WeightTransform) -> CompressionWrapper:
-    """Returns one layer wrapped with a transform, behind those that it has."""
+    """Returns a copy of one layer with one more transform."""
     if not isinstance(layer, keras.layers.Layer):
         raise TypeError(
             "model_or_layer must be a Keras 3 model or layer. Received an object of type "

@@ -34,14 +34,15 @@ class CompressionWrapper(keras.layers.Layer):
     Args:
         layer: The layer to wrap, built or not.
         transforms: `WeightTransform` prototypes; each compressible weight gets its own copies, in
-            the canonical order whatever the order given.
-        origin: Set by `quantize` where it replaced one layer by several: which layer it was.
+            the canonical order, independent of their order here.
+        origin: Set by `quantize` if it replaced one layer by several: the original layer.
         **kwargs: Arguments of `keras.layers.Layer`.
 
     Attributes:
-        observer: While roundings are chosen, a function that is called in place of the layer, with
-            the first input and a function that returns what the layer returns; else None.
-        accumulation: What the runtime adds up, where that is known: then inference does, too.
+        observer: None, or, during post-training quantization, a function that is called instead of
+            the layer. Its arguments are the first input and a function that runs the layer.
+        accumulation: The integer accumulation of the layer, if it is known. Inference then computes
+            with quantized values.
 
     Raises:
         TypeError: If `layer` is no layer, or one of `transforms` no transform.
@@ -85,7 +86,7 @@ class CompressionWrapper(keras.layers.Layer):
                 "a setting, strip() the model and wrap it again."
             )
         kwargs.setdefault("name", layer.name)
-        # float32 and no autocast: the wrapper hands tensors through, the layer casts for itself.
+        # float32 and no autocast: the wrapper passes tensors on unchanged, the layer casts them.
         kwargs["dtype"] = "float32"
         super().__init__(autocast=False, **kwargs)
         self.supports_masking = True
@@ -95,7 +96,7 @@ class CompressionWrapper(keras.layers.Layer):
         self.weight_transforms: list[WeightTransform] = []
         self.observer: Any = None
         self.accumulation: Accumulation | None = None
-        self._told = False
+        self._nested_models_linked = False
         copy_call_signature(layer, self)
         if _all_built(layer):
             self._attach()
@@ -111,13 +112,13 @@ class CompressionWrapper(keras.layers.Layer):
         self.built = True
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Calls the wrapped layer, building it first as it builds itself."""
+        """Calls the wrapped layer; the first call builds it."""
         if not self.built:
             specs = tree.map_structure(_symbolic, (args, kwargs))
             # Layers differ in the signature of build(); all build themselves when called.
             if not self.layer.built:
                 self.layer(*specs[0], **specs[1])
-            if not _all_built(self.layer):  # by call() alone, which Keras forgets on loading
+            if not _all_built(self.layer):  # Keras does not load layers that only call() builds
                 symbolic_call(self.layer.call, *specs[0], **specs[1])
             self._attach()
         return super().__call__(*args, **kwargs)
@@ -146,7 +147,7 @@ class CompressionWrapper(keras.layers.Layer):
         Args:
             weight: A compressible weight.
             transforms: Its transforms in order.
-            update: Whether each transform first changes its state, as once a training pass.
+            update: Whether each transform first updates its state, once per training pass.
         """
         value = ops.cast(ops.convert_to_tensor(weight), "float32")
         for transform in transforms:
@@ -156,7 +157,7 @@ class CompressionWrapper(keras.layers.Layer):
         return ops.cast(value, weight.dtype)
 
     def skip_compression(self, kinds: tuple[type, ...] | None) -> None:
-        """Leaves out transforms of these kinds from now on; none if None."""
+        """Skips transforms of these kinds from now on; None applies all again."""
         self.skipped = kinds or ()
 
     def call(self, *args: Any, training: bool | None = None, **kwargs: Any) -> Any:
@@ -166,19 +167,19 @@ class CompressionWrapper(keras.layers.Layer):
         return self.observer(args[0], lambda: self._compute(*args, training=training, **kwargs))
 
     def _compute(self, *args: Any, training: bool | None = None, **kwargs: Any) -> Any:
-        if not (training or self._told):
+        if not (training or self._nested_models_linked):
             if rounds_its_output(self):
                 tell_nested_models(self)
-            self._told = True
+            self._nested_models_linked = True
         floats = training or self.skipped or not self.transforms
-        read = None if floats else getattr(self.accumulation, "read", None)
-        if read is not None and read.exact and _is_float32(args[0]):
-            return accumulate_in_integers(self, read, args[0])
+        quantizer = None if floats else getattr(self.accumulation, "input_quantizer", None)
+        if quantizer is not None and quantizer.exact and _is_float32(args[0]):
+            return accumulate_in_integers(self, quantizer, args[0])
         if not self.transforms:
             return self.layer(*args, **kwargs)
         update = bool(training) and first_call_in_pass(self)
-        # Every variable is mapped, at its current value: one that is missing would be read past an
-        # outer stateless scope (JAX training), and its updates would be lost.
+        # All variables are mapped to their current values. A variable that is missing here would
+        # bypass an outer stateless scope (JAX training), and its updates would be lost.
         linked: list[Any] = getattr(self.layer, "linked_variables", list)()
         variables = [*self.layer.variables, *linked]
         values = {id(v): (v, ops.convert_to_tensor(v)) for v in variables}
@@ -197,21 +198,21 @@ class CompressionWrapper(keras.layers.Layer):
         return outputs
 
     def compute_output_spec(self, *args: Any, **kwargs: Any) -> Any:
-        """Returns what the layer itself would return, symbolically."""
+        """Returns the symbolic output of the layer."""
         if args and history(args[0]) is not None:
             self.accumulation = accumulation_of(self, tree.flatten((args, kwargs)))
         kwargs.pop("training", None)
-        made = self.layer.compute_output_spec(*args, **kwargs)
-        given = {id(value) for value in tree.flatten((args, kwargs))}
-        # A tensor that is handed on as it is would be the output of two layers.
-        return tree.map_structure(lambda t: _symbolic(t) if id(t) in given else t, made)
+        outputs = self.layer.compute_output_spec(*args, **kwargs)
+        inputs = {id(value) for value in tree.flatten((args, kwargs))}
+        # Inputs that are returned unchanged are copied: a tensor is the output of one layer only.
+        return tree.map_structure(lambda t: _symbolic(t) if id(t) in inputs else t, outputs)
 
     def compute_output_shape(self, *args: Any, **kwargs: Any) -> Any:
         """Returns the output shape of the layer."""
         return self.layer.compute_output_shape(*args, **kwargs)
 
     def compute_mask(self, inputs: Any, previous_mask: Any) -> Any:
-        """Returns the mask of the layer's output, which the layer itself attaches to values."""
+        """Returns the mask of symbolic outputs; for other tensors, the layer attaches it itself."""
         if not self.layer.supports_masking:
             return None
         return self.layer.compute_mask(inputs, previous_mask)
@@ -226,17 +227,17 @@ class CompressionWrapper(keras.layers.Layer):
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> CompressionWrapper:
-        """Makes a wrapper from the result of `get_config`."""
+        """Creates a wrapper from the result of `get_config`."""
         config = dict(config)
         layer = keras.saving.deserialize_keras_object(config.pop("layer"))
         transforms = [keras.saving.deserialize_keras_object(t) for t in config.pop("transforms")]
         return cls(layer, transforms, **config)
 
     def get_build_config(self) -> None:
-        """Returns nothing: the config of the layer inside holds what builds it."""
+        """Returns None: the config of the inner layer contains its build config."""
 
     def build_from_config(self, config: Any) -> None:
-        """Does nothing: a layer that was built when saved is built by its own config."""
+        """Does nothing: a layer that was built when saved is built from its own config."""
 
 
 def _all_built(layer: Any) -> bool:

@@ -41,8 +41,8 @@ def test_attention_transfer_follows_the_paper():
         return flat / np.linalg.norm(flat, axis=1, keepdims=True)
 
     wanted = np.mean((maps(teacher) - maps(student)) ** 2)
-    found = tfc.AttentionTransfer("a", "a")(teacher, student)
-    assert float(found) == pytest.approx(wanted, rel=1e-4)
+    loss = tfc.AttentionTransfer("a", "a")(teacher, student)
+    assert float(loss) == pytest.approx(wanted, rel=1e-4)
 
 
 def test_fsp_is_the_difference_of_gram_matrices():
@@ -54,8 +54,8 @@ def test_fsp_is_the_difference_of_gram_matrices():
         return np.einsum("bhwm,bhwn->bmn", a, b) / 16
 
     wanted = np.mean((flow(early, late) - flow(*other)) ** 2)
-    found = tfc.FSP(("a", "b"), ("a", "b"))([early, late], list(other))
-    assert float(found) == pytest.approx(wanted, rel=1e-4)
+    loss = tfc.FSP(("a", "b"), ("a", "b"))([early, late], list(other))
+    assert float(loss) == pytest.approx(wanted, rel=1e-4)
 
 
 def test_attention_maps_of_differing_heads_are_averaged():

@@ -54,17 +54,17 @@ def test_any_shape_of_features_is_one_vector_a_sample(loss):
 @pytest.mark.parametrize("loss", ALL)
 def test_a_sample_of_weight_zero_changes_nothing(loss):
     weight = np.array([1, 1, 1, 1, 0, 0], "float32")
-    found = []
+    values = []
     for junk in (0.0, 1e6, np.nan):
         teacher, student = TEACHER.copy(), STUDENT.copy()
         teacher[4:] += junk
         student[4:] -= junk
-        found.append(float(loss()(teacher, student, sample_weight=weight)))
-    assert found[0] == found[1] == found[2]
+        values.append(float(loss()(teacher, student, sample_weight=weight)))
+    assert values[0] == values[1] == values[2]
     # The relations of the others are those they have among themselves.
     power = 3 if loss is tfc.RKDAngle else 2
     alone = float(loss()(TEACHER[:4], STUDENT[:4])) * (4 / 6) ** power
-    assert found[0] == pytest.approx(alone, rel=1e-4)
+    assert values[0] == pytest.approx(alone, rel=1e-4)
 
 
 @pytest.mark.parametrize("loss", ALL)

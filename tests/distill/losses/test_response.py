@@ -130,14 +130,14 @@ def test_decoupled_targets_add_up_to_soft_targets(logits, labels):
     """KL = TCKD + (1 - p) NCKD for every sample (Zhao et al. 2022, section 3.2)."""
     teacher, student = logits
     y = np.array([0, 1, 2, 3, 0, 1])
-    given = {"integers": y, "column": y[:, None], "one-hot": np.eye(4)[y]}[labels]
+    formatted = {"integers": y, "column": y[:, None], "one-hot": np.eye(4)[y]}[labels]
     target = tfc.DecoupledTargets(3.0, other_weight=0.0)
     others = tfc.DecoupledTargets(3.0, target_weight=0.0, other_weight=1.0)
     p = softmax(teacher / 3.0)[np.arange(6), y]
     for i in range(6):
         part = slice(i, i + 1)
-        tckd = float(target(teacher[part], student[part], labels=given[part]))
-        nckd = float(others(teacher[part], student[part], labels=given[part]))
+        tckd = float(target(teacher[part], student[part], labels=formatted[part]))
+        nckd = float(others(teacher[part], student[part], labels=formatted[part]))
         soft = float(tfc.SoftTargets(3.0)(teacher[part], student[part]))
         assert tckd + (1 - p[i]) * nckd == pytest.approx(soft, rel=1e-4)
 

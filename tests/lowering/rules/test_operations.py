@@ -10,7 +10,7 @@ SHAPES = {"vectors": (12,), "series": (6, 12), "images": (5, 5, 4), "volumes": (
 
 
 def scaled(kind, shape):
-    """Returns a model that scales vectors to a length of one, and samples, zeros among them."""
+    """Returns a model that scales vectors to unit length, and samples, zeros among them."""
     keras.utils.set_random_seed(0)
     inputs = keras.Input(shape)
     x = L.Dense(8, use_bias=False)(inputs)
@@ -42,12 +42,12 @@ def test_vectors_of_length_one_are_integers(kind, shape, tmp_path):
 
 @pytest.mark.parametrize("kind", ["layer", "function", "another axis", "all axes"])
 def test_zeros_stay_zeros_in_files_of_floats(kind, tmp_path):
-    """As the converter reads Keras' own form, they are no numbers."""
+    """With the Keras form, the converter makes them NaN."""
     model, x = scaled(kind, (6, 12))
     tfc.export_tflite(model, tmp_path / "m.tflite")
-    made = tfc.TFLiteModel(tmp_path / "m.tflite").predict(x)
-    np.testing.assert_allclose(made, model.predict(x, verbose=0), atol=1e-6)
-    assert not made[0].any()
+    outputs = tfc.TFLiteModel(tmp_path / "m.tflite").predict(x)
+    np.testing.assert_allclose(outputs, model.predict(x, verbose=0), atol=1e-6)
+    assert not outputs[0].any()
 
 
 def test_several_axes_stay_in_float(tmp_path):

@@ -28,12 +28,12 @@ def fitted(model, x, y, epochs=3):
 def check_equal(model, x, path):
     result = tfc.export_tflite(model, path)
     assert result.float_tensors == []
-    found = measure(model, result.path, {maker(model.inputs[0]).name: x})
-    assert found.max_lsb < 0.01, found
+    agreement = measure(model, result.path, {maker(model.inputs[0]).name: x})
+    assert agreement.max_lsb < 0.01, agreement
 
 
 def check_measured(model, samples, path):
-    """Checks the file of measured ranges, and returns the model that it was made of."""
+    """Checks the file of a model with measured ranges, and returns that model."""
     measured = post_training(model, MIN_MAX, samples)
     result = tfc.export_tflite(model, path, scheme=MIN_MAX, representative_dataset=samples)
     assert result.float_tensors == []

@@ -1,4 +1,4 @@
-"""Recurrent layers: a loop in training and at inference, written out in the file."""
+"""Recurrent layers: a loop in training and at inference, unrolled in the file."""
 
 import dataclasses
 
@@ -89,21 +89,22 @@ def test_the_loop_computes_what_keras_does(name):
     for old, one, other in zip(
         before, plain.trainable_variables, aware.trainable_variables, strict=True
     ):
-        step, same = one.numpy() - old, other.numpy() - old
-        assert np.abs(step - same).max() < 0.05 * np.abs(step).max(), one.path
+        update, same = one.numpy() - old, other.numpy() - old
+        assert np.abs(update - same).max() < 0.05 * np.abs(update).max(), one.path
 
 
 @pytest.mark.parametrize("name", ["LSTM", "GRU", "SimpleRNN", "GRU, sum, last"])
 def test_the_loop_sees_the_ranges_that_calibration_sees(name):
     x, y = data(32)
     model = model_of(name)
-    looped, written = tfc.quantize(model), tfc.quantize(model)
+    looped, unrolled = tfc.quantize(model), tfc.quantize(model)
     looped.compile(keras.optimizers.SGD(0.0), "mse")
     looped.fit(x, np.zeros((32, 4)), batch_size=32, shuffle=False, verbose=0)
-    name_of_input = maker(written.inputs[0]).name
-    calibrate(written, {name_of_input: x}, "min_max")
+    name_of_input = maker(unrolled.inputs[0]).name
+    calibrate(unrolled, {name_of_input: x}, "min_max")
     inside = [
-        {q.path.split("/")[-1]: q.range() for q in quantizers(model)} for model in (looped, written)
+        {q.path.split("/")[-1]: q.range() for q in quantizers(model)}
+        for model in (looped, unrolled)
     ]
     assert inside[0].keys() == inside[1].keys()
     recurrent = [key for key in inside[0] if not key.endswith("quantizer")]
@@ -132,7 +133,7 @@ FAST = [*[(name, True) for name in [*CELLS, "LSTM, concat, all states"]], ("GRU,
     ("name", "alike"), nets.some_slow(WAYS, [way for way in WAYS if way not in FAST])
 )
 def test_file_and_measured_model_are_equal_to_the_bit(name, alike, tmp_path):
-    """With biases that are alike, too, which the converter takes for one number."""
+    """Also with equal biases, which the converter stores as one number."""
     x, _ = data()
     model, generator = model_of(name), np.random.default_rng(1)
     for variable in model.variables:
@@ -145,7 +146,7 @@ def test_file_and_measured_model_are_equal_to_the_bit(name, alike, tmp_path):
 
 @pytest.mark.parametrize("outliers", [False, True])
 def test_ranges_are_chosen_by_what_computes_better(outliers):
-    """A few cells that add up to much spoil the grid of all steps; of none, all is needed."""
+    """Outliers in a few samples make the scale too coarse; else the whole range is needed."""
     x, _ = data(64)
     inputs = keras.Input((STEPS, FEATURES), name="x")
     layer = L.LSTM(6)
@@ -164,12 +165,12 @@ def test_ranges_are_chosen_by_what_computes_better(outliers):
 
 def seq2seq(kind, masked=False):
     """An encoder whose states the decoder starts with; it returns its own as well."""
-    read, written = keras.Input((STEPS, FEATURES)), keras.Input((3, FEATURES))
+    read, decoded = keras.Input((STEPS, FEATURES)), keras.Input((3, FEATURES))
     masks = [keras.Input((size,), dtype="bool") for size in (STEPS, 3)] if masked else [None] * 2
     _, *states = kind(6, return_state=True)(read, mask=masks[0])
     decoder = kind(6, return_sequences=True, return_state=True)
-    x, *states = decoder(written, initial_state=states, mask=masks[1])
-    return keras.Model([read, written, *masks[: 2 * masked]], [L.Dense(3)(x), *states])
+    x, *states = decoder(decoded, initial_state=states, mask=masks[1])
+    return keras.Model([read, decoded, *masks[: 2 * masked]], [L.Dense(3)(x), *states])
 
 
 def both_ways(merge_mode):
@@ -185,23 +186,25 @@ def both_ways(merge_mode):
 def one_step(kind, states):
     """What an application calls with each sample of a stream."""
     inputs, states = keras.Input((1, FEATURES)), [keras.Input((6,)) for _ in range(states)]
-    given = states[0] if len(states) == 1 else states
-    x, *after = kind(6, return_state=True)(inputs, initial_state=given)
+    initial = states[0] if len(states) == 1 else states
+    x, *after = kind(6, return_state=True)(inputs, initial_state=initial)
     return keras.Model([inputs, *states], [L.Dense(3)(x), *after])
 
 
 def from_zeros():
     inputs = keras.Input((1, FEATURES))
-    return keras.Model(inputs, L.LSTM(6, return_state=True)(inputs))  # two of these are one tensor
+    return keras.Model(
+        inputs, L.LSTM(6, return_state=True)(inputs)
+    )  # two of these are the same tensor
 
 
 def nested():
     inputs, states = keras.Input((3, FEATURES)), [keras.Input((6,)), keras.Input((6,))]
     x = L.LSTM(6, return_sequences=True)(inputs, initial_state=states)
     decoder = keras.Model([inputs, *states], L.Dense(3)(x))
-    read, written = keras.Input((STEPS, FEATURES)), keras.Input((3, FEATURES))
+    read, decoded = keras.Input((STEPS, FEATURES)), keras.Input((3, FEATURES))
     encoder = keras.Model(read, L.LSTM(6, return_state=True)(read)[1:])
-    return keras.Model([read, written], decoder([written, *encoder(read)]))
+    return keras.Model([read, decoded], decoder([decoded, *encoder(read)]))
 
 
 STATES = {
@@ -232,11 +235,11 @@ def test_states_that_are_given_and_returned(name, tmp_path):
         else generator.uniform(-1, 1, (256, *t.shape[1:])).astype("float32")
         for t in model.inputs
     }
-    given = [*samples.values()] if len(samples) > 1 else next(iter(samples.values()))
-    wanted = keras.tree.flatten(model(given))
+    batch = [*samples.values()] if len(samples) > 1 else next(iter(samples.values()))
+    wanted = keras.tree.flatten(model(batch))
     aware = tfc.quantize(model)
     # Before ranges were trained nothing is rounded but gates, to 1/256.
-    for got, expected in zip(keras.tree.flatten(aware(given)), wanted, strict=True):
+    for got, expected in zip(keras.tree.flatten(aware(batch)), wanted, strict=True):
         assert np.std(got - expected) < 0.03 * np.std(expected)
     measured = check_measured(model, samples, tmp_path / "m.tflite")
     recurrent = [part for part in flatten_layers(measured) if isinstance(part, RuntimeRecurrent)]
@@ -248,23 +251,23 @@ def test_training_an_encoder_and_a_decoder(tmp_path):
     keras.utils.set_random_seed(0)
     model = seq2seq(L.GRU)
     x, _ = data()
-    given = [x, x[:, :3]]
+    batch = [x, x[:, :3]]
     targets = [np.tanh(x[:, :3, :3].cumsum(1)), np.tanh(x[:, 1:].sum(1))[:, [0, 1, 2, 3, 4, 0]]]
     model.compile(keras.optimizers.Adam(1e-2), "mse")
-    model.fit(given, targets, epochs=5, verbose=0)
+    model.fit(batch, targets, epochs=5, verbose=0)
     aware = tfc.quantize(model)
     aware.compile(keras.optimizers.Adam(3e-3), "mse")
-    aware.fit(given, targets, epochs=3, verbose=0)
-    reached = model.evaluate(given, targets, verbose=0, return_dict=True)["loss"]
-    assert aware.evaluate(given, targets, verbose=0, return_dict=True)["loss"] < 1.2 * reached
+    aware.fit(batch, targets, epochs=3, verbose=0)
+    reached = model.evaluate(batch, targets, verbose=0, return_dict=True)["loss"]
+    assert aware.evaluate(batch, targets, verbose=0, return_dict=True)["loss"] < 1.2 * reached
     names = [maker(tensor).name for tensor in aware.inputs]
     result = tfc.export_tflite(aware, tmp_path / "m.tflite")
     assert result.float_tensors == []
-    assert measure(aware, result.path, dict(zip(names, given, strict=True))).max_lsb < 0.01
+    assert measure(aware, result.path, dict(zip(names, batch, strict=True))).max_lsb < 0.01
     with pytest.warns(tfc.CompressionWarning, match="drops"):
         stripped = tfc.strip(aware)
     stripped.compile("sgd", "mse")
-    assert stripped.evaluate(given, targets, verbose=0, return_dict=True)["loss"] < 1.2 * reached
+    assert stripped.evaluate(batch, targets, verbose=0, return_dict=True)["loss"] < 1.2 * reached
 
 
 def test_states_beside_other_features(tmp_path):

@@ -1,4 +1,4 @@
-"""Steps of recurrent layers that do not count."""
+"""Masked time steps of recurrent layers."""
 
 import keras
 import numpy as np
@@ -35,7 +35,7 @@ def padded_texts(count=256):
     generator = np.random.default_rng(0)
     ids = generator.integers(1, 40, (count, STEPS))
     ids[np.arange(STEPS) >= generator.integers(0, STEPS + 1, count)[:, None]] = 0
-    ids[::7, 0] = 0  # the first step of some does not count
+    ids[::7, 0] = 0  # the first time step of some is masked
     return ids
 
 
@@ -117,9 +117,9 @@ def test_a_sequential_model_with_masks(tmp_path):
 def test_a_mask_of_integers(tmp_path):
     inputs, mask = keras.Input((STEPS, FEATURES)), keras.Input((STEPS,), dtype="int32")
     model = keras.Model([inputs, mask], L.Dense(2)(L.GRU(6)(inputs, mask=mask)))
-    counts = np.random.default_rng(1).integers(0, 2, (64, STEPS))
+    valid = np.random.default_rng(1).integers(0, 2, (64, STEPS))
     names = [maker(tensor).name for tensor in model.inputs]
-    samples = dict(zip(names, [data(64)[0], counts], strict=True))
+    samples = dict(zip(names, [data(64)[0], valid], strict=True))
     check_measured(model, samples, tmp_path / "m.tflite")
 
 
@@ -127,10 +127,10 @@ def test_a_mask_with_an_axis_more_is_left_to_keras():
     inputs, mask = keras.Input((STEPS, FEATURES)), keras.Input((STEPS, 1), dtype="bool")
     model = keras.Model([inputs, mask], L.Dense(2)(L.LSTM(6)(inputs, mask=mask)))
     x, _ = data(32)
-    counts = np.random.default_rng(1).random((32, STEPS, 1)) < 0.7
+    valid = np.random.default_rng(1).random((32, STEPS, 1)) < 0.7
     aware = tfc.quantize(model)
-    aware([x, counts], training=True)
-    assert np.std(aware([x, counts]) - model([x, counts])) < 0.05
+    aware([x, valid], training=True)
+    assert np.std(aware([x, valid]) - model([x, valid])) < 0.05
 
 
 def test_ranges_of_a_model_with_an_output_of_booleans(tmp_path):
@@ -166,7 +166,7 @@ def test_the_loss_sees_the_masks_of_a_tagger(tmp_path):
 
 
 def test_selections_between_inputs_that_are_compared(tmp_path):
-    """What is selected from is on one grid, and so is what is compared."""
+    """The operands of a selection have one scale, and so have those of a comparison."""
     inputs = keras.Input((FEATURES,))
     chosen = ops.where(inputs > 0.2, inputs, inputs * 0.1)
     model = keras.Model(inputs, L.Dense(3)(chosen))
@@ -185,7 +185,7 @@ def test_masking_needs_floats_at_the_input(tmp_path):
 
 @pytest.mark.parametrize("way", ["Masking", "argument"])
 def test_a_mask_of_values_sees_them_as_they_come_in(way, tmp_path):
-    """-9.7 lies on no grid: rounded first, no step would be masked."""
+    """-9.7 is no quantized value: quantized first, no time step would be masked."""
     keras.utils.set_random_seed(0)
     inputs = keras.Input((STEPS, FEATURES))
     if way == "Masking":

@@ -1,4 +1,4 @@
-"""Channels that are zero may go: the outputs stay what they were, whatever couples them."""
+"""Removing channels that are zero does not change the outputs, whatever couples the channels."""
 
 import keras
 import numpy as np
@@ -48,7 +48,7 @@ def dense_block(x):
 
 
 def concatenated_and_added(x):
-    """A sum whose parts have their borders at different places."""
+    """A sum of concatenations with different boundaries."""
     return L.Add()([L.Concatenate()([conv(x, 3), conv(x, 5)]), conv(x, 8)])
 
 
@@ -318,7 +318,7 @@ def test_channels_that_are_zero_do_not_matter(name):
     wanted, got = (one.predict(x, verbose=0) for one in (model, small))
     assert np.abs(wanted).max() > 0.01
     np.testing.assert_allclose(got, wanted, atol=1e-5 * max(1.0, np.abs(wanted).max()))
-    # It is an ordinary model: it is saved, and made again from its config.
+    # It is an ordinary model: it can be saved, and rebuilt from its config.
     again = type(small).from_config(small.get_config())
     assert [w.shape for w in again.weights] == [w.shape for w in small.weights]
 
@@ -331,11 +331,11 @@ def test_normalized_channels_are_cut_as_numpy_cuts(kind):
     randomized(model)
     coupling = Coupling(model)
     (group,) = coupling.groups
-    # Every group loses as many; a layer normalization has no such rule.
+    # Every group loses the same number; a layer normalization has no such constraint.
     assert len(group.units) == (2 if kind == "group" else 8)
     small = cut(model, coupling, group.units[:1])
-    places = [0, 2, 4, 6] if kind == "group" else [0]
-    kept = np.delete(np.arange(8), places)
+    removed_channels = [0, 2, 4, 6] if kind == "group" else [0]
+    kept = np.delete(np.arange(8), removed_channels)
     for old, new in zip(model.layers[1].weights, small.layers[1].weights, strict=True):
         np.testing.assert_array_equal(np.array(old)[..., kept], new)
     for old, new in zip(model.layers[2].weights, small.layers[2].weights, strict=True):
@@ -391,13 +391,13 @@ def test_a_rule_of_ones_own(monkeypatch):
     monkeypatch.setattr(coupling_module, "RULES", dict(coupling_module.RULES))
 
     @coupling_module.channel_rule(Project)
-    def rule(coupling, call, given):
+    def rule(coupling, call, operands):
         layer = call.operation
-        made = coupling.new(call, layer.units)
-        inputs = coupling_module.along(given[0], given[0].ndim - 1)
-        coupling.use(call, layer.matrix, {0: inputs, 1: made}, made=1)
-        coupling.set(call, "units", made)
-        return made.reshape([1] * (given[0].ndim - 1) + [-1])
+        out_channels = coupling.new(call, layer.units)
+        inputs = coupling_module.along(operands[0], operands[0].ndim - 1)
+        coupling.use(call, layer.matrix, {0: inputs, 1: out_channels}, made=1)
+        coupling.set(call, "units", out_channels)
+        return out_channels.reshape([1] * (operands[0].ndim - 1) + [-1])
 
     inputs = keras.Input((6,))
     x = Project(8, name="own")(L.Dense(10, activation="relu")(inputs))

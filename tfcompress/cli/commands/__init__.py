@@ -1,1 +1,1 @@
-"""The commands: each in a file of this folder is found by itself."""
+"""The commands; all modules of this folder are registered automatically."""

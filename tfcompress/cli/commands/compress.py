@@ -1,4 +1,4 @@
-"""Commands that make models and files: export, prune, quantize, demo."""
+"""Commands that create models and files: export, prune, quantize, demo."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def export(
 ) -> None:
     """Write MODEL, a .keras file, as a .tflite file that was checked against it.
 
-    A run that is stopped leaves nothing behind, and starts anew.
+    A run that is stopped leaves no file; the next run starts anew.
     """
     output = output or model.with_suffix(".tflite")
     if output.suffix != ".tflite":
@@ -76,15 +76,15 @@ def export(
     from tfcompress.export.export_tflite import export_tflite
     from tfcompress.graph.read import input_specs
 
-    given = None
+    dataset = None
     if data:
         x, y = loaded_data(data, input_specs(loaded), normalize)
-        given = x if y is None else (x, y)
+        dataset = x if y is None else (x, y)
     result = export_tflite(
         loaded,
         output,
         scheme=scheme,
-        representative_dataset=given,
+        representative_dataset=dataset,
         io_dtype=io_dtype,
         batch_size=batch_size or None,
         input_shape=input_shape,
@@ -96,19 +96,19 @@ def export(
     print_report(result, as_json)
 
 
-def _shapes(given: tuple[str, ...]) -> Any:
+def _shapes(options: tuple[str, ...]) -> Any:
     """Returns the shape of a sample, or a dict of these by input; None if there are none."""
-    found: dict[str, tuple[int, ...]] = {}
-    for text in given:
+    shapes: dict[str, tuple[int, ...]] = {}
+    for text in options:
         name, _, sizes = text.rpartition("=")
         try:
-            found[name] = tuple(int(size) for size in sizes.split(","))
+            shapes[name] = tuple(int(size) for size in sizes.split(","))
         except ValueError:
             raise ValueError(
                 "--input-shape must be sizes such as 224,224,3, or INPUT=224,224,3. Received: "
                 f"{text!r}"
             ) from None
-    return found[""] if set(found) == {""} else found or None
+    return shapes[""] if set(shapes) == {""} else shapes or None
 
 
 def _training(function: Any) -> Any:
@@ -134,12 +134,12 @@ def _training(function: Any) -> Any:
 
 
 def _identity(source: str) -> list[Any]:
-    """Returns the name of a file, and what changes when it is written anew."""
+    """Returns the name of a file, with its size and time of change."""
     path = pathlib.Path(source)
     if not path.exists():
         return [source]
-    told = path.stat()
-    return [source, told.st_size, told.st_mtime_ns]
+    status = path.stat()
+    return [source, status.st_size, status.st_mtime_ns]
 
 
 def _train(model: pathlib.Path, wrap: Any, settings: dict[str, Any], **options: Any) -> None:
@@ -148,32 +148,34 @@ def _train(model: pathlib.Path, wrap: Any, settings: dict[str, Any], **options: 
         import_keras()
         import keras
 
-        keras.utils.set_random_seed(options["seed"])  # layers take theirs when they are made
+        keras.utils.set_random_seed(
+            options["seed"]
+        )  # layers draw their seeds when they are created
     loaded = loaded_model(model)
     from tfcompress.cli.train import train
     from tfcompress.graph.read import input_specs
 
     x, y = loaded_data(options["data"], input_specs(loaded), options["normalize"])
-    names = ("output", "epochs", "batch_size", "learning_rate", "seed")
+    train_options = ("output", "epochs", "batch_size", "learning_rate", "seed")
     settings = {**settings, "model": _identity(str(model)), "data": _identity(options["data"])}
-    kept = ("batch_size", "learning_rate", "normalize", "seed")
-    settings |= {name: options[name] for name in kept}
-    done = train(
+    recorded = ("batch_size", "learning_rate", "normalize", "seed")
+    settings |= {name: options[name] for name in recorded}
+    result = train(
         loaded,
         wrap,
         x,
         y,
         settings={key: list(v) if isinstance(v, tuple) else v for key, v in settings.items()},
         quiet=options["as_json"],
-        **{name: options[name] for name in names},
+        **{name: options[name] for name in train_options},
     )
     if options["as_json"]:
-        click.echo(json.dumps(done, indent=2))
+        click.echo(json.dumps(result, indent=2))
     else:
-        shown = ", ".join(f"{k} {v:.4g}" for k, v in done.items() if k in ("loss", "accuracy"))
-        click.echo(f"wrote {done['output']} after {done['epochs']} epochs: {shown}")
-        if "accuracy_before" in done:
-            before, after = done["accuracy_before"], done["accuracy_after"]
+        metrics = ", ".join(f"{k} {v:.4g}" for k, v in result.items() if k in ("loss", "accuracy"))
+        click.echo(f"wrote {result['output']} after {result['epochs']} epochs: {metrics}")
+        if "accuracy_before" in result:
+            before, after = result["accuracy_before"], result["accuracy_after"]
             click.echo(f"accuracy on these samples: {before:.2%} before, {after:.2%} after")
 
 
@@ -188,9 +190,9 @@ def _train(model: pathlib.Path, wrap: Any, settings: dict[str, Any], **options: 
 @click.option("--ranking", default="layer", show_default=True, help="layer or global.")
 @_training
 def prune(sparsity: float | None, pattern: str, ranking: str, **options: Any) -> None:
-    """Train MODEL with ever more of its weights at zero, along a cubic curve.
+    """Train MODEL with increasing sparsity, along a cubic schedule.
 
-    A run that is stopped is gone on with when the same command is given again.
+    A run that is stopped is resumed by the same command.
     """
 
     def wrap(model: Any, steps: int) -> Any:
@@ -198,13 +200,15 @@ def prune(sparsity: float | None, pattern: str, ranking: str, **options: Any) ->
         from tfcompress.transforms.patterns import as_pattern
         from tfcompress.wrap.prune import prune as prune_model
 
-        blocks = pattern.split("x")
-        made = as_pattern(tuple(map(int, blocks)) if all(b.isdigit() for b in blocks) else pattern)
-        target = sparsity if sparsity is not None else made.sparsity or 0.8
-        end = max(1, int(0.6 * steps))
-        schedule = PolynomialDecay(0.0, target, 0, end, frequency=max(1, end // 50))
+        block_sizes = pattern.split("x")
+        parsed_pattern = as_pattern(
+            tuple(map(int, block_sizes)) if all(b.isdigit() for b in block_sizes) else pattern
+        )
+        target = sparsity if sparsity is not None else parsed_pattern.sparsity or 0.8
+        end_step = max(1, int(0.6 * steps))
+        schedule = PolynomialDecay(0.0, target, 0, end_step, frequency=max(1, end_step // 50))
         return prune_model(
-            model, schedule, pattern=made.spec, ranking=ranking, layers=_layers(options)
+            model, schedule, pattern=parsed_pattern.spec, ranking=ranking, layers=_layers(options)
         )
 
     settings = {"sparsity": sparsity, "pattern": pattern, "ranking": ranking}
@@ -215,9 +219,9 @@ def prune(sparsity: float | None, pattern: str, ranking: str, **options: Any) ->
 @click.option("--scheme", default="int8", show_default=True, help="int8, w4a8 or int16x8.")
 @_training
 def quantize(scheme: str, **options: Any) -> None:
-    """Train MODEL with the rounding of the file that `export` will make of it.
+    """Train MODEL with the quantization of the file that `export` will write.
 
-    A run that is stopped is gone on with when the same command is given again.
+    A run that is stopped is resumed by the same command.
     """
 
     def wrap(model: Any, steps: int) -> Any:

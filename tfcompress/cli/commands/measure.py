@@ -1,4 +1,4 @@
-"""Commands that measure and look: nothing is changed."""
+"""Commands that measure and inspect; they change nothing."""
 
 from __future__ import annotations
 
@@ -37,18 +37,20 @@ def evaluate(model: pathlib.Path, data: str, normalize: Any, as_json: bool) -> N
 
     loaded, specs = loaded_specs(model)
     x, y = loaded_data(data, specs, normalize, "test")
-    told = read_metadata(loaded.content) if model.suffix == ".tflite" else None
-    if told and told.get("normalization") and not normalize:
+    metadata = read_metadata(loaded.content) if model.suffix == ".tflite" else None
+    if metadata and metadata.get("normalization") and not normalize:
         click.echo(
-            "Note: the file was made for inputs that are normalized first (see inspect). If the "
+            "Note: the file expects inputs that are normalized first (see inspect). If the "
             "data is raw, pass --normalize.",
             err=True,
         )
-    share, count = measure_accuracy(loaded, x, y)
+    fraction, count = measure_accuracy(loaded, x, y)
     if as_json:
-        click.echo(json.dumps({"model": str(model), "accuracy": share, "samples": count}, indent=2))
+        click.echo(
+            json.dumps({"model": str(model), "accuracy": fraction, "samples": count}, indent=2)
+        )
     else:
-        click.echo(f"{model}: accuracy {share:.2%} on {count:,} samples")
+        click.echo(f"{model}: accuracy {fraction:.2%} on {count:,} samples")
 
 
 @click.command()
@@ -79,12 +81,12 @@ def compare(
     x = y = None
     if data:
         x, y = loaded_data(data, loaded_specs(models[0])[1], normalize, "test")
-    found = compare_models({str(path): path for path in models}, x, y, num_threads=threads)
+    comparison = compare_models({str(path): path for path in models}, x, y, num_threads=threads)
     if html:
-        found.to_html(html)
+        comparison.to_html(html)
     if plot:
-        found.plot(plot)
-    print_report(dataclasses.replace(found, reports={}) if as_json else found, as_json)
+        comparison.plot(plot)
+    print_report(dataclasses.replace(comparison, reports={}) if as_json else comparison, as_json)
 
 
 @click.command()
@@ -147,9 +149,9 @@ def histograms(file: pathlib.Path, output: pathlib.Path) -> None:
     import_keras()
     from tfcompress.measure.weight_histograms import histograms as measure
 
-    found = measure(loaded_model(file) if file.suffix == ".keras" else file)
-    found.plot(output)
-    show(found)
+    result = measure(loaded_model(file) if file.suffix == ".keras" else file)
+    result.plot(output)
+    show(result)
 
 
 @click.command()

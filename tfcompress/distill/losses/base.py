@@ -1,13 +1,13 @@
-"""How to write a distillation loss.
+"""DistillationLoss: base class of the distillation losses.
 
 Subclass `DistillationLoss` and implement `measure(teacher, student)`: both are tensors with the
-batch first, the result is one value for each sample. Weights of samples, averaging and layers are
-seen to. A loss that compares samples with each other overrides `call` instead and must leave out
-those of weight zero. `check` refuses shapes that do not fit, before training; variables are made in
-`build` and trained with the student. A loss with layer names gets the outputs of these layers,
-others get the models' outputs.
+batch first, the result is one value for each sample. The base class handles sample weights,
+averaging and layers. A loss that compares samples with each other overrides `call` instead, and
+must ignore samples of weight zero. `check` raises an error before training for shapes that do not
+match. Variables are created in `build` and trained with the student. A loss with layer names gets
+the outputs of these layers, others get the models' outputs.
 
-Each loss works in `keras.distillation.Distiller` as well, whose interface the base class has too.
+Each loss also implements the interface of `keras.distillation.Distiller`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class DistillationLoss(keras.layers.Layer, keras.distillation.DistillationLoss):
     """
 
     quantity = OUTPUT
-    """What is compared of the layers: "output" or "attention"."""
+    """The compared quantity of the layers: "output" or "attention"."""
 
     needs_layers = True
     """Whether layers must be named."""
@@ -50,8 +50,8 @@ class DistillationLoss(keras.layers.Layer, keras.distillation.DistillationLoss):
         name: str | None = None,
         **kwargs: Any,
     ) -> None:
-        kwargs["dtype"] = "float32"  # differences and logarithms do not fit float16
-        # Keras would number the names, and with them the metrics.
+        kwargs["dtype"] = "float32"  # float16 is too coarse for differences and logarithms
+        # Keras would number default names, and with them the metrics.
         super().__init__(name=name or to_snake_case(type(self).__name__), **kwargs)
         for argument, value in (("teacher_layer", teacher_layer), ("student_layer", student_layer)):
             if not (isinstance(value, str) or (value is None and not self.needs_layers)):
@@ -63,7 +63,7 @@ class DistillationLoss(keras.layers.Layer, keras.distillation.DistillationLoss):
         self.student_layer = student_layer
 
     def features(self) -> tuple[list[Feature], list[Feature]]:
-        """Returns what to record of the teacher and of the student; empty for their outputs."""
+        """Returns the features of teacher and student to record; empty for their outputs."""
         return tuple(  # type: ignore[return-value]
             [Feature(path, self.quantity)] if path else []
             for path in (self.teacher_layer, self.student_layer)
@@ -77,7 +77,7 @@ class DistillationLoss(keras.layers.Layer, keras.distillation.DistillationLoss):
         """Raises ValueError for shapes that cannot be compared."""
 
     def build(self, teacher_shape: Any, student_shape: Any) -> None:
-        """Makes the variables, if there are any."""
+        """Creates the variables, if there are any."""
 
     def call(self, teacher: Any, student: Any, sample_weight: Any = None) -> Any:
         """Returns the loss of a batch, a scalar."""
@@ -97,7 +97,7 @@ class DistillationLoss(keras.layers.Layer, keras.distillation.DistillationLoss):
             "student_layer": self.student_layer,
         }
 
-    # What keras.distillation.Distiller asks of a loss.
+    # The interface of keras.distillation.Distiller.
 
     @property
     def teacher_layer_name(self) -> str | None:
@@ -110,10 +110,10 @@ class DistillationLoss(keras.layers.Layer, keras.distillation.DistillationLoss):
         return self.student_layer
 
     def validate_model_compatibility(self, teacher: Any, student: Any) -> None:
-        """Checks the shapes and makes the variables.
+        """Checks the shapes and creates the variables.
 
         Raises:
-            ValueError: If shapes do not fit, or the loss needs what Keras' Distiller lacks.
+            ValueError: If the shapes do not match, or the loss needs what Keras' Distiller lacks.
         """
         if self.needs_labels or self.quantity != OUTPUT or len(self.features()[0]) > 1:
             raise ValueError(
@@ -135,10 +135,10 @@ class DistillationLoss(keras.layers.Layer, keras.distillation.DistillationLoss):
         return self(teacher_outputs, student_outputs)
 
     def prepare(self, teacher: Any, student: Any) -> None:
-        """Checks the shapes of what will be compared and makes the variables.
+        """Checks the shapes of the compared tensors, and creates the variables.
 
         Raises:
-            ValueError: If they do not fit.
+            ValueError: If the shapes do not match.
         """
         self.check(teacher, student)
         if not self.built:  # type: ignore[has-type]
@@ -160,13 +160,13 @@ def average(values: Any, sample_weight: Any = None) -> Any:
     """
     if sample_weight is not None:
         weight = of_rank(sample_weight, len(values.shape))
-        # Not a plain product: infinity times the weight zero must not be NaN.
+        # Not a plain product: infinity times a zero weight would be NaN.
         values = ops.where(weight == 0, 0.0, values * weight)
     return ops.mean(values)
 
 
 def of_rank(sample_weight: Any, rank: int) -> Any:
-    """Returns weights with `rank` axes: positions beyond them are averaged, missing ones are 1."""
+    """Returns weights with `rank` axes: averages extra axes, adds missing ones of size 1."""
     weight = ops.cast(sample_weight, "float32")
     while len(weight.shape) > rank:
         weight = ops.mean(weight, axis=-1)
@@ -182,7 +182,7 @@ def complain(loss: Any, teacher: Any, student: Any, rule: str) -> ValueError:
 
 
 def same_shape(first: Any, second: Any) -> bool:
-    """Returns whether two shapes are equal where both are known, the batch aside."""
+    """Returns whether two shapes are equal where both are known, without the batch."""
     return len(first) == len(second) and all(
         a is None or b is None or a == b for a, b in zip(first[1:], second[1:], strict=True)
     )

@@ -1,4 +1,4 @@
-"""Feature-based knowledge: what layers inside the teacher compute as the target. Channels last."""
+"""Feature-based losses: inner layers of the teacher are the target. Channels last."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from tfcompress.graph.keras_internals import takes_training
 class FeatureMatching(DistillationLoss):
     """Distance of the student's features from the teacher's (FitNets, Romero et al. 2015).
 
-    Where the student's features are narrower or wider, a projector brings them to the teacher's
-    width. It is trained with the student and no part of it.
+    If the student's features have another width, a projector maps them to the teacher's width. It
+    is trained with the student, but is not part of it.
 
     Args:
         teacher_layer: Path of the teacher's layer.
         student_layer: Path of the student's layer, of the same height and width.
-        distance: "mse", or "cosine": 1 - cos of the feature vectors, which leaves their size free.
+        distance: "mse", or "cosine": 1 - cos of the feature vectors, which ignores their length.
         projector: "auto" learns a linear map of the channels where widths differ; None never; a
-            layer of your own maps whatever the student has onto the teacher's shape.
+            layer of your own maps the student's features to the teacher's shape.
         name: Name of the loss term among the metrics.
         **kwargs: Arguments of `keras.layers.Layer`.
 
@@ -67,7 +67,7 @@ class FeatureMatching(DistillationLoss):
         self._shapes: list[list[Any]] = []
 
     def check(self, teacher: Any, student: Any) -> None:
-        """Raises ValueError if no projector could bring the shapes together."""
+        """Raises ValueError if no projector makes the shapes equal."""
         shapes = [list(teacher[1:]), list(student[1:])]
         if self._shapes not in ([], shapes):
             raise ValueError(
@@ -91,7 +91,7 @@ class FeatureMatching(DistillationLoss):
         raise complain(self, teacher, student, f"the shapes must be the same. Use {fix}.")
 
     def build(self, teacher_shape: Any, student_shape: Any) -> None:
-        """Makes the projector where one is needed."""
+        """Creates the projector if one is needed."""
         self._shapes = [list(teacher_shape[1:]), list(student_shape[1:])]
         if self._learn_width and teacher_shape[-1] != student_shape[-1]:
             self.projector = keras.layers.Dense(
@@ -103,9 +103,9 @@ class FeatureMatching(DistillationLoss):
     def measure(self, teacher: Any, student: Any) -> Any:
         """Returns the distance of each sample."""
         if self.projector is not None:
-            # Losses are computed outside of the pass that would tell a layer that it trains.
-            told = {"training": True} if takes_training(self.projector) else {}
-            student = ops.cast(self.projector(student, **told), teacher.dtype)
+            # Losses run outside of the call context of Keras, which would pass `training`.
+            options = {"training": True} if takes_training(self.projector) else {}
+            student = ops.cast(self.projector(student, **options), teacher.dtype)
         if self.distance == "cosine":
             values = 1.0 - ops.sum(ops.normalize(teacher) * ops.normalize(student), axis=-1)
         else:
@@ -114,11 +114,11 @@ class FeatureMatching(DistillationLoss):
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor arguments."""
-        own = None if self.projector is None else keras.layers.serialize(self.projector)
+        config = None if self.projector is None else keras.layers.serialize(self.projector)
         return {
             **super().get_config(),
             "distance": self.distance,
-            "projector": "auto" if self._learn_width else own,
+            "projector": "auto" if self._learn_width else config,
         }
 
     @classmethod
@@ -132,7 +132,7 @@ class FeatureMatching(DistillationLoss):
 
 @keras.saving.register_keras_serializable("tfcompress")
 class AttentionTransfer(DistillationLoss):
-    """Difference of where teacher and student are active (Zagoruyko & Komodakis 2017).
+    """Difference of the spatial activation maps (Zagoruyko & Komodakis 2017).
 
     The spatial map of a layer is the mean over its channels of |x| ** power, scaled to length 1.
     Widths may differ, height and width may not.
@@ -192,9 +192,9 @@ class AttentionMaps(DistillationLoss):
     """Mean squared difference of the attention maps of two MultiHeadAttention layers.
 
     The maps are those after the softmax (TinyBERT uses the scores before it, which differ by a
-    constant for each query that the softmax cannot see). Where the numbers of heads differ, the
-    means over the heads are compared. Maps have to be made for it, which fused attention kernels do
-    not: expect the layer to be slower while it trains.
+    constant for each query that the softmax cancels). If the numbers of heads differ, the means
+    over the heads are compared. Fused attention kernels do not compute the maps, so the layer is
+    slower in training.
 
     Args:
         teacher_layer: Path of the teacher's attention layer.
@@ -216,7 +216,7 @@ class AttentionMaps(DistillationLoss):
     quantity = ATTENTION
 
     def check(self, teacher: Any, student: Any) -> None:
-        """Raises ValueError unless both look at as many positions."""
+        """Raises ValueError unless both have equal numbers of queries and keys."""
         if not same_shape((None, *teacher[2:]), (None, *student[2:])):
             raise complain(self, teacher, student, "queries and keys must be as many.")
 
@@ -277,7 +277,7 @@ class FSP(DistillationLoss):
         self.student_layers = tuple(student_layers)
 
     def features(self) -> tuple[list[Feature], list[Feature]]:
-        """Returns what to record of the teacher and of the student."""
+        """Returns the features of teacher and student to record."""
         return [Feature(p) for p in self.teacher_layers], [Feature(p) for p in self.student_layers]
 
     def check(self, teacher: Any, student: Any) -> None:
@@ -333,7 +333,7 @@ def tinybert_losses(
 ) -> list[DistillationLoss]:
     """Returns the losses of TinyBERT's Transformer distillation: maps and hidden states.
 
-    Layer i of the student's m learns from layer i * n / m of the teacher's n, counted from 1.
+    Layer i of m student layers learns from layer i * n / m of n teacher layers, counted from 1.
 
     Args:
         teacher_attention: Paths of the teacher's attention layers, first to last.
@@ -342,7 +342,7 @@ def tinybert_losses(
         student_hidden: Paths of the student's.
 
     Returns:
-        One loss for each of the student's layers named, to pass as `distillation_losses`.
+        One loss for each student layer, to pass as `distillation_losses`.
 
     Raises:
         ValueError: If a student has more layers than its teacher.
@@ -356,7 +356,7 @@ def tinybert_losses(
     References:
         Jiao et al. 2020, arXiv:1909.10351.
     """
-    made: list[DistillationLoss] = []
+    losses: list[DistillationLoss] = []
     for kind, teacher, student in (
         (AttentionMaps, teacher_attention, student_attention),
         (FeatureMatching, teacher_hidden, student_hidden),
@@ -366,7 +366,7 @@ def tinybert_losses(
                 f"The student has {len(student)} layers to learn from {len(teacher)} of the "
                 "teacher; it must have as many or fewer."
             )
-        for index, path in enumerate(student):
-            taught = teacher[math.ceil((index + 1) * len(teacher) / len(student)) - 1]
-            made.append(kind(taught, path))
-    return made
+        for index, student_path in enumerate(student):
+            teacher_path = teacher[math.ceil((index + 1) * len(teacher) / len(student)) - 1]
+            losses.append(kind(teacher_path, student_path))
+    return losses

@@ -1,7 +1,7 @@
-"""Relation-based knowledge: how the teacher sees the samples of a batch relative to each other.
+"""Relation-based losses: they compare the relations between the samples of a batch.
 
-Features may have any shape and width: each sample is taken as one vector. Samples of weight zero
-take part in nothing.
+Features may have any shape and width: each sample is flattened to one vector. Samples of weight
+zero are ignored.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _TINY = 1e-12
 
 
 class RelationLoss(DistillationLoss):
-    """Base class of the losses that compare samples with each other; layers may be left out.
+    """Base class of the losses that compare samples with each other; layers are optional.
 
     Args:
         teacher_layer: Path of the teacher's layer; None for its output.
@@ -37,7 +37,7 @@ class RelationLoss(DistillationLoss):
         vectors = []
         for features in (teacher, student):
             flat = ops.reshape(features, (size, -1))
-            # What a sample of weight zero holds, be it NaN, must not reach any sum.
+            # Values of a sample of weight zero, even NaN, must not reach any sum.
             vectors.append(ops.where(weight[:, None] == 0, 0.0, flat))
         return self.relate(vectors[0], vectors[1], weight)
 
@@ -144,7 +144,7 @@ class SimilarityPreserving(RelationLoss):
 
 
 def _distances(vectors: Any) -> Any:
-    """Returns the matrix of Euclidean distances; exact 0 where they are 0, with finite slopes."""
+    """Returns the Euclidean distances; exact 0 where they are 0, with finite gradients."""
     squares = ops.sum(vectors**2, axis=-1)
     squared = (
         squares[:, None] + squares[None, :] - 2.0 * ops.matmul(vectors, ops.transpose(vectors))

@@ -1,4 +1,4 @@
-"""Response-based knowledge: the teacher's output distribution as the target."""
+"""Response-based losses: the teacher's output distribution is the target."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ LINEAR, SOFTMAX, SIGMOID = "linear", "softmax", "sigmoid"
 class ResponseLoss(DistillationLoss):
     """Base class of the losses between the outputs of classifiers.
 
-    Logits and probabilities are told apart by the operation that makes the output: softmax or
-    sigmoid, as a layer, a fused activation or a `keras.ops` node, makes probabilities, anything
-    else logits. What cannot be seen in a graph (a subclassed model) must be said with
-    `teacher_outputs` or `student_outputs`. Probabilities are turned back into logits, which is
-    exact up to a constant. The last axis holds the classes; axes between it and the batch are
+    Logits and probabilities are distinguished by the operation that computes the output: softmax or
+    sigmoid, as a layer, a fused activation or a `keras.ops` node, gives probabilities, anything
+    else logits. For a model without a graph (a subclassed one), `teacher_outputs` or
+    `student_outputs` must be given. Probabilities are converted back to logits, which is exact up
+    to a constant. The last axis holds the classes; axes between it and the batch are
     averaged.
 
     Args:
-        teacher_outputs: "linear" (logits), "softmax" or "sigmoid"; None to look at the model.
+        teacher_outputs: "linear" (logits), "softmax" or "sigmoid"; None to inspect the model.
         student_outputs: Likewise for the student.
         teacher_layer: Path of the teacher's layer to compare; None for each of its outputs.
-        student_layer: Path of the student's layer, such as a head of its own; None likewise.
+        student_layer: Path of the student's layer, such as a separate head; None likewise.
         name: Name of the loss term among the metrics.
         **kwargs: Arguments of `keras.layers.Layer`.
     """
@@ -67,10 +67,10 @@ class ResponseLoss(DistillationLoss):
         self.student_outputs = student_outputs
 
     def for_output(self, teacher: Any, student: keras.Model, index: int = 0) -> Any:
-        """Returns the loss for output number `index` of two models, which it looks at.
+        """Returns the loss for output number `index` of two models, after inspecting them.
 
         Raises:
-            ValueError: If it cannot be seen whether a model puts out logits or probabilities.
+            ValueError: If it is unknown whether a model outputs logits or probabilities.
         """
         config = self.get_config()
         for role, model in (("teacher", teacher), ("student", student)):
@@ -105,13 +105,16 @@ class ResponseLoss(DistillationLoss):
             raise complain(self, teacher, student, "the shapes must be the same.")
 
     def validate_model_compatibility(self, teacher: Any, student: Any) -> None:
-        """Looks at the outputs of the models, for Keras' Distiller."""
+        """Inspects the outputs of the models, for Keras' Distiller."""
         super().validate_model_compatibility(teacher, student)
-        known = self.for_output(teacher, student)
-        self.teacher_outputs, self.student_outputs = known.teacher_outputs, known.student_outputs
+        resolved = self.for_output(teacher, student)
+        self.teacher_outputs, self.student_outputs = (
+            resolved.teacher_outputs,
+            resolved.student_outputs,
+        )
 
     def is_bernoulli(self, student: Any) -> bool:
-        """Returns whether each unit is a distribution of its own."""
+        """Returns whether each unit is a separate Bernoulli distribution."""
         return student.shape[-1] == 1 or SIGMOID in (self.teacher_outputs, self.student_outputs)
 
     def logits(self, outputs: Any, kind: str | None) -> Any:
@@ -142,13 +145,14 @@ class SoftTargets(ResponseLoss):
     """Divergence of the student's softened outputs from the teacher's (Hinton et al. 2015).
 
     Computes `T^2 * KL(p_teacher || p_student)` with both distributions softened by the temperature
-    T; T^2 keeps the size of the gradient independent of T. Outputs of one unit, and outputs of a
-    sigmoid, are Bernoulli distributions, one per unit, whose divergences are added.
+    T; T^2 keeps the magnitude of the gradient independent of T. Outputs of one unit, and outputs of
+    a sigmoid, are Bernoulli distributions, one per unit, whose divergences are added.
 
     Args:
         temperature: T > 0; higher is softer. 1 compares the distributions as they are.
         **kwargs: Arguments of `ResponseLoss`: `teacher_outputs`, `student_outputs` ("linear",
-            "softmax" or "sigmoid"; seen in the model), `teacher_layer`, `student_layer`, `name`.
+            "softmax" or "sigmoid"; None to inspect the model), `teacher_layer`, `student_layer`,
+            `name`.
 
     Raises:
         ValueError: If a value is out of range.
@@ -189,10 +193,10 @@ class SoftTargets(ResponseLoss):
 
 @keras.saving.register_keras_serializable("tfcompress")
 class HardTargets(ResponseLoss):
-    """Cross-entropy of the student with the class that the teacher would choose.
+    """Cross-entropy of the student with the class that the teacher predicts.
 
-    The hard-label distillation of DeiT; with `student_layer` naming the head on a distillation
-    token, all of it. Outputs of one unit, and of a sigmoid, are decided at probability 1/2 each.
+    This is the hard-label distillation of DeiT, if `student_layer` names the head of a distillation
+    token. Outputs of one unit, and of a sigmoid, are decided at probability 1/2 each.
 
     Args:
         **kwargs: Arguments of `ResponseLoss`.
@@ -222,12 +226,13 @@ class HardTargets(ResponseLoss):
 
 @keras.saving.register_keras_serializable("tfcompress")
 class DecoupledTargets(ResponseLoss):
-    """Decoupled knowledge distillation: the right class and the others weighted apart (DKD).
+    """Decoupled knowledge distillation (DKD): separate weights for the target and other classes.
 
     `T^2 * (target_weight * TCKD + other_weight * NCKD)`: TCKD compares the probability of the
     labelled class with that of all others together, NCKD the distributions over the others.
     `SoftTargets` is TCKD + (1 - p) * NCKD, p being the teacher's probability of the labelled class:
-    the surer the teacher, the less it tells about the others. Needs labels, as integers or one-hot.
+    the more confident the teacher, the smaller the weight of the others. Needs labels, as integers
+    or one-hot.
 
     Args:
         temperature: T > 0.
@@ -323,10 +328,10 @@ def _one_hot(labels: Any, outputs: Any) -> Any:
 
 
 def output_kind(model: Any, index: int = 0) -> str | None:
-    """Returns what makes output number `index`: "softmax", "sigmoid", else "linear".
+    """Returns the kind of output number `index`: "softmax", "sigmoid", else "linear".
 
-    None if the model has no graph to look at. Quantizers, and layers that only pass values on, are
-    looked through; nested models are looked into.
+    None if the model has no graph. Quantizers, and layers that only pass values on, are skipped;
+    nested models are inspected.
     """
     if not is_graph(model):
         return None
@@ -352,7 +357,7 @@ def layer_kind(layer: Any) -> str:
 
 
 def _is_opaque(layer: Any) -> bool:
-    """Whether a custom layer computes with layers of its own, whatever they do last."""
+    """Whether a custom layer has sublayers, so that its last operation is unknown."""
     own = type(layer).__module__.split(".")[0] not in ("keras", "tfcompress")
     return own and isinstance(layer, keras.layers.Layer) and bool(sublayers(layer))
 

@@ -1,4 +1,4 @@
-"""The rules of lowering: one file a family, each found by itself."""
+"""The lowering rules: one file per family of layers, each imported automatically."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Activations that are fused, and clipping that the grid does."""
+"""Activations that are fused, and clipping that the output range does."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from typing import Any
 from keras import layers
 
 from tfcompress.integer.roles import CLIP, RELU, role
-from tfcompress.lowering.affine_conv import as_flat, clip_range
+from tfcompress.lowering.affine_conv import clip_range, image_form
 from tfcompress.lowering.clipping import clipped_by_range, has_int16_output
 from tfcompress.lowering.context import Lowering
 from tfcompress.lowering.lowering_rules import Site, Stage, lowering_rule
 
 
 @lowering_rule(Stage.DEFERRED, 50)
-def clip_by_the_range(lowering: Lowering, site: Site) -> Any:
-    """Leaves clipping to the grid behind it, which ends where the clipping does, or before.
+def clip_by_range(lowering: Lowering, site: Site) -> Any:
+    """Removes a clipping if the next quantizer has at most its range.
 
-    One of 16 bits ends at both sides alike, so there a ReLU remains.
+    An int16 range is symmetric, so a ReLU remains there.
     """
     kind = role(site.layer)
     if kind not in (RELU, CLIP) or not lowering.rounds:
@@ -25,16 +25,16 @@ def clip_by_the_range(lowering: Lowering, site: Site) -> Any:
     if not clipped_by_range(site.graph, site.call):
         return None
     operand: Any = site.args[0]
-    wide = has_int16_output(site.graph, site.call)
-    if kind == CLIP and not (wide and clip_range(site.layer)[0] == 0):
+    int16 = has_int16_output(site.graph, site.call)
+    if kind == CLIP and not (int16 and clip_range(site.layer)[0] == 0):
         return operand
     relu = lowering.once(site.layer, lambda: layers.ReLU(name=site.layer.name, dtype="float32"))
-    return as_flat(operand).then(relu) if site.is_deferred else relu(operand)
+    return image_form(operand).then(relu) if site.is_deferred else relu(operand)
 
 
 @lowering_rule(Stage.DEFERRED, 60)
-def activate_an_image(lowering: Lowering, site: Site) -> Any:
-    """Calls a ReLU on what still has the form of an image, to be fused."""
+def activate_image_form(lowering: Lowering, site: Site) -> Any:
+    """Calls a ReLU on an `ImageForm`, so that the converter can fuse it."""
     if not (site.is_deferred and role(site.layer) == RELU):
         return None
-    return as_flat(site.args[0]).then(lowering.clone(site.layer))
+    return image_form(site.args[0]).then(lowering.clone(site.layer))

@@ -1,4 +1,4 @@
-"""Weighted sums: dense layers and convolutions."""
+"""Linear layers: dense layers and convolutions."""
 
 from __future__ import annotations
 
@@ -13,38 +13,38 @@ from tfcompress.integer.role_queries import rounds_weights
 from tfcompress.integer.roles import LINEAR, role
 from tfcompress.lowering.affine_conv import as_tensor
 from tfcompress.lowering.context import Lowering
-from tfcompress.lowering.conv3d import in_two_axes
-from tfcompress.lowering.einsum import in_order
+from tfcompress.lowering.conv3d import convolution_3d
+from tfcompress.lowering.einsum import lowered_einsum
 from tfcompress.lowering.lowering_rules import Site, Stage, lowering_rule
-from tfcompress.lowering.one_channel import as_image_layer, in_an_image, puts_out_one_channel
+from tfcompress.lowering.one_channel import as_image_layer, call_as_image, has_one_output_channel
 
 
 @lowering_rule(Stage.WHOLE, 30)
 def fold_scalings(lowering: Lowering, site: Site) -> Any:
-    """Puts what scales the channels of a sum into its weights, as the model rounds them."""
-    total = lowering.sums.get(id(site.operation))
-    if total is None or total.wrapper is None:
+    """Folds scalings of output channels into the weights, which are quantized as in the model."""
+    accumulation = lowering.accumulations.get(id(site.operation))
+    if accumulation is None or accumulation.wrapper is None:
         return None
-    layer = lowering.once(site.operation, lambda: _folded(lowering, total))
+    layer = lowering.once(site.operation, lambda: _folded(lowering, accumulation))
     return layer(*map(as_tensor, site.args), **site.kwargs)
 
 
-def _folded(lowering: Lowering, total: Accumulation) -> Any:
-    layer = total.wrapper.layer
+def _folded(lowering: Lowering, accumulation: Accumulation) -> Any:
+    layer = accumulation.wrapper.layer
     # Without a bias, the converter leaves a transposed convolution and a ReLU in float.
-    biased = layer.use_bias or bool(total.scalings) or isinstance(layer, TRANSPOSED)
-    single = puts_out_one_channel(layer)
+    biased = layer.use_bias or bool(accumulation.scalings) or isinstance(layer, TRANSPOSED)
+    single = has_one_output_channel(layer)
     folded = as_image_layer(layer, biased) if single else clone_layer(layer, use_bias=biased)
-    lowering.carry(total.wrapper, folded)
-    lowering.totals[id(folded)] = total
-    return in_an_image(layer, folded) if single else folded
+    lowering.carry(accumulation.wrapper, folded)
+    lowering.folded[id(folded)] = accumulation
+    return call_as_image(layer, folded) if single else folded
 
 
 @lowering_rule(Stage.DEFERRED, 20)
 def keep_in_float(lowering: Lowering, site: Site) -> Any:
-    """Turns the signs of a sum that was left out of quantization, and turns them back behind it.
+    """Negates the weights of a linear layer that is not quantized, and negates its output.
 
-    The converter rounds weights between integers, but cannot turn a sign in integers.
+    The converter quantizes float layers between quantized ones, but not a negation.
     """
     layer = site.layer
     left_out = type(layer) in KERNELS and not rounds_weights(site.operation)
@@ -60,36 +60,36 @@ def keep_in_float(lowering: Lowering, site: Site) -> Any:
 
 @lowering_rule(Stage.OPERATION, 30)
 def convolve_over_two_axes(lowering: Lowering, site: Site) -> Any:
-    """Makes a convolution over three axes one over two, which the runtime has for integers."""
+    """Lowers a 3D convolution to a 2D one, which has integer kernels."""
     layer = site.layer
     if not lowering.rounds or role(layer) != LINEAR:
         return None
     kernel, bias = getattr(layer, "kernel", None), getattr(layer, "bias", None)
-    return in_two_axes(layer, site.args[0], lowering.values.get(id(kernel), kernel), bias)
+    return convolution_3d(layer, site.args[0], lowering.values.get(id(kernel), kernel), bias)
 
 
 @lowering_rule(Stage.OPERATION, 40)
 def one_channel_as_image(lowering: Lowering, site: Site) -> Any:
-    """Makes a convolution over one axis to one channel one of an image."""
+    """Lowers a 1D convolution with one output channel to one of an image."""
     layer = site.layer
-    if not puts_out_one_channel(layer):
+    if not has_one_output_channel(layer):
         return None
 
-    def over_two_axes() -> Any:
+    def image_convolution() -> Any:
         image_layer = as_image_layer(layer, layer.use_bias)
         lowering.carry(layer, image_layer)
-        return in_an_image(layer, image_layer)
+        return call_as_image(layer, image_layer)
 
-    return lowering.once(layer, over_two_axes)(*site.args, **site.kwargs)
+    return lowering.once(layer, image_convolution)(*site.args, **site.kwargs)
 
 
 @lowering_rule(Stage.OPERATION, 50)
 def bias_before_transposition(lowering: Lowering, site: Site) -> Any:
-    """Adds the bias of an EinsumDense before its axes are put in their order."""
+    """Adds the bias of an EinsumDense before its axes are transposed."""
     layer = site.layer
-    ordered = in_order(layer)
-    if ordered is None:
+    lowered = lowered_einsum(layer)
+    if lowered is None:
         return None
-    changed, axes, lowering.values[id(layer.bias)] = ordered
-    made = ops.transpose(lowering.clone(layer, **changed)(*site.args, **site.kwargs), axes)
-    return layer.activation(made) if layer.activation else made
+    changed, axes, lowering.values[id(layer.bias)] = lowered
+    outputs = ops.transpose(lowering.clone(layer, **changed)(*site.args, **site.kwargs), axes)
+    return layer.activation(outputs) if layer.activation else outputs

@@ -1,4 +1,4 @@
-"""Tables of weights."""
+"""Lookups in tables of weights, such as embeddings."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from tfcompress.lowering.lowering_rules import Site, Stage, lowering_rule
 
 
 @lowering_rule(Stage.OPERATION, 100)
-def round_rows(lowering: Lowering, site: Site) -> Any:
-    """Tells the converter the grid of what is looked up, unless a concatenation does."""
+def quantize_rows(lowering: Lowering, site: Site) -> Any:
+    """Adds the quantization parameters of the rows, unless a concatenation adds its own."""
     table = role(site.operation) == TABLE and rounds_weights(site.operation)
     if not (lowering.rounds and table) or is_joined(site.graph, site.call.outputs[0]):
         return None

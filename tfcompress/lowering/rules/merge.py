@@ -1,4 +1,4 @@
-"""Operations on several tensors: concatenation, sums and products."""
+"""Operations on several tensors: concatenation, addition and multiplication."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tfcompress.integer.grid_ops import Requantize
 from tfcompress.integer.roles import JOIN, MOVE, PAIR, SUM, role
 from tfcompress.integer.trace import quantizer_behind, quantizer_of
 from tfcompress.lowering.context import Lowering
-from tfcompress.lowering.einsum import apart
+from tfcompress.lowering.einsum import add_as_images
 from tfcompress.lowering.lowering_rules import Site, Stage, lowering_rule
 from tfcompress.quantization.activation_quantizer import ActivationQuantizer
 from tfcompress.quantization.layers.recurrent import RuntimeRecurrent
@@ -21,75 +21,75 @@ from tfcompress.quantization.layers.recurrent import RuntimeRecurrent
 
 @lowering_rule(Stage.OPERANDS, 10)
 def requantize_joined(lowering: Lowering, site: Site) -> Any:
-    """Rounds what is concatenated onto the grid of the result, where it comes from another.
+    """Requantizes joined operands to the output's parameters, where they have others.
 
-    The converter does not by itself, or does so before what moves it about, for all that read it.
+    The converter does not insert this, or inserts it before data movement, for all consumers.
     """
     if role(site.layer) != JOIN:
         return None
-    joins = site.call.inputs
-    crossings = [found for t in joins if (found := _crossing(lowering, t))]
-    across = any(map(lowering.reads_integers, crossings))
-    if not (crossings or any(_is_moved(lowering, t) for t in joins)):
+    inputs = site.call.inputs
+    requantizations = [call for t in inputs if (call := _requantization(lowering, t))]
+    from_integers = any(map(lowering.reads_integers, requantizations))
+    if not (requantizations or any(_is_moved(lowering, t) for t in inputs)):
         return None
-    joined = quantizer_behind(site.graph, site.call)
-    if not joined:
+    output_quantizer = quantizer_behind(site.graph, site.call)
+    if not output_quantizer:
         return None
     operands = _tensors((site.args, site.kwargs))
     old = {id(new): t for t, new in zip(site.call.inputs, operands, strict=True)}
 
-    def put(t: Any) -> Any:
+    def requantize(t: Any) -> Any:
         if is_float(t) and _is_moved(lowering, old[id(t)]):
-            return lowering.fixed(joined)(Requantize.barrier(t))
-        enters = is_float(t) and (across or _crossing(lowering, old[id(t)]))
-        return lowering.fixed(joined)(t) if enters else t
+            return lowering.fake_quant(output_quantizer)(Requantize.barrier(t))
+        needed = is_float(t) and (from_integers or _requantization(lowering, old[id(t)]))
+        return lowering.fake_quant(output_quantizer)(t) if needed else t
 
-    return tree.map_structure(put, (site.args, site.kwargs))
+    return tree.map_structure(requantize, (site.args, site.kwargs))
 
 
 @lowering_rule(Stage.OPERANDS, 20)
-def tell_operands_apart(lowering: Lowering, site: Site) -> Any:
-    """Tells the operands of a difference or product apart that share a grid.
+def separate_operands(lowering: Lowering, site: Site) -> Any:
+    """Separates the operands of a difference or product that share a quantizer.
 
-    The converter moves reshapes of such tensors (what a nested model returns of two images)
-    behind the operation, and loses the grid of the result.
+    The converter moves reshapes of such tensors (for example two outputs of one nested model)
+    behind the operation, and loses the quantization parameters of the result.
     """
     if role(site.layer) != PAIR:
         return None
-    grid, *others = map(quantizer_of, site.call.inputs)
+    quantizer, *others = map(quantizer_of, site.call.inputs)
     first, *rest = _tensors((site.args, site.kwargs))
-    alike = others == [grid] and first is not rest[0] and first.shape == rest[0].shape
-    if not alike or not isinstance(grid, ActivationQuantizer):
+    shared = others == [quantizer] and first is not rest[0] and first.shape == rest[0].shape
+    if not shared or not isinstance(quantizer, ActivationQuantizer):
         return None
-    walled = lowering.fixed(grid)(Requantize.barrier(first))
-    return tree.map_structure(lambda t: walled if t is first else t, (site.args, site.kwargs))
+    separate = lowering.fake_quant(quantizer)(Requantize.barrier(first))
+    return tree.map_structure(lambda t: separate if t is first else t, (site.args, site.kwargs))
 
 
 @lowering_rule(Stage.OPERATION, 60)
 def add_matrices(lowering: Lowering, site: Site) -> Any:
-    """Adds matrices of 16 bits in a form where neither is taken for a bias."""
-    makers = [made.operation for t in site.call.inputs if (made := lowering.producer(t))]
-    wide = any(getattr(operation, "bits", 8) == 16 for operation in makers)
+    """Adds int16 matrices in a form in which none of them passes for a bias."""
+    producers = [call.operation for t in site.call.inputs if (call := lowering.producer(t))]
+    int16 = any(getattr(operation, "bits", 8) == 16 for operation in producers)
     ranks = [len(tensor.shape) for tensor in site.call.inputs]
-    if not (wide and role(site.operation) == SUM and ranks == [2, 2]):
+    if not (int16 and role(site.operation) == SUM and ranks == [2, 2]):
         return None
-    return apart(*tree.flatten(site.args))
+    return add_as_images(*tree.flatten(site.args))
 
 
 def _is_moved(lowering: Lowering, tensor: Any) -> bool:
-    """Returns whether a tensor comes from a grid of its own, moved about or looped over."""
+    """Returns whether a tensor is a moved quantized tensor, or comes from a recurrent layer."""
     producer = lowering.producer_before(tensor, MOVE)
-    made = producer and plain(producer.operation)
+    operation = producer and plain(producer.operation)
     moved = producer is not lowering.producer(tensor)
     kinds = (RuntimeRecurrent, ActivationQuantizer) if moved else RuntimeRecurrent
-    return isinstance(made, kinds)
+    return isinstance(operation, kinds)
 
 
-def _crossing(lowering: Lowering, tensor: Any) -> Call | None:
-    """Returns the crossing that a tensor comes from, moved about or not, if there is one."""
+def _requantization(lowering: Lowering, tensor: Any) -> Call | None:
+    """Returns the requantization that produced a tensor, looking through data movement."""
     producer = lowering.producer_before(tensor, MOVE)
     return producer if isinstance(getattr(producer, "operation", None), Requantize) else None
 
 
-def _tensors(given: Any) -> list[Any]:
-    return [value for value in tree.flatten(given) if isinstance(value, keras.KerasTensor)]
+def _tensors(arguments: Any) -> list[Any]:
+    return [value for value in tree.flatten(arguments) if isinstance(value, keras.KerasTensor)]

@@ -1,4 +1,4 @@
-"""Operations that the converter knows badly as Keras writes them."""
+"""Operations whose Keras form the converter handles badly."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from tfcompress.quantization.layers.normalization import has_unit_length
 
 
 @lowering_rule(Stage.OPERATION, 85)
-def write_otherwise(lowering: Lowering, site: Site) -> Any:
-    """Writes an operation in the form that is registered for its class."""
+def use_lowered_form(lowering: Lowering, site: Site) -> Any:
+    """Lowers an operation to the form that is registered for its class."""
     form = form_of(site.layer, integers=lowering.rounds or lowering.int16)
     if form is None or not all(isinstance(arg, keras.KerasTensor) for arg in site.args):
         return None
@@ -36,27 +36,27 @@ def _square(operation: Any, x: Any) -> Any:
 
 @lowered_form("Split", "ArraySplit", "Unstack", integers_only=True)
 def _slices(operation: Any, x: Any) -> Any:
-    # Of a split, the converter leaves results in float now and then, depending on their values.
+    # The converter leaves some results of a split in float, depending on their values.
     axis = operation.axis % len(x.shape)
     if x.shape[axis] is None:
         return operation(x)
     before = (slice(None),) * axis
     parts = operation.compute_output_spec(x)
     if len(parts[0].shape) < len(x.shape):  # unstacked
-        return [x[(*before, place)] for place in range(len(parts))]
-    ends = itertools.accumulate((part.shape[axis] for part in parts), initial=0)
-    return [x[(*before, slice(a, b))] for a, b in itertools.pairwise(ends)]
+        return [x[(*before, index)] for index in range(len(parts))]
+    offsets = itertools.accumulate((part.shape[axis] for part in parts), initial=0)
+    return [x[(*before, slice(a, b))] for a, b in itertools.pairwise(offsets)]
 
 
 @lowered_form("Divide", "TrueDivide", integers_only=True)
 def _quotient(operation: Any, x: Any, y: Any) -> Any:
-    # The runtime's division of integers is wrong; in float, it would be made one of integers.
+    # The integer kernel of division is wrong, and the converter would quantize a float division.
     return x * (y * ops.square(ops.rsqrt(ops.square(y))))
 
 
 @lowered_form("Cast", integers_only=True)
 def _flags(operation: Any, x: Any) -> Any:
-    """Writes truths that become numbers as a choice between integers of a grid."""
+    """Lowers a cast of booleans to a selection between two quantized values."""
     if x.dtype != "bool" or not keras.backend.is_float_dtype(operation.dtype):
         return ops.cast(x, operation.dtype)
     return ops.where(x, 1.0, 0.0)
@@ -72,40 +72,40 @@ def _one_hot(operation: Any, x: Any) -> Any:
 def _categories(layer: Any, x: Any, count_weights: Any = None) -> Any:
     if layer.output_mode == "int":
         return ops.cast(x, "float32")
-    found = _are_equal(ops.cast(x, "int32"), layer.num_tokens, len(x.shape))
+    matches = _are_equal(ops.cast(x, "int32"), layer.num_tokens, len(x.shape))
     if layer.output_mode == "multi_hot" and len(x.shape) > 1:
-        found = ops.any(found, -2)
+        matches = ops.any(matches, -2)
     elif layer.output_mode == "one_hot" and len(x.shape) > 1 and x.shape[-1] == 1:
-        found = ops.squeeze(found, -2)
-    chosen = ops.where(found, 1.0, 0.0)
+        matches = ops.squeeze(matches, -2)
+    encoded = ops.where(matches, 1.0, 0.0)
     if layer.output_mode != "count":
-        return chosen
+        return encoded
     if count_weights is not None:
-        chosen = chosen * ops.expand_dims(count_weights, -1)
-    return ops.sum(chosen, 1)
+        encoded = encoded * ops.expand_dims(count_weights, -1)
+    return ops.sum(encoded, 1)
 
 
 @lowered_form("Discretization")
 def _bins(layer: Any, x: Any) -> Any:
-    places = keras.layers.Discretization(layer.bin_boundaries)(x)
+    bins = keras.layers.Discretization(layer.bin_boundaries)(x)
     if layer.output_mode == "int":
-        return places
+        return bins
     count = len(layer.bin_boundaries) + 1
-    told = types.SimpleNamespace(output_mode=layer.output_mode, num_tokens=count)
-    return _categories(told, places)
+    config = types.SimpleNamespace(output_mode=layer.output_mode, num_tokens=count)
+    return _categories(config, bins)
 
 
 def _are_equal(x: Any, count: int, axis: int) -> Any:
-    """Returns which of the integers below `count` an integer is, along a new axis."""
-    shape = [count if place == axis else 1 for place in range(len(x.shape) + 1)]
+    """Returns the comparisons of an integer with all integers below `count`, along a new axis."""
+    shape = [count if index == axis else 1 for index in range(len(x.shape) + 1)]
     numbers = np.reshape(np.arange(count, dtype=x.dtype), shape)
     return ops.equal(ops.expand_dims(x, axis), numbers)
 
 
 @lowered_form("Normalize", "UnitNormalization")
 def _of_unit_length(operation: Any, x: Any) -> Any:
-    # As Keras writes it, with a limit behind the root, the converter does not know it, and vectors
-    # of zeros become no numbers.
+    # The Keras form limits the root, not the sum. The converter does not recognize that, and
+    # vectors of zeros become NaN.
     if getattr(operation, "order", 2) != 2:
         return operation(x)
     least = getattr(operation, "epsilon", 1e-12) or keras.config.epsilon()
@@ -114,7 +114,7 @@ def _of_unit_length(operation: Any, x: Any) -> Any:
     shape, axis = x.shape, tree.flatten(operation.axis)[0] % len(x.shape)
     moved = axis != len(shape) - 1
     x = ops.swapaxes(x, axis, -1) if moved else x
-    if len(shape) > 4 and None not in x.shape[1:]:  # more than the runtime knows
+    if len(shape) > 4 and None not in x.shape[1:]:  # more axes than the kernel supports
         x = ops.reshape(_scaled(ops.reshape(x, (-1, x.shape[-1])), -1, least), (-1, *x.shape[1:]))
     else:
         x = _scaled(x, -1, least)

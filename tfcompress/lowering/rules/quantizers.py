@@ -1,4 +1,4 @@
-"""Quantizers become roundings onto fixed grids; what trains only disappears."""
+"""Quantizers become fake quantization with constant ranges; training helpers are removed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from keras import ops
 
 from tfcompress.integer.grid_ops import Requantize
 from tfcompress.integer.roles import augments
-from tfcompress.lowering.affine_conv import as_flat
+from tfcompress.lowering.affine_conv import image_form
 from tfcompress.lowering.context import Lowering
 from tfcompress.lowering.lowering_rules import Site, Stage, lowering_rule
 from tfcompress.quantization.activation_quantizer import ActivationQuantizer
@@ -17,8 +17,8 @@ from tfcompress.quantization.kept_in_float import AwayFromZero
 
 
 @lowering_rule(Stage.WHOLE, 10)
-def hand_on(lowering: Lowering, site: Site) -> Any:
-    """Takes out what does nothing at inference but keep samples or gradients."""
+def remove_training_helpers(lowering: Lowering, site: Site) -> Any:
+    """Removes layers that only keep samples or change gradients, and quantizers that follow."""
     quantizer = isinstance(site.operation, ActivationQuantizer)
     follows = quantizer and site.operation.follows and not site.call.kwargs.get("averaged")
     return (
@@ -29,8 +29,8 @@ def hand_on(lowering: Lowering, site: Site) -> Any:
 
 
 @lowering_rule(Stage.WHOLE, 20)
-def take_out_augmentation(lowering: Lowering, site: Site) -> Any:
-    """Takes out layers that change their input in training alone."""
+def remove_augmentation(lowering: Lowering, site: Site) -> Any:
+    """Removes layers that change their input in training only."""
     if not augments(site.operation):
         return None
     dtype = site.call.outputs[0].dtype
@@ -38,23 +38,23 @@ def take_out_augmentation(lowering: Lowering, site: Site) -> Any:
 
 
 @lowering_rule(Stage.DEFERRED, 80)
-def round_an_image(lowering: Lowering, site: Site) -> Any:
-    """Rounds what still has the form of an image in that form."""
+def quantize_image_form(lowering: Lowering, site: Site) -> Any:
+    """Quantizes an `ImageForm` as it is, so that the converter can fuse what precedes."""
     if not (site.is_deferred and isinstance(site.operation, ActivationQuantizer)):
         return None
-    rounded = as_flat(site.args[0]).then(lowering.fixed(site.operation))
-    return rounded.restore(rounded.image)
+    quantized = image_form(site.args[0]).then(lowering.fake_quant(site.operation))
+    return quantized.restore(quantized.image)
 
 
 @lowering_rule(Stage.OPERATION, 10)
-def keep_roundings_apart(lowering: Lowering, site: Site) -> Any:
-    """Keeps two roundings that follow each other two."""
+def separate_requantizations(lowering: Lowering, site: Site) -> Any:
+    """Keeps two consecutive requantizations from being merged by the converter."""
     return Requantize.barrier(site.args[0]) if isinstance(site.operation, Requantize) else None
 
 
 @lowering_rule(Stage.OPERATION, 20)
 def fake_quantize(lowering: Lowering, site: Site) -> Any:
-    """Rounds onto the grid that was learned."""
+    """Fake-quantizes with the range that was learned."""
     if not isinstance(site.operation, ActivationQuantizer):
         return None
-    return lowering.fixed(site.operation)(*site.args, **site.kwargs)
+    return lowering.fake_quant(site.operation)(*site.args, **site.kwargs)

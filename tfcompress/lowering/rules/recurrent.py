@@ -1,4 +1,4 @@
-"""Recurrent layers: without a loop, or as the runtime rounds each step."""
+"""Recurrent layers: unrolled, or with the rounding of the runtime in each time step."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from tfcompress.quantization.layers.base import RuntimeLayer
 
 @lowering_rule(Stage.OPERATION, 110)
 def freeze_ranges(lowering: Lowering, site: Site) -> Any:
-    """Makes constants of the ranges inside a layer that rounds its steps by itself."""
+    """Makes the ranges inside a layer constant that quantizes its own intermediate values."""
     layer = site.layer
     if not isinstance(layer, RuntimeLayer):
         return None
 
     def frozen() -> Any:
-        made = layer.frozen()
-        lowering.carry(layer, made)
-        return made
+        copy = layer.frozen()
+        lowering.carry(layer, copy)
+        return copy
 
     return lowering.once(layer, frozen)(*site.args, **site.kwargs)
 
 
 @lowering_rule(Stage.OPERATION, 120)
 def unroll(lowering: Lowering, site: Site) -> Any:
-    """Writes a recurrent layer out step by step, for activations of 16 bits have no loops."""
+    """Unrolls a recurrent layer over its time steps: int16 activations do not support loops."""
     if not (lowering.int16 and isinstance(site.layer, (layers.RNN, layers.Bidirectional))):
         return None
     changed = _unrolled(site.layer.get_config())
@@ -36,7 +36,7 @@ def unroll(lowering: Lowering, site: Site) -> Any:
 
 
 def _unrolled(config: dict[str, Any]) -> dict[str, Any]:
-    """Returns the entries of a config to change so that no loop is left in the layer."""
+    """Returns the config entries that unroll a layer and the layers inside it."""
     changed: dict[str, Any] = {"unroll": True} if "unroll" in config else {}
     for name in ("layer", "backward_layer"):
         inner = config.get(name)

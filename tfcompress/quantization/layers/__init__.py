@@ -1,4 +1,4 @@
-"""Layers in integers: one file a family, each found by itself."""
+"""Layers in integers: one module per family; all modules here are imported."""
 
 from __future__ import annotations
 

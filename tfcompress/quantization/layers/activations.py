@@ -41,9 +41,9 @@ def _relu(layer: Any) -> str:
 
 
 def _clip(operation: Any) -> str:
-    ends = (operation.x_min, operation.x_max)
-    numbers = all(isinstance(end, (int, float)) for end in ends)
-    return CLIP if numbers and ends[0] <= 0 <= ends[1] else OUTPUT
+    bounds = (operation.x_min, operation.x_max)
+    numbers = all(isinstance(bound, (int, float)) for bound in bounds)
+    return CLIP if numbers and bounds[0] <= 0 <= bounds[1] else OUTPUT
 
 
 def _leaky(layer: Any, inputs: Sequence[Any], result: Any) -> LeakyRelu | None:
@@ -68,7 +68,7 @@ integer_layer("LogSoftmax", fixed_range=_RANGES["log_softmax"])
 
 @keras.saving.register_keras_serializable("tfcompress")
 class RuntimeSwish(RuntimeLayer):
-    """`x * sigmoid(x)`: the runtime rounds the sigmoid, then the product."""
+    """`x * sigmoid(x)`: the runtime quantizes the sigmoid, then the product."""
 
     def producer_for(self, read: Sequence[Any]) -> Product:
         """Returns the product."""
@@ -82,10 +82,10 @@ class RuntimeSwish(RuntimeLayer):
         if (
             training
             or not self.linked_quantizers()
-            or not all(grid.exact for grid in self.linked_quantizers())
+            or not all(quantizer.exact for quantizer in self.linked_quantizers())
         ):
             return inputs * fake_quant(gate, *SIGMOID_RANGE)
-        # The runtime looks the gate up in a table, which it computes in this way, ties to even.
+        # The runtime looks the gate up in a table. It computes that table as here, ties to even.
         power = ops.cast(ops.exp(ops.cast(ops.minimum(inputs, 80.0), _PRECISE)), "float32")
         table = ops.minimum(ops.round(power / (1 + power) * 256), 255.0) * 2**-8
         return inputs * straight_through(gate, table)
@@ -93,7 +93,7 @@ class RuntimeSwish(RuntimeLayer):
 
 @keras.saving.register_keras_serializable("tfcompress")
 class RuntimeHardSwish(RuntimeLayer):
-    """The hard swish of Keras; at inference in the steps of the runtime."""
+    """The hard swish of Keras; at inference as the kernel of the runtime computes it."""
 
     def kernels_for(self, read: Sequence[Any], result: Any) -> list[ElementwiseKernel]:
         """Returns the one kernel."""
@@ -109,19 +109,19 @@ class RuntimeHardSwish(RuntimeLayer):
 
 @keras.saving.register_keras_serializable("tfcompress")
 class RuntimePReLU(RuntimeLayer):
-    """The parametric ReLU of Keras, with slopes of 8 bits; at inference in the runtime's steps.
+    """The parametric ReLU of Keras with 8-bit slopes; at inference as the kernel computes it.
 
     Args:
-        options: What the layer of Keras is made with: its shared axes, and what its slopes start
-            from, are regularized and constrained by.
+        options: Constructor arguments of the Keras layer: its shared axes, and the initializer,
+            regularizer and constraint of its slopes.
         **kwargs: Arguments of `keras.layers.Layer`.
     """
 
     def __init__(self, options: dict[str, Any], **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.options = options
-        given = {key: value for key, value in options.items() if key.startswith("alpha_")}
-        self._like = layers.PReLU(shared_axes=options["shared_axes"], **given)
+        arguments = {key: value for key, value in options.items() if key.startswith("alpha_")}
+        self._like = layers.PReLU(shared_axes=options["shared_axes"], **arguments)
         self.alpha: Any = None
 
     def build(self, input_shape: Any) -> None:
@@ -152,9 +152,9 @@ class RuntimePReLU(RuntimeLayer):
         """Returns the activation."""
         alpha = ops.convert_to_tensor(self.alpha)
         if training:
-            slopes, step = rounded_slopes(ops.cast(alpha, "float32"))
-            alpha = straight_through(alpha, ops.cast(slopes * step, alpha.dtype))
-        # In the form that the converter knows.
+            slopes, scale = rounded_slopes(ops.cast(alpha, "float32"))
+            alpha = straight_through(alpha, ops.cast(slopes * scale, alpha.dtype))
+        # The converter recognizes a PReLU in this form.
         outputs = ops.relu(inputs) + -alpha * ops.relu(-inputs)
         for kernel in () if training else self._kernels:
             outputs = kernel([inputs], outputs)
@@ -167,7 +167,7 @@ class RuntimePReLU(RuntimeLayer):
 
 @canonical_form
 class RoundSwish(Rule):
-    """`x * sigmoid(x)`, and hard swish, as the runtime rounds them."""
+    """`x * sigmoid(x)`, and hard swish, as the runtime quantizes them."""
 
     def matches(self, layer: Any) -> bool:
         """Returns whether `layer` is nothing but this activation."""
@@ -180,7 +180,7 @@ class RoundSwish(Rule):
 
 @canonical_form
 class RoundSlopes(Rule):
-    """A parametric ReLU with the slopes that the runtime keeps, of 8 bits."""
+    """A parametric ReLU with 8-bit slopes, as the runtime stores them."""
 
     def matches(self, layer: Any) -> bool:
         """Returns whether `layer` is a parametric ReLU."""

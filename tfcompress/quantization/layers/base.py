@@ -1,8 +1,8 @@
 """Layers that compute what the runtime computes inside one Keras layer, rounding included.
 
-Where the runtime takes several operations for what Keras does in one, each of them rounds. Training
-has to see that, so `quantize` puts such a layer in the place of the one from Keras (the rules are
-in `canonicalize.py`), with quantizers inside, and `strip` puts the original back.
+Where the runtime needs several operations for one Keras layer, it requantizes each result. Training
+has to see that, so `quantize` replaces the Keras layer by such a layer with quantizers inside (the
+rules are in `canonicalize.py`), and `strip` restores the original.
 """
 
 from __future__ import annotations
@@ -25,26 +25,30 @@ from tfcompress.quantization.activation_quantizer import ActivationQuantizer
 
 @dataclasses.dataclass
 class _Links:
-    """Quantizers around a layer, by `id` of the one behind it.
+    """Quantizers of the inputs and of the output of a layer, by `id` of that of the output.
 
-    In a class of its own, so that Keras does not count them to the layer.
+    They are in a separate class, so that Keras does not track them as sublayers.
     """
 
-    grids: dict[int, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
+    quantizers: dict[int, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
 
 
 class RuntimeLayer(layers.Layer):
-    """A layer that computes in the steps of the runtime, and keeps a range for each.
+    """A layer that computes with the operations of the runtime, and has a range for each result.
 
     Attributes:
-        rounding: The quantizers of the steps, by name; `fixed` are the ranges that are known.
+        rounding: The quantizers of the intermediate results, by name of the result.
+        result_names: The names of these results.
+        non_negative: Those that cannot be negative.
+        fixed_ranges: The ranges that the runtime prescribes, by name of the result.
+        passes: Whether the layer computes as the Keras layer does, without quantizers.
     """
 
-    steps: tuple[str, ...] = ()
+    result_names: tuple[str, ...] = ()
     non_negative: tuple[str, ...] = ()
-    fixed: Mapping[str, tuple[float, float]] = types.MappingProxyType({})
-    hands_masks_on = True
-    passes = False  # whether it computes as the Keras layer does
+    fixed_ranges: Mapping[str, tuple[float, float]] = types.MappingProxyType({})
+    propagates_mask = True
+    passes = False
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -54,52 +58,52 @@ class RuntimeLayer(layers.Layer):
         self._kernels: list[ElementwiseKernel] = []
 
     def link(self, read: Sequence[Any], result: Any) -> Any:
-        """Tells the layer which quantizers its inputs come from, and which one its output goes to.
+        """Sets the quantizers of the inputs and of the output.
 
         Args:
-            read: A quantizer for each input; None where it is not known.
-            result: The quantizer.
+            read: The quantizer of each input; None where it is not known.
+            result: The quantizer of the output.
 
         Returns:
-            The source of the output, if what the layer returns says all about its integers.
+            The producer of the output, if its quantized values follow from the output alone.
         """
         known = None not in read and self.compute_dtype == "float32"
-        self._links.grids[id(result)] = (*read, result) if known else ()
+        self._links.quantizers[id(result)] = (*read, result) if known else ()
         self._kernels = self.kernels_for(read, result) if self.linked_quantizers() else []
         return self.producer_for(read) if self.linked_quantizers() else None
 
-    # Methods, no properties: Keras takes what attributes hold for parts of the layer, and saves it.
+    # Methods, not properties: Keras tracks and saves the layers that attributes hold.
 
     def linked_quantizers(self) -> tuple[Any, ...]:
-        """Returns the quantizers around the layer, inputs first; none if it follows no kernels."""
-        found = list(self._links.grids.values())
-        return found[0] if len(found) == 1 else ()  # called on other grids elsewhere, none
+        """Returns the quantizers of inputs and output; empty if unknown or several."""
+        calls = list(self._links.quantizers.values())
+        return calls[0] if len(calls) == 1 else ()  # kernels need one set of scales for all calls
 
     def linked_variables(self) -> list[Any]:
-        """Returns the variables of these quantizers, which its kernels read."""
-        return [variable for grid in self.linked_quantizers() for variable in grid.variables]
+        """Returns the variables of the linked quantizers, which the kernels read."""
+        return [variable for q in self.linked_quantizers() for variable in q.variables]
 
     def output_quantizers(self) -> list[Any]:
-        """Returns the quantizers that its outputs have passed already, one for each; or none."""
+        """Returns the quantizers of outputs that are already quantized, one for each; or none."""
         return []
 
     def kernels_for(self, read: Sequence[Any], result: Any) -> list[ElementwiseKernel]:
-        """Returns the kernels that the layer has to follow at inference, by these quantizers."""
+        """Returns the kernels that the layer must reproduce at inference with these quantizers."""
         return []
 
     def producer_for(self, read: Sequence[Any]) -> Any:
-        """Returns the source of the output, if there is one, and sets those of the steps."""
+        """Returns the producer of the output, if known, and sets those of the results inside."""
         return None
 
     def build(self, input_shape: Any) -> None:
         """Creates the ranges."""
-        if self.rounding:  # those of `frozen`
+        if self.rounding:  # set by `frozen`
             return
         self.rounding = {
-            step: ActivationQuantizer(
-                self.fixed.get(step), non_negative=step in self.non_negative, name=step
+            name: ActivationQuantizer(
+                self.fixed_ranges.get(name), non_negative=name in self.non_negative, name=name
             )
-            for step in self.steps
+            for name in self.result_names
         }
         for quantizer in self.rounding.values():
             quantizer.build(())
@@ -110,9 +114,9 @@ class RuntimeLayer(layers.Layer):
         return input_shape
 
     def compute_mask(self, inputs: Any, previous_mask: Any) -> Any:
-        """Returns the mask that the Keras layer hands on; of several inputs, if all carry one."""
+        """Returns the mask as the Keras layer does; for several inputs, only if all have one."""
         masks = previous_mask if isinstance(previous_mask, (list, tuple)) else [previous_mask]
-        if not self.hands_masks_on or any(mask is None for mask in masks):
+        if not self.propagates_mask or any(mask is None for mask in masks):
             return None
         return functools.reduce(ops.logical_or, masks)
 
@@ -121,11 +125,11 @@ class RuntimeLayer(layers.Layer):
         self.passes = kinds is not None
 
     def original_variables(self) -> list[Any]:
-        """Returns the variables that the Keras layer has as well, in its order."""
+        """Returns the variables that the Keras layer also has, in the order of that layer."""
         return []
 
     def bias_parts(self) -> dict[int, int]:
-        """Returns how many vectors each bias is put together from, by `id` of the variable."""
+        """Returns how many vectors each bias concatenates, by `id` of the variable."""
         return {}
 
     def frozen(self) -> RuntimeLayer:
@@ -141,13 +145,13 @@ class RuntimeLayer(layers.Layer):
         """Returns the constructor arguments, under any dtype policy."""
         return super().get_config()
 
-    def _rounded(self, step: str, x: Any, training: bool | None) -> Any:
-        quantizer = self.rounding[step]
+    def _quantize_result(self, name: str, x: Any, training: bool | None) -> Any:
+        quantizer = self.rounding[name]
         if isinstance(quantizer, FixedFakeQuant):
             return quantizer.call(x)
         return quantizer(x, training=training)
 
 
 def runtime_layer(kind: Any, layer: Any, **kwargs: Any) -> Any:
-    """Returns the layer of the runtime that takes the place, and the name, of one of Keras."""
+    """Returns a `RuntimeLayer` with the name, dtype policy and `trainable` of a Keras layer."""
     return kind(name=layer.name, dtype=layer.dtype_policy, trainable=layer.trainable, **kwargs)

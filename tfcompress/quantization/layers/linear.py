@@ -14,7 +14,7 @@ from tfcompress.quantization.canonicalize import Rule, canonical_form
 
 
 def _linear(layer: Any) -> str:
-    # An activation that is still there is one that no rule knows.
+    # No rule splits off the activation of such a layer.
     return LINEAR if activation_name(layer) == "linear" else OUTPUT
 
 
@@ -35,7 +35,7 @@ integer_layer("Conv3D Conv3DTranspose", role=_linear)
 
 @canonical_form
 class SplitActivation(Rule):
-    """A layer with a fused activation becomes the linear layer and an Activation layer."""
+    """A layer with a fused activation becomes a linear layer and an Activation layer."""
 
     def matches(self, layer: Any) -> bool:
         """Returns whether `layer` is a Keras layer with a Keras activation other than linear."""
@@ -58,7 +58,7 @@ class SplitActivation(Rule):
 
 @canonical_form
 class SplitSeparable(Rule):
-    """A separable convolution becomes its two halves, with a rounding between them."""
+    """A separable convolution becomes its two halves, with a requantization between them."""
 
     def matches(self, layer: Any) -> bool:
         """Returns whether `layer` is a separable convolution without constraints."""

@@ -26,24 +26,24 @@ def _matrix_product(layer: Any, inputs: Sequence[Any], result: Any) -> Product |
 
 
 def _of_two(kind: type[Product], inputs: Sequence[Any]) -> Product | None:
-    grids = [quantizer_of(tensor) for tensor in inputs]
-    return None if len(grids) != 2 or None in grids else kind((grids[0], grids[1]))
+    read = [quantizer_of(tensor) for tensor in inputs]
+    return None if len(read) != 2 or None in read else kind((read[0], read[1]))
 
 
 def _concatenated(layer: Any, inputs: Sequence[Any], result: Any) -> Concatenated | None:
     sizes = [tensor.shape[layer.axis] for tensor in inputs]
     if None in sizes:
         return None
-    sources = [producer_of(tensor, result) for tensor in inputs]
-    return Concatenated(tuple(zip(sources, sizes, strict=True)), layer.axis)
+    producers = [producer_of(tensor, result) for tensor in inputs]
+    return Concatenated(tuple(zip(producers, sizes, strict=True)), layer.axis)
 
 
 def _stacked(layer: Any, inputs: Sequence[Any], result: Any) -> Concatenated | None:
-    sources = [producer_of(tensor, result) for tensor in inputs]
+    producers = [producer_of(tensor, result) for tensor in inputs]
     last = layer.axis in (-1, len(inputs[0].shape))
-    if last and not all(isinstance(source, (Product, Requantized)) for source in sources):
+    if last and not all(isinstance(producer, (Product, Requantized)) for producer in producers):
         return None
-    return Concatenated(tuple((source, 1) for source in sources), layer.axis)
+    return Concatenated(tuple((producer, 1) for producer in producers), layer.axis)
 
 
 integer_layer("Add", role=SUM, int16=True)
@@ -55,25 +55,25 @@ integer_layer("Concatenate", role=JOIN, producer=_concatenated)
 integer_layer("Stack", role=JOIN, producer=_stacked)
 integer_layer("Maximum Minimum Where", role=JOIN)
 integer_layer(
-    "MaskScores",  # what is masked is off the grid by any rule
+    "MaskScores",  # masked scores lie outside the range and are clipped in any case
     role=JOIN,
     producer=lambda layer, inputs, result: producer_of(inputs[0], result),
 )
 integer_layer(
     "RuntimeMerge",
     role=lambda layer: SUM if layer.how == "add" else OUTPUT,
-    int16=lambda layer: not layer.steps,  # these are of 8 bits
+    int16=lambda layer: not layer.result_names,  # results in between have 8 bits
 )
 
 
 @keras.saving.register_keras_serializable("tfcompress")
 class RuntimeMerge(RuntimeLayer):
-    """A sum, mean or product of several tensors: the runtime takes two at a time.
+    """A sum, mean or product of several tensors, computed pairwise as the runtime does.
 
     Args:
         how: "add", "average" or "multiply".
         count: How many tensors.
-        operation: The name of the operation of `keras.ops` that this stands for; None for a layer.
+        operation: The name of the replaced operation of `keras.ops`; None for a layer.
         **kwargs: Arguments of `keras.layers.Layer`.
     """
 
@@ -81,16 +81,16 @@ class RuntimeMerge(RuntimeLayer):
         self, how: str, count: int, *, operation: str | None = None, **kwargs: Any
     ) -> None:
         self.how, self.count, self.operation = how, count, operation
-        self.hands_masks_on = operation is None
+        self.propagates_mask = operation is None
         rounded = count - 1 if how == "average" else count - 2
-        self.steps = tuple(f"first_{number + 2}" for number in range(rounded))
+        self.result_names = tuple(f"first_{number + 2}" for number in range(rounded))
         super().__init__(**kwargs)
 
     def kernels_for(self, read: Sequence[Any], result: Any) -> list[ElementwiseKernel]:
         """Returns the additions of a sum."""
-        between = [self.rounding[step] for step in self.steps]
-        grids = zip([read[0], *between], read[1:], [*between, result], strict=True)
-        return [Addition((a, b), to) for a, b, to in grids] if self.how == "add" else []
+        between = [self.rounding[name] for name in self.result_names]
+        sums = zip([read[0], *between], read[1:], [*between, result], strict=True)
+        return [Addition((a, b), output) for a, b, output in sums] if self.how == "add" else []
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         """Returns the merged tensor."""
@@ -100,12 +100,12 @@ class RuntimeMerge(RuntimeLayer):
             before, merged = merged, merge(merged, other)
             if self._kernels and not training:
                 merged = self._kernels[number]([before, other], merged)
-            if number < len(self.steps):
-                merged = self._rounded(self.steps[number], merged, training)
+            if number < len(self.result_names):
+                merged = self._quantize_result(self.result_names[number], merged, training)
         return merged * (1 / self.count) if self.how == "average" else merged
 
     def compute_output_shape(self, input_shape: Any) -> Any:
-        """Returns the shape that all inputs are broadcast to."""
+        """Returns the shape to which all inputs are broadcast."""
         return sum(keras.KerasTensor(shape) for shape in input_shape).shape
 
     def get_config(self) -> dict[str, Any]:
@@ -116,10 +116,10 @@ class RuntimeMerge(RuntimeLayer):
 
 @canonical_form
 class MergePairwise(Rule):
-    """A merge of several tensors, two at a time; and sums, which the runtime rounds its own way."""
+    """A merge of several tensors, pairwise; and sums, which the runtime rounds in its own way."""
 
     def matches(self, layer: Any) -> bool:
-        """Returns whether the runtime takes several steps, or rounds as no float would."""
+        """Returns whether the runtime needs several operations, or rounds unlike floats."""
         counts = {len(node.input_tensors) for node in inbound_nodes(layer)}
         if type(layer) not in _MERGES or len(counts) != 1:
             return False

@@ -1,4 +1,4 @@
-"""Operations that move values about, and lookups in tables."""
+"""Operations that move values without arithmetic, and lookups in tables."""
 
 from __future__ import annotations
 

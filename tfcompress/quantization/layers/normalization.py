@@ -50,13 +50,13 @@ integer_layer("UnitNormalization Normalize", fixed_range=_unit_range)
 class RuntimeNormalization(RuntimeLayer):
     """Layer or group normalization in integers, without scale and offset.
 
-    Means are products with a column of equal weights, which the runtime adds up exactly; the
-    inverse of the deviation is looked up in a table.
+    Means are matrix products with a column of equal weights, which the runtime accumulates exactly.
+    The inverse of the deviation is looked up in a table.
 
     Args:
-        groups: Groups that the channels are normalized in, all positions together; 0 for a layer
-            normalization, of the last axis alone.
-        epsilon: What is added to the variance.
+        groups: Number of groups of channels, each normalized over all positions; 0 for a layer
+            normalization, over the last axis alone.
+        epsilon: A constant added to the variance.
         subtract_mean: False for RMS normalization.
         **kwargs: Arguments of `keras.layers.Layer`.
     """
@@ -71,9 +71,9 @@ class RuntimeNormalization(RuntimeLayer):
         **kwargs: Any,
     ) -> None:
         self.groups, self.epsilon, self.subtract_mean = groups, epsilon, subtract_mean
-        self.hands_masks_on = subtract_mean  # RMSNormalization drops them
+        self.propagates_mask = subtract_mean  # RMSNormalization drops them
         centering = ("mean", "centered") if subtract_mean else ()
-        self.steps = (*centering, "squares", "variance", "inverse")
+        self.result_names = (*centering, "squares", "variance", "inverse")
         super().__init__(**kwargs)
 
     def kernels_for(self, read: Sequence[Any], result: Any) -> list[ElementwiseKernel]:
@@ -84,54 +84,54 @@ class RuntimeNormalization(RuntimeLayer):
 
     def producer_for(self, read: Sequence[Any]) -> Product:
         """Returns the product of the centered values and the inverse of the deviation."""
-        steps = self.rounding
-        centered = steps["centered"] if self.subtract_mean else read[0]
+        quantizers = self.rounding
+        centered = quantizers["centered"] if self.subtract_mean else read[0]
         if self.subtract_mean:
-            steps["mean"].producer = Mean(read[0], self._size)
-        steps["squares"].producer = Product((centered, centered))
-        steps["variance"].producer = Mean(steps["squares"], self._size, self.epsilon)
-        steps["inverse"].producer = InverseRoot(steps["variance"])
-        return Product((centered, steps["inverse"]))
+            quantizers["mean"].producer = Mean(read[0], self._size)
+        quantizers["squares"].producer = Product((centered, centered))
+        quantizers["variance"].producer = Mean(quantizers["squares"], self._size, self.epsilon)
+        quantizers["inverse"].producer = InverseRoot(quantizers["variance"])
+        return Product((centered, quantizers["inverse"]))
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         """Returns the normalized inputs."""
-        x = ops.cast(inputs, "float32")  # squares leave the range of float16
+        x = ops.cast(inputs, "float32")  # squares overflow float16
         shape = inputs.shape
         if self.groups:
             part = shape[-1] // self.groups
-            places = math.prod(shape[1:-1])
-            x = ops.reshape(x, (-1, places, self.groups, part))
-            x = ops.reshape(ops.transpose(x, (0, 2, 1, 3)), (-1, self.groups, places * part))
+            positions = math.prod(shape[1:-1])
+            x = ops.reshape(x, (-1, positions, self.groups, part))
+            x = ops.reshape(ops.transpose(x, (0, 2, 1, 3)), (-1, self.groups, positions * part))
         if self.subtract_mean:
-            mean = self._rounded("mean", self._mean(x), training)
+            mean = self._quantize_result("mean", self._mean(x), training)
             centered = x - mean
             for kernel in () if training else self._kernels:
                 centered = kernel([x, mean], centered)
-            x = self._rounded("centered", centered, training)
-        squares = self._rounded("squares", x * x, training)
-        variance = self._rounded("variance", self._mean(squares, self.epsilon), training)
-        if not self.passes:  # a variance below half a step is rounded to zero: it has no inverse
-            variance = ops.maximum(variance, self._step_of("variance"))
+            x = self._quantize_result("centered", centered, training)
+        squares = self._quantize_result("squares", x * x, training)
+        variance = self._quantize_result("variance", self._mean(squares, self.epsilon), training)
+        if not self.passes:  # a variance below half its scale is quantized to 0, without inverse
+            variance = ops.maximum(variance, self._scale_of("variance"))
         inverse = ops.rsqrt(variance)
-        inverse = self._rounded("inverse", inverse, training)
+        inverse = self._quantize_result("inverse", inverse, training)
         x = x * inverse
         if self.groups:
-            x = ops.reshape(x, (-1, self.groups, places, part))
+            x = ops.reshape(x, (-1, self.groups, positions, part))
             x = ops.reshape(ops.transpose(x, (0, 2, 1, 3)), (-1, *shape[1:]))
         return ops.cast(x, inputs.dtype)
 
     def build(self, input_shape: Any) -> None:
         """Creates the ranges."""
         super().build(input_shape)
-        places = math.prod(input_shape[1:-1]) if self.groups else 1
-        self._size = places * (input_shape[-1] // max(self.groups, 1))
+        positions = math.prod(input_shape[1:-1]) if self.groups else 1
+        self._size = positions * (input_shape[-1] // max(self.groups, 1))
 
     def _mean(self, x: Any, offset: float = 0.0) -> Any:
         count = x.shape[-1]
         column = ops.convert_to_tensor(np.full((count, 1), 1 / count, "float32"), dtype=x.dtype)
         return ops.matmul(x, column) + offset
 
-    def _step_of(self, name: str) -> Any:
+    def _scale_of(self, name: str) -> Any:
         quantizer = self.rounding[name]
         if isinstance(quantizer, FixedFakeQuant):
             return (quantizer.maximum - quantizer.minimum) / 255
@@ -149,7 +149,7 @@ class RuntimeNormalization(RuntimeLayer):
 
 @canonical_form
 class NormalizeInIntegers(Rule):
-    """Layer, RMS and group normalization in the steps of the runtime."""
+    """Layer, RMS and group normalization as operations of the runtime."""
 
     def matches(self, layer: Any) -> bool:
         """Returns whether `layer` normalizes the last axis, or groups of it at known positions."""

@@ -18,7 +18,7 @@ integer_layer(
     role=MOVE,
 )
 integer_layer("MaxPooling1D MaxPooling2D", keeps_channels=True)
-# A global average that no rule could turn into one of these is a MEAN, with its own grid.
+# A global average that no rule replaces by one of these is a MEAN, whose output is requantized.
 integer_layer("AveragePooling1D AveragePooling2D AveragePool", role=AVERAGE, int16=True)
 integer_layer("AveragePooling3D AdaptiveAveragePooling1D AdaptiveAveragePooling2D", role=AVERAGE)
 integer_layer("Mean", int16=True)
@@ -28,8 +28,8 @@ integer_layer("Mean", int16=True)
 class PoolGlobally(Rule):
     """A global average of an image of known size becomes an average pooling over all of it.
 
-    TFLite computes the first as MEAN, which its kernels round differently by a step, and the second
-    as AVERAGE_POOL_2D, which they all round alike.
+    TFLite computes the first as MEAN, in which its kernels differ by one LSB, and the second as
+    AVERAGE_POOL_2D, which they all round alike.
     """
 
     def matches(self, layer: Any) -> bool:

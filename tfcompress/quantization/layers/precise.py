@@ -1,4 +1,4 @@
-"""Operations that need their inputs unrounded: steep ones near zero, and comparisons."""
+"""Operations that need unquantized inputs: those that are steep near zero, and comparisons."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from tfcompress.integer.roles import COMPARE, OUTPUT, PRECISE, integer_layer
 
 
 def _second(operation: Any) -> Any:
-    given = inbound_nodes(operation)[0].arguments
-    return (*given.args, *given.kwargs.values())[1]
+    arguments = inbound_nodes(operation)[0].arguments
+    return (*arguments.args, *arguments.kwargs.values())[1]
 
 
 def _power(operation: Any) -> str:

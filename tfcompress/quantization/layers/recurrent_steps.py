@@ -1,4 +1,4 @@
-"""What the runtime does inside of a recurrent layer, each step on a grid of its own."""
+"""The arithmetic of the runtime inside a recurrent layer, each result with its own scale."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from tfcompress.integer.fixed_point import (
 )
 from tfcompress.integer.grid_ops import FixedFakeQuant, Requantize
 
-_TIME_SECOND = (1, 0, 2)
+_SWAP_BATCH_AND_TIME = (1, 0, 2)
 
 
-_COUNTS = "counts"  # beside the inputs of the gates
+_VALID = "counts"  # the key of the mask among the inputs of the gates
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,254 +33,275 @@ class Value:
 
     Args:
         x: The tensor.
-        unit: The step of its grid, where the pass computes in integers (see `integers.py`).
-        quantizer: What rounded it, if it has not a range that the runtime prescribes.
+        scale: Its scale, where the pass computes in integers (see `integer/producers.py`).
+        quantizer: Its quantizer, unless the runtime prescribes its range.
     """
 
     x: Any
-    unit: Any = None
+    scale: Any = None
     quantizer: Any = None
 
-    def places(self) -> Any:
-        """Returns the integers, as floats."""
-        return straight(self.x / self.unit, ops.round(self.x / self.unit))
+    def quantized(self) -> Any:
+        """Returns the quantized values, as floats."""
+        return straight_through(self.x / self.scale, ops.round(self.x / self.scale))
 
 
 @dataclasses.dataclass(frozen=True)
 class Mask:
-    """The steps of sequences that count; the others leave what is remembered as it is.
+    """The time steps that are not masked; masked ones leave the recurrent states unchanged.
 
     Args:
-        counts: Of shape (samples, steps), booleans.
-        zeros: Whether the output is zero at the others, and not the state from before.
+        valid: Booleans of shape (samples, time steps); false where a time step is masked.
+        zeros: Whether the output of a masked time step is zero instead of the previous output.
     """
 
-    counts: Any
+    valid: Any
     zeros: bool
 
 
 class RecurrentKernel:
-    """A kernel that is rounded: the grid of each column ends at its largest weight.
+    """A quantized kernel, with one symmetric scale per output channel.
 
     Args:
         value: Of shape (inputs, outputs).
         bias: Of shape (outputs,), if there is one.
-        exact: Whether it will be multiplied by integers.
+        exact: Whether the pass computes in integers, so that quantized weights are needed.
     """
 
     def __init__(self, value: Any, bias: Any, exact: bool) -> None:
         self.value, self.bias = value, bias
         if exact:
-            self.ends = ops.max(ops.abs(value), axis=0)
-            self.size = ops.where(self.ends > 0, divided(self.ends, 127), 1.0)
-            self.places = straight(value / self.size, ops.round(value / self.size))
+            self.max_abs = ops.max(ops.abs(value), axis=0)
+            self.scale = ops.where(self.max_abs > 0, divided(self.max_abs, 127), 1.0)
+            self.quantized = straight_through(value / self.scale, ops.round(value / self.scale))
             self.offset = ops.zeros(value.shape[-1:]) if bias is None else bias
 
 
-class Stepwise:
-    """Rounds the results of the steps of one pass, and remembers what was rounded.
+class RuntimeOps:
+    """The operations of one pass; it quantizes each result and records it to observe ranges.
 
     Args:
-        quantizers: Those of the steps, by name.
-        rounds: Whether results are rounded: the ranges were trained. In training a tensor, 1.0 or
-            0.0; then `ends` are those of all steps.
-        exact: Whether they are rounded as the runtime does; then what comes in has a `unit`.
+        quantizers: The quantizers of the results, by name of the result.
+        rounds: Whether results are quantized, that is, whether the ranges were trained. In
+            training a tensor, 1.0 or 0.0; `min_max` then covers all time steps.
+        exact: Whether to compute in integers as the runtime does; every input then has a `scale`.
     """
 
     def __init__(self, quantizers: dict[str, Any], rounds: Any = True, exact: bool = False) -> None:
         self.prefix = ""
-        self.held: tuple[str, ...] = ()  # the names of what is remembered, the state first
-        self.count = 0  # of the steps of a sequence
-        self.of_state: Any = None  # what dropout multiplies states with
-        self.mask: Mask | None = None  # of the loop to come
+        self.state_names: tuple[str, ...] = ()  # of the recurrent states; the output comes first
+        self.count = 0  # time steps of a sequence
+        self.state_dropout: Any = None  # the dropout mask of the states
+        self.mask: Mask | None = None  # of the next loop
         self._quantizers = quantizers
         self._rounds = rounds
         self._exact = exact
         self._seen: dict[str, list[Any]] = {name: [] for name in quantizers}
         self._frozen = isinstance(next(iter(quantizers.values())), FixedFakeQuant)
-        self.written_out = self._frozen or any(q.observer for q in quantizers.values())
-        # All at once: what is computed inside of a loop cannot be used behind it.
+        self.unrolled = self._frozen or any(q.observer for q in quantizers.values())
+        # All at once: a tensor that is computed inside a loop cannot be used after it.
         self._ranges = {
             name: quantizer.qparams() if exact else quantizer.current_range()
             for name, quantizer in quantizers.items()
-            if rounds is not False and not self.written_out
+            if rounds is not False and not self.unrolled
         }
 
     def kernel(self, value: Any, bias: Any = None) -> RecurrentKernel:
-        """Returns a kernel to be used in every step."""
+        """Returns a kernel that is used in every time step."""
         return RecurrentKernel(value, bias, self._exact)
 
     def loop(
         self,
         advance: Callable[[Sequence[Value], dict[str, Value]], Sequence[Value]],
-        given: dict[str, Value],
-        held: Sequence[Value],
+        inputs: dict[str, Value],
+        states: Sequence[Value],
         backwards: bool,
-        turned: bool | None,
+        reverse_outputs: bool | None,
     ) -> tuple[Value, Sequence[Value]]:
-        """Returns the outputs of the steps of a sequence: the states; and what is remembered.
+        """Returns the outputs of a recurrent layer, and its states after the last time step.
 
         Args:
-            advance: Returns the state, and what else is remembered, of one step from those of the
-                step before (nothing in the first) and from its inputs.
-            given: The inputs of all steps, of shape (samples, steps, units).
-            held: What is remembered from before the first step; nothing for zeros.
-            backwards: Whether the last step comes first.
-            turned: Whether states are returned in the opposite order; None for the last one alone.
+            advance: Computes one time step: returns its states from those of the previous time
+                step (an empty sequence in the first) and from its inputs. The first state is the
+                output.
+            inputs: The inputs of all time steps, of shape (samples, time steps, units).
+            states: The states before the first time step; empty for zeros.
+            backwards: Whether to process the sequence from its end to its start.
+            reverse_outputs: Whether to reverse the order of the outputs; None for the last one
+                alone.
 
         Returns:
-            The outputs, of shape (samples, steps, units), or (samples, units) for the last alone.
-            What is remembered after the last step, of shape (samples, units) each.
+            The outputs, of shape (samples, time steps, units), or (samples, units) for the last
+            alone. The states after the last time step, of shape (samples, units) each.
         """
-        first = next(iter(given.values())).x
+        first = next(iter(inputs.values())).x
         count = self.count = first.shape[1]
         order = range(count)[::-1] if backwards else range(count)
-        nothing = None
+        zero_output = None
         if self.mask is not None:
-            given = {**given, _COUNTS: Value(ops.expand_dims(self.mask.counts, -1))}
-            zeros = [self.constant(name, ops.zeros_like(first[:, 0])) for name in self.held]
-            nothing = zeros[0].x
-            # On the grids that are selected from; what is put out starts at zero in any case.
-            held = [*map(self.move, self.held, held), zeros[0]] if held else zeros
+            inputs = {**inputs, _VALID: Value(ops.expand_dims(self.mask.valid, -1))}
+            zeros = [self.constant(name, ops.zeros_like(first[:, 0])) for name in self.state_names]
+            zero_output = zeros[0].x
+            # A selection needs operands of equal scale. The output starts at zero in any case.
+            states = (
+                [*map(self.requantize, self.state_names, states), zeros[0]] if states else zeros
+            )
 
-        def at(step: int) -> dict[str, Value]:
-            # Slices, not unstack: of that, the converter leaves in float what has an unused result.
-            return {name: _with(value, value.x[:, step]) for name, value in given.items()}
+        def at(time_step: int) -> dict[str, Value]:
+            # Slices, not unstack: the converter leaves an unstack with an unused result in float.
+            return {name: _with(value, value.x[:, time_step]) for name, value in inputs.items()}
 
-        # What the first step starts from may be on other grids than what the others do.
-        apart = count if self.written_out else min(count, 1 + self._exact)
-        states = []
-        for step in order[:apart]:
-            held, output = self._step(advance, held, at(step), nothing)
-            states.append(output)
-        unit = held[0].unit
-        if apart == count:
-            if turned is None:
-                return Value(states[-1], unit), held
-            return Value(ops.stack(states[::-1] if turned else states, axis=1), unit), held
-        following = {
-            name: _with(v, ops.flip(v.x[:, :-apart], 1) if backwards else v.x[:, apart:])
-            for name, v in given.items()
+        # The initial states may have other scales than those of later time steps.
+        unrolled_count = count if self.unrolled else min(count, 1 + self._exact)
+        outputs = []
+        for time_step in order[:unrolled_count]:
+            states, output = self._time_step(advance, states, at(time_step), zero_output)
+            outputs.append(output)
+        scale = states[0].scale
+        if unrolled_count == count:
+            if reverse_outputs is None:
+                return Value(outputs[-1], scale), states
+            return Value(
+                ops.stack(outputs[::-1] if reverse_outputs else outputs, axis=1), scale
+            ), states
+        remaining = {
+            name: _with(
+                v, ops.flip(v.x[:, :-unrolled_count], 1) if backwards else v.x[:, unrolled_count:]
+            )
+            for name, v in inputs.items()
         }
-        rest, held = self._scan(advance, following, held, nothing)
-        if turned is None:
-            return Value(rest[-1], unit), held
-        every = ops.concatenate([ops.stack(states), rest], axis=0)
-        every = ops.transpose(ops.flip(every, 0) if turned else every, _TIME_SECOND)
-        return Value(every, unit), held
+        scanned, states = self._scan(advance, remaining, states, zero_output)
+        if reverse_outputs is None:
+            return Value(scanned[-1], scale), states
+        every = ops.concatenate([ops.stack(outputs), scanned], axis=0)
+        every = ops.transpose(
+            ops.flip(every, 0) if reverse_outputs else every, _SWAP_BATCH_AND_TIME
+        )
+        return Value(every, scale), states
 
-    def _step(
-        self, advance: Any, held: Sequence[Value], given: dict[str, Value], nothing: Any
+    def _time_step(
+        self, advance: Any, states: Sequence[Value], inputs: dict[str, Value], zero_output: Any
     ) -> tuple[Sequence[Value], Any]:
-        """Returns what is remembered after a step, and its output; `nothing` is zeros."""
+        """Returns the states after a time step, and its output."""
         if self.mask is None:
-            held = advance(held, given)
-            return held, held[0].x
-        counts = given.pop(_COUNTS).x
+            states = advance(states, inputs)
+            return states, states[0].x
+        valid = inputs.pop(_VALID).x
         after = [
-            Value(self._chosen(name, counts, new.x, old.x), new.unit)
-            for name, new, old in zip(self.held, advance(held, given), held, strict=False)
+            Value(self._select(name, valid, new.x, old.x), new.scale)
+            for name, new, old in zip(
+                self.state_names, advance(states, inputs), states, strict=False
+            )
         ]
-        before = held[len(after) :]  # the output, where it is not the state
+        before = states[len(after) :]  # the previous output, where it differs from the state
         if not (before or self.mask.zeros):
             return after, after[0].x
-        old = nothing if self.mask.zeros else before[0].x
-        output = self._chosen(self.held[0], counts, after[0].x, old)
-        return [*after, *(Value(output, after[0].unit) for _ in before)], output
+        old = zero_output if self.mask.zeros else before[0].x
+        output = self._select(self.state_names[0], valid, after[0].x, old)
+        return [*after, *(Value(output, after[0].scale) for _ in before)], output
 
-    def _chosen(self, name: str, counts: Any, new: Any, old: Any) -> Any:
-        """Returns one of two values on the grid of a step."""
-        x = ops.where(counts, new, old)
+    def _select(self, name: str, valid: Any, new: Any, old: Any) -> Any:
+        """Returns the new value where a time step is valid, else the old one."""
+        x = ops.where(valid, new, old)
         return self._quantizers[self.prefix + name].call(x) if self._frozen else x
 
     def _scan(
-        self, advance: Any, given: dict[str, Value], held: Sequence[Value], nothing: Any
+        self, advance: Any, inputs: dict[str, Value], states: Sequence[Value], zero_output: Any
     ) -> tuple[Any, Sequence[Value]]:
-        """Returns the outputs of further steps, by step, and what is remembered at the end."""
+        """Returns the outputs of the remaining time steps, time first, and the last states."""
         learns = not isinstance(self._rounds, bool)
         names = [name for name in self._seen if learns and name.startswith(self.prefix)]
-        units = [value.unit for value in held]
+        scales = [value.scale for value in states]
 
-        def body(carried: Any, inputs: Any) -> Any:
-            tensors, ends = carried
+        def body(carried: Any, slices: Any) -> Any:
+            tensors, ranges = carried
             seen, self._seen = self._seen, {name: [] for name in self._seen}
-            before = [Value(x, unit) for x, unit in zip(tensors, units, strict=True)]
-            inputs = {name: _with(given[name], x) for name, x in inputs.items()}
-            remembered, output = self._step(advance, before, inputs, nothing)
-            after = [value.x for value in remembered]
+            before = [Value(x, scale) for x, scale in zip(tensors, scales, strict=True)]
+            slices = {name: _with(inputs[name], x) for name, x in slices.items()}
+            new_states, output = self._time_step(advance, before, slices, zero_output)
+            after = [value.x for value in new_states]
             if names:
-                found, (low, high) = self.min_max(), ends
-                low = ops.minimum(low, ops.stack([found[name][0] for name in names]))
-                high = ops.maximum(high, ops.stack([found[name][1] for name in names]))
-                ends = [ops.stop_gradient(low), ops.stop_gradient(high)]
+                observed, (minima, maxima) = self.min_max(), ranges
+                minima = ops.minimum(minima, ops.stack([observed[name][0] for name in names]))
+                maxima = ops.maximum(maxima, ops.stack([observed[name][1] for name in names]))
+                ranges = [ops.stop_gradient(minima), ops.stop_gradient(maxima)]
             self._seen = seen
-            return (after, ends), ([output, *after[1:]], ends)  # both alike, for ops.scan
+            # `ops.scan` needs outputs of the same structure as what it carries.
+            return (after, ranges), ([output, *after[1:]], ranges)
 
-        none = [ops.zeros((len(names),))] * (2 if names else 0)  # a range holds zero in any case
-        inputs = {name: ops.transpose(value.x, _TIME_SECOND) for name, value in given.items()}
-        start = [value.x for value in held]
-        (last, ends), ((outputs, *_), _) = ops.scan(body, (start, none), inputs)
-        for place, name in enumerate(names):
-            self._seen[name] += [end[place] for end in ends]
-        return outputs, [Value(x, unit) for x, unit in zip(last, units, strict=True)]
+        # Zeros are a neutral start: every range contains zero.
+        no_ranges = [ops.zeros((len(names),))] * (2 if names else 0)
+        slices = {
+            name: ops.transpose(value.x, _SWAP_BATCH_AND_TIME) for name, value in inputs.items()
+        }
+        start = [value.x for value in states]
+        (last, ranges), ((outputs, *_), _) = ops.scan(body, (start, no_ranges), slices)
+        for index, name in enumerate(names):
+            self._seen[name] += [bound[index] for bound in ranges]
+        return outputs, [Value(x, scale) for x, scale in zip(last, scales, strict=True)]
 
-    def weighted(self, step: str, value: Value, kernel: RecurrentKernel) -> Value:
-        """Returns the product with a kernel, and its bias added.
+    def matmul(self, name: str, value: Value, kernel: RecurrentKernel) -> Value:
+        """Returns the product with a kernel, plus its bias.
 
         Args:
-            step: The name of the step.
+            name: The name of the result.
             value: Of shape (..., inputs).
-            kernel: What `kernel` returned.
+            kernel: A kernel that `kernel` returned.
         """
         if not self._exact:
             x = ops.matmul(value.x, kernel.value)
-            return self._round(step, x if kernel.bias is None else x + kernel.bias)
-        x = ops.matmul(value.places(), kernel.places) * (value.unit * kernel.size) + kernel.offset
-        unit = accumulator_scale(value.unit, kernel.ends, 127, kernel.offset)
-        return self._round(step, x, Accumulator(unit, kernel.offset).requantize)
+            return self._quantize(name, x if kernel.bias is None else x + kernel.bias)
+        x = (
+            ops.matmul(value.quantized(), kernel.quantized) * (value.scale * kernel.scale)
+            + kernel.offset
+        )
+        scale = accumulator_scale(value.scale, kernel.max_abs, 127, kernel.offset)
+        return self._quantize(name, x, Accumulator(scale, kernel.offset).requantize)
 
-    def add(self, step: str, a: Value, b: Value) -> Value:
+    def add(self, name: str, a: Value, b: Value) -> Value:
         """Returns the sum of two values."""
-        return self._sum(step, a, b, 1)
+        return self._sum(name, a, b, 1)
 
-    def subtract(self, step: str, a: Value, b: Value) -> Value:
+    def subtract(self, name: str, a: Value, b: Value) -> Value:
         """Returns the difference of two values."""
-        return self._sum(step, a, b, -1)
+        return self._sum(name, a, b, -1)
 
-    def _sum(self, step: str, a: Value, b: Value, sign: int) -> Value:
-        def steps(_: Any, scale: Any) -> Any:
-            return added([a.places(), sign * b.places()], [a.unit, b.unit], scale)
+    def _sum(self, name: str, a: Value, b: Value, sign: int) -> Value:
+        def requantize(_: Any, scale: Any) -> Any:
+            return added([a.quantized(), sign * b.quantized()], [a.scale, b.scale], scale)
 
-        return self._round(step, a.x + b.x if sign > 0 else a.x - b.x, steps)
+        return self._quantize(name, a.x + b.x if sign > 0 else a.x - b.x, requantize)
 
-    def multiply(self, step: str, a: Value, b: Value) -> Value:
+    def multiply(self, name: str, a: Value, b: Value) -> Value:
         """Returns the product of two values."""
-        return self._round(
-            step, a.x * b.x, lambda x, scale: Accumulator(a.unit * b.unit).requantize(x, scale)
+        return self._quantize(
+            name, a.x * b.x, lambda x, scale: Accumulator(a.scale * b.scale).requantize(x, scale)
         )
 
-    def scale(self, step: str, a: Value, factor: float) -> Value:
-        """Returns a value times a number, which the file stores as 255 steps."""
-        share = abs(factor) / 255
-        return self._round(
-            step, a.x * factor, lambda x, to: Accumulator(a.unit * share).requantize(x, to)
+    def multiply_by(self, name: str, a: Value, factor: float) -> Value:
+        """Returns a value times a constant, which the file stores as 255 times its scale."""
+        factor_scale = abs(factor) / 255
+        return self._quantize(
+            name,
+            a.x * factor,
+            lambda x, scale: Accumulator(a.scale * factor_scale).requantize(x, scale),
         )
 
-    def move(self, step: str, a: Value) -> Value:
-        """Returns a value of one grid on another."""
-        x = Requantize.written(a.x) if self._frozen else a.x
-        return self._round(step, x, lambda x, scale: moved(x, a.unit, scale))
+    def requantize(self, name: str, a: Value) -> Value:
+        """Returns a value, requantized to the scale of the result `name`."""
+        x = Requantize.barrier(a.x) if self._frozen else a.x
+        return self._quantize(name, x, lambda x, scale: moved(x, a.scale, scale))
 
     def sigmoid(self, a: Value) -> Value:
-        """Returns the sigmoid of a value as the runtime rounds it."""
-        return self._fixed(ops.sigmoid(a.x), SIGMOID_RANGE)
+        """Returns the sigmoid of a value as the runtime quantizes it."""
+        return self._quantize_to(ops.sigmoid(a.x), SIGMOID_RANGE)
 
     def tanh(self, a: Value) -> Value:
-        """Returns the hyperbolic tangent of a value as the runtime rounds it."""
-        return self._fixed(ops.tanh(a.x), TANH_RANGE)
+        """Returns the hyperbolic tangent of a value as the runtime quantizes it."""
+        return self._quantize_to(ops.tanh(a.x), TANH_RANGE)
 
     def relu(self, a: Value) -> Value:
-        """Returns what is positive of a value, on its grid."""
+        """Returns the ReLU of a value, with the scale of the value."""
         x = ops.relu(a.x)
         return _with(a, a.quantizer.call(x) if self._frozen else x)
 
@@ -288,63 +309,67 @@ class Stepwise:
         """Returns a value."""
         return a
 
-    def seen(self, state: Value) -> Value:
-        """Returns a state as the recurrent kernels see it."""
-        return state if self.of_state is None else Value(state.x * self.of_state)
+    def with_dropout(self, state: Value) -> Value:
+        """Returns a state as the recurrent kernels read it, with dropout."""
+        return state if self.state_dropout is None else Value(state.x * self.state_dropout)
 
-    def constant(self, step: str, x: Any) -> Value:
-        """Returns numbers on the grid of a step."""
-        return self._round(step, x, lambda x, scale: ops.round(x / scale))
+    def constant(self, name: str, x: Any) -> Value:
+        """Returns a constant, quantized with the scale of the result `name`."""
+        return self._quantize(name, x, lambda x, scale: ops.round(x / scale))
 
-    def _fixed(self, x: Any, ends: tuple[float, float]) -> Value:
-        rounded = fake_quant_op(x, *ends)
-        unit = (ends[1] - ends[0]) / 255
-        return Value(rounded if self._frozen else straight(x, rounded), unit)
+    def _quantize_to(self, x: Any, min_max: tuple[float, float]) -> Value:
+        """Returns `x`, quantized to a range that the runtime prescribes."""
+        rounded = fake_quant_op(x, *min_max)
+        scale = (min_max[1] - min_max[0]) / 255
+        return Value(rounded if self._frozen else straight_through(x, rounded), scale)
 
-    def _round(self, step: str, x: Any, steps: Callable[[Any, Any], Any] | None = None) -> Value:
-        """Returns `x` rounded as a result of the step.
+    def _quantize(
+        self, name: str, x: Any, requantize: Callable[[Any, Any], Any] | None = None
+    ) -> Value:
+        """Returns `x`, quantized with the quantizer of the result `name`.
 
         Args:
-            step: The name of the step.
+            name: The name of the result.
             x: The result in floats.
-            steps: Where the pass is exact, returns it as integers of a grid, not clipped.
+            requantize: Where the pass is exact, returns the quantized values of `x` for a scale,
+                not clipped.
         """
-        name = self.prefix + step
-        quantizer = self._quantizers[name]
+        full_name = self.prefix + name
+        quantizer = self._quantizers[full_name]
         if self._frozen or quantizer.observer is not None:
             return Value(quantizer.call(x), None, quantizer)
-        self._seen[name].append(x)
+        self._seen[full_name].append(x)
         if self._rounds is False:
             return Value(x)
-        if steps is None or not self._exact:
-            difference = ops.stop_gradient(fake_quant_op(x, *self._ranges[name]) - x)
+        if requantize is None or not self._exact:
+            difference = ops.stop_gradient(fake_quant_op(x, *self._ranges[full_name]) - x)
             return Value(x + (difference if self._rounds is True else difference * self._rounds))
-        scale, lowest = self._ranges[name]
-        places = ops.clip(steps(x, scale), lowest, lowest + 255)
-        return Value(straight(x, places * scale), scale)
+        scale, qmin = self._ranges[full_name]
+        quantized = ops.clip(requantize(x, scale), qmin, qmin + 255)
+        return Value(straight_through(x, quantized * scale), scale)
 
     def min_max(self) -> dict[str, tuple[Any, Any]]:
-        """Returns the smallest and largest value of every step."""
-        return {name: _ends(values) for name, values in self._seen.items()}
+        """Returns the minimum and maximum of every result over all time steps."""
+        return {name: _min_max(values) for name, values in self._seen.items()}
 
 
 def _with(value: Value, x: Any) -> Value:
     return dataclasses.replace(value, x=x)
 
 
-def straight(x: Any, rounded: Any) -> Any:
-    """Returns a rounded tensor with the gradient of `x`.
+def straight_through(x: Any, rounded: Any) -> Any:
+    """Returns a rounded tensor with the gradient of `x` (a straight-through estimator).
 
-    Not by a function with a gradient of its own: there would be thousands of them.
+    Not as a custom gradient: unrolled layers would contain thousands of those functions.
     """
     return x + ops.stop_gradient(rounded - x)
 
 
-def _ends(values: list[Any]) -> tuple[Any, Any]:
+def _min_max(values: list[Any]) -> tuple[Any, Any]:
     if not values:
         return ops.zeros(()), ops.zeros(())
-    lowest = functools.reduce(ops.minimum, map(ops.min, values))
-    highest = functools.reduce(ops.maximum, map(ops.max, values))
-    # Behind the rest, of which no gradient is made then.
-    low, high = (ops.stop_gradient(ops.cast(end, "float32")) for end in (lowest, highest))
+    minimum = functools.reduce(ops.minimum, map(ops.min, values))
+    maximum = functools.reduce(ops.maximum, map(ops.max, values))
+    # Stop the gradient last, so that none is computed through the reductions.
+    low, high = (ops.stop_gradient(ops.cast(bound, "float32")) for bound in (minimum, maximum))
     return low, high

@@ -1,4 +1,4 @@
-"""A layer at each step of a sequence."""
+"""A layer at each time step of a sequence."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from tfcompress.quantization.canonicalize import Rule, canonical_form
 
 @canonical_form
 class UnfoldDense(Rule):
-    """A Dense layer applied to every step of a sequence is a Dense layer, which takes any rank."""
+    """A Dense layer at every time step is a Dense layer, which takes inputs of any rank."""
 
     def matches(self, layer: Any) -> bool:
-        """Returns whether `layer` applies a Dense layer to steps."""
+        """Returns whether `layer` applies a Dense layer to time steps."""
         return type(layer) is layers.TimeDistributed and type(layer.layer) is layers.Dense
 
     def parts(self, layer: Any) -> list[Any]:
-        """Returns the Dense layer under the name of the whole."""
+        """Returns the Dense layer, under the name of `layer`."""
         return [clone_layer(layer.layer, name=layer.name, trainable=layer.trainable)]
 
 
 @canonical_form
 class FoldTime(Rule):
-    """A layer applied to every step of a sequence is applied to all of them as one batch."""
+    """A layer at every time step of a sequence is applied to all of them as one batch."""
 
     def matches(self, layer: Any) -> bool:
-        """Returns whether `layer` applies another, which knows nothing of its batch, to steps."""
+        """Returns whether `layer` applies one that treats samples independently to time steps."""
         if type(layer) is not layers.TimeDistributed or not layer.built or not inbound_nodes(layer):
             return False
         if any(node.arguments.kwargs.get("mask") is not None for node in inbound_nodes(layer)):
@@ -40,12 +40,12 @@ class FoldTime(Rule):
         return len(shapes) == 1 and None not in shapes.pop() and not list(stateful)
 
     def parts(self, layer: Any) -> list[Any]:
-        """Returns the fold, the layer inside, and the unfolding under the name of the whole."""
-        steps = inbound_nodes(layer)[0].input_tensors[0].shape[1]
+        """Returns the folding, the inner layer, and the unfolding under the name of `layer`."""
+        time_steps = inbound_nodes(layer)[0].input_tensors[0].shape[1]
         inner = clone_layer(layer.layer, name=f"{layer.name}_step")
         inner.trainable = layer.trainable
         return [
             FoldSteps(name=f"{layer.name}_fold", dtype=layer.dtype_policy),
             inner,
-            UnfoldSteps(steps, name=layer.name, dtype=layer.dtype_policy),
+            UnfoldSteps(time_steps, name=layer.name, dtype=layer.dtype_policy),
         ]

@@ -1,7 +1,7 @@
 """Removal of channels.
 
-What is coupled (`coupling`, with a rule for each kind of layer in `rules` and `passing`), what
-scores low (`scoring`), and the cut (`cutting`).
+`coupling` finds the channels that must be removed together, with a rule for each kind of layer in
+`rules` and `passing`; `scoring` ranks them; `cutting` removes them.
 """
 
 import tfcompress.rewrite.channels.passing

@@ -1,13 +1,13 @@
-"""Which channels of a model must go together.
+"""Finds which channels of a model must be removed together.
 
-Every channel of every tensor gets a number. A rule for each kind of layer (`rules.py`) says which
-numbers a layer makes, hands on, or couples, and along which axes of its weights they lie. What is
-coupled in any way is one unit: all of it goes, or nothing. This is the dependency graph of Fang et
-al. 2023 (arXiv:2301.12900), drawn at the level of single channels, so that a concatenation, a
-flattened image or a depthwise multiplier need no bookkeeping of their own.
+Every channel of every tensor gets a number. A rule for each kind of layer (`rules.py`) defines
+which numbers a layer creates, passes on, or couples, and which axes of its weights they index.
+Coupled channels form one unit: it is removed as a whole, or not at all. This is the dependency
+graph of Fang et al. 2023 (arXiv:2301.12900) at the level of single channels, so that concatenation,
+flattening and depthwise multipliers need no special handling.
 
-The numbers of a tensor are an array that broadcasts to its shape without the batch: an axis along
-which the channel does not change has the size 1.
+The numbers of a tensor are an array that broadcasts to its shape without the batch: an axis that
+carries no channels has the size 1.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Use:
         variable: The weight.
         path: Path of its layer.
         axes: For each axis that carries channels, their numbers along it.
-        made: The axis along which the layer makes the channels, if it does.
+        made: The axis of the layer's output channels, if it creates channels.
     """
 
     variable: Any
@@ -52,10 +52,10 @@ class Use:
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Units that are made by the same layers, and are compared with each other.
+    """Units whose channels come from the same layers; their scores are compared with each other.
 
     Attributes:
-        layers: Paths of the layers that make the channels.
+        layers: Paths of the layers that create the channels.
         units: Numbers of the units.
         heads: Whether they are heads of attention.
     """
@@ -66,49 +66,50 @@ class Group:
 
 
 class Coupling:
-    """Channels of a model, and what couples them.
+    """The channels of a model and their coupling.
 
     Args:
         model: A built Sequential or Functional model.
-        unknown: "keep" to leave the channels around what no rule knows alone, "raise" to refuse it.
+        unknown: What to do with a layer without a rule: "keep" leaves the channels around it alone,
+            "raise" raises an error.
     """
 
     def __init__(self, model: keras.Model, unknown: str = "keep") -> None:
         self.uses: dict[int, Use] = {}
         self.settings: dict[int, list[tuple[str, np.ndarray, Callable[..., Any] | None]]] = {}
         self.tensors: dict[int, np.ndarray] = {}
-        self.arguments: dict[int, Callable[[Stays], Any]] = {}  # of calls, by their first output
+        self.arguments: dict[int, Callable[[Stays], Any]] = {}  # by `id` of a call's first output
         self.kept: dict[str, str] = {}  # why channels around a layer are left alone, by its path
         self._alive: list[Any] = []
         self._unknown = unknown
         self._count = 0
         self._pairs: list[np.ndarray] = []
         self._fixed: list[np.ndarray] = []
-        self._made: dict[tuple[int, str], tuple[str, np.ndarray]] = {}
+        self._created: dict[tuple[int, str], tuple[str, np.ndarray]] = {}
         self._traced: set[int] = set()
-        self.makers: dict[str, Any] = {}  # layers that make channels, by path
+        self.makers: dict[str, Any] = {}  # layers that create channels, by path
         formats = {getattr(layer, "data_format", None) for layer in flatten_layers(model)}
         for tensor in model.inputs:
             first = "channels_first" in formats and len(tensor.shape) > 2
             self.tensors[id(tensor)] = self.fixed(tensor, 0 if first else -1)
         for output in self._trace(model, ""):
             self.fix(output)
-        self._solve()
+        self._find_groups()
 
     # What rules use.
 
     def new(self, call: Call, count: int, what: str = "") -> np.ndarray:
-        """Returns numbers for the channels that a layer makes, the same at each of its calls."""
+        """Returns numbers for the channels that a layer creates, the same at each of its calls."""
         key = (id(call.operation), what)
-        if key not in self._made:
+        if key not in self._created:
             numbers = np.arange(self._count, self._count + count)
             self._count += count
-            self._made[key] = (call.path, numbers)
+            self._created[key] = (call.path, numbers)
             self.makers[call.path] = call.operation
-        return self._made[key][1]
+        return self._created[key][1]
 
     def fixed(self, tensor: Any, axis: int = -1) -> np.ndarray:
-        """Returns numbers that may not go, for one axis of a tensor (the batch not counted)."""
+        """Returns numbers that must stay, for one axis of a tensor (the batch not counted)."""
         sizes, shape = tensor.shape[1:], [1] * (len(tensor.shape) - 1)
         if shape and (keras.backend.is_float_dtype(tensor.dtype) or len(shape) > 2):
             shape[axis] = sizes[axis] or 1
@@ -119,31 +120,31 @@ class Coupling:
         return numbers
 
     def none(self, rank: int) -> np.ndarray:
-        """Returns a number that may not go, for a tensor of `rank` axes that has no channels."""
+        """Returns a number that must stay, for a tensor of `rank` axes that has no channels."""
         numbers = np.full([1] * rank, self._count)
         self._count += 1
         self.fix(numbers)
         return numbers
 
     def fix(self, numbers: np.ndarray) -> None:
-        """Has channels stay."""
+        """Declares that channels must stay."""
         self._fixed.append(np.ravel(numbers))
 
     def couple(self, first: np.ndarray, second: np.ndarray) -> None:
-        """Has channels go together, place by place."""
-        pair = np.stack([np.ravel(a) for a in np.broadcast_arrays(first, second)])
+        """Declares that channels must be removed together, element by element."""
+        pair = np.stack([np.ravel(numbers) for numbers in np.broadcast_arrays(first, second)])
         self._pairs.append(pair[:, pair[0] != pair[1]])
 
     def use(
         self, call: Call, variable: Any, axes: dict[int, np.ndarray], made: int | None = None
     ) -> None:
-        """Says along which axes of a weight channels lie.
+        """Declares which axes of a weight are channels.
 
         Args:
             call: The call of the layer.
-            variable: The weight; None is passed over.
+            variable: The weight; None is ignored.
             axes: Numbers along each axis; negative axes count from the last.
-            made: The axis along which the layer makes channels, for scores.
+            made: The axis of the layer's output channels, for scores.
         """
         if variable is None:
             return
@@ -155,13 +156,13 @@ class Coupling:
                     f"axis {axis} of {variable.path} has {variable.shape[axis]} entries for "
                     f"{len(numbers)} channels"
                 )
-        known = self.uses.get(id(variable))
-        if known is None:
+        earlier = self.uses.get(id(variable))
+        if earlier is None:
             made = made % rank if made is not None else None
             self.uses[id(variable)] = Use(variable, call.path, axes, made)
             return
         for axis, numbers in axes.items():  # a layer that is called again
-            self.couple(known.axes.setdefault(axis, numbers), numbers)
+            self.couple(earlier.axes.setdefault(axis, numbers), numbers)
 
     def set(
         self,
@@ -170,27 +171,28 @@ class Coupling:
         numbers: np.ndarray,
         value: Callable[[np.ndarray], Any] | None = None,
     ) -> None:
-        """Says that an entry of a layer's config is the number of these channels.
+        """Declares that an entry of a layer's config is the number of these channels.
 
         Args:
             call: The call of the layer.
             entry: Name in the config; "layer/units" for the config of a layer inside.
             numbers: The channels.
-            value: Makes the entry from which of them stay (booleans), instead of their number.
+            value: Computes the entry from a boolean mask of the channels that stay; None uses
+                their number.
         """
         entries = self.settings.setdefault(id(call.operation), [])
-        known = [other for name, other, _ in entries if name == entry]
-        if known:  # a layer that is called again
-            self.couple(known[0], numbers)
+        earlier = [other for name, other, _ in entries if name == entry]
+        if earlier:  # a layer that is called again
+            self.couple(earlier[0], numbers)
         else:
             entries.append((entry, numbers, value))
 
     def call_with(self, call: Call, arguments: Callable[[Stays], Any]) -> None:
-        """Says how the arguments of a call, but the first, follow from the channels that stay.
+        """Declares how the second argument of a call depends on the channels that stay.
 
         Args:
             call: The call.
-            arguments: Makes the second argument.
+            arguments: Computes the second argument.
         """
         self.arguments[id(call.outputs[0])] = arguments
 
@@ -200,7 +202,7 @@ class Coupling:
         """Returns the unit of each channel."""
         return self._labels[numbers]
 
-    def _solve(self) -> None:
+    def _find_groups(self) -> None:
         from scipy.sparse import coo_matrix
         from scipy.sparse.csgraph import connected_components
 
@@ -212,21 +214,21 @@ class Coupling:
             self.free[self._labels[numbers]] = False
         self.units = count
         makers: list[set[int]] = [set() for _ in range(count)]
-        made, names = list(self._made.values()), [what for _, what in self._made]
-        for index, (_, numbers) in enumerate(made):
+        created, names = list(self._created.values()), [what for _, what in self._created]
+        for index, (_, numbers) in enumerate(created):
             for unit in set(self._labels[numbers]):
                 makers[unit].add(index)
-        found: dict[frozenset[int], list[int]] = {}
+        units_by_makers: dict[frozenset[int], list[int]] = {}
         for unit in np.flatnonzero(self.free):
             if makers[unit]:
-                found.setdefault(frozenset(makers[unit]), []).append(int(unit))
+                units_by_makers.setdefault(frozenset(makers[unit]), []).append(int(unit))
         self.groups = [
             Group(
-                tuple(sorted({made[index][0] for index in key})),
+                tuple(sorted({created[index][0] for index in key})),
                 np.array(units),
                 all(names[index] == "heads" for index in key),
             )
-            for key, units in found.items()
+            for key, units in units_by_makers.items()
         ]
 
     def _trace(self, model: keras.Model, path: str) -> list[np.ndarray]:
@@ -234,36 +236,36 @@ class Coupling:
         for call in read_graph(model, path).calls:
             self._alive.append(call)
             call = _without_masks(call)
-            given = [self.tensors[id(tensor)] for tensor in call.inputs]
+            inputs = [self.tensors[id(tensor)] for tensor in call.inputs]
             if is_graph(call.operation):
-                made = self._nested(call, given)
+                outputs = self._nested(call, inputs)
             else:
-                made = self._apply(call, given)
-            for tensor, numbers in zip(call.outputs, made, strict=True):
+                outputs = self._apply_rule(call, inputs)
+            for tensor, numbers in zip(call.outputs, outputs, strict=True):
                 self.tensors[id(tensor)] = numbers
         return [self.tensors[id(tensor)] for tensor in model.outputs]
 
-    def _nested(self, call: Call, given: list[np.ndarray]) -> list[np.ndarray]:
+    def _nested(self, call: Call, inputs: list[np.ndarray]) -> list[np.ndarray]:
         inner = call.operation
-        again = id(inner) in self._traced
+        traced_before = id(inner) in self._traced
         self._traced.add(id(inner))
-        for tensor, numbers in zip(inner.inputs, given, strict=True):
+        for tensor, numbers in zip(inner.inputs, inputs, strict=True):
             if id(tensor) in self.tensors:  # called again, or part of another nested model
                 self.couple(self.tensors[id(tensor)], numbers)
             self.tensors.setdefault(id(tensor), numbers)
-        if again:
+        if traced_before:
             return [self.tensors[id(tensor)] for tensor in inner.outputs]
         return self._trace(inner, call.path + "/")
 
-    def _apply(self, call: Call, given: list[np.ndarray]) -> list[np.ndarray]:
+    def _apply_rule(self, call: Call, inputs: list[np.ndarray]) -> list[np.ndarray]:
         layer = call.operation
         try:
             rule = rule_for(layer)
             if rule is None:
                 raise Unresolved("no rule is known for it")
-            made = rule(self, call, given)
-            made = made if isinstance(made, list) else [made]
-            for tensor, numbers in zip(call.outputs, made, strict=True):
+            outputs = rule(self, call, inputs)
+            outputs = outputs if isinstance(outputs, list) else [outputs]
+            for tensor, numbers in zip(call.outputs, outputs, strict=True):
                 _check_fit(tensor, numbers)
         except Unresolved as error:
             if self._unknown == "raise":
@@ -273,20 +275,20 @@ class Coupling:
                     "alone, or register a rule (tfcompress.rewrite.channels.rules)."
                 ) from None
             self.kept[call.path] = str(error)
-            for numbers in given:
+            for numbers in inputs:
                 self.fix(numbers)
-            made = [self.fixed(tensor) for tensor in call.outputs]
-        return made
+            outputs = [self.fixed(tensor) for tensor in call.outputs]
+        return outputs
 
 
 def _without_masks(call: Call) -> Call:
-    """Returns the call without the tensors that are nothing but masks of others."""
+    """Returns the call without the tensors that are only masks of others."""
     masks = {id(t) for t in keras.tree.flatten(call.kwargs.get("mask"))}
     if not masks:
         return call
     rest = {k: v for k, v in call.kwargs.items() if k != "mask"}
-    read = {id(value) for value in keras.tree.flatten((call.args, rest))}
-    return dataclasses.replace(call, inputs=[t for t in call.inputs if id(t) in read])
+    used = {id(value) for value in keras.tree.flatten((call.args, rest))}
+    return dataclasses.replace(call, inputs=[t for t in call.inputs if id(t) in used])
 
 
 def _check_fit(tensor: Any, numbers: np.ndarray) -> None:
@@ -295,7 +297,7 @@ def _check_fit(tensor: Any, numbers: np.ndarray) -> None:
         n not in (1, size) and size is not None
         for n, size in zip(numbers.shape, sizes, strict=True)
     ):
-        raise Unresolved("it changes the number of channels in a way that its rule does not know")
+        raise Unresolved("it changes the number of channels, and its rule does not support that")
 
 
 def rule_for(layer: Any) -> Rule | None:
@@ -313,7 +315,7 @@ def rule_for(layer: Any) -> Rule | None:
 def channel_rule(*kinds: Any) -> Callable[[Rule], Rule]:
     """Registers a rule for classes, or for names of Keras' layers and operations.
 
-    A rule is given the `Coupling`, the `Call` and the numbers of each input tensor, and returns
+    A rule takes the `Coupling`, the `Call` and the numbers of each input tensor, and returns
     those of the output, or a list of them.
     """
 
@@ -325,20 +327,20 @@ def channel_rule(*kinds: Any) -> Callable[[Rule], Rule]:
 
 
 def channel_axis(layer: Any, numbers: Numbers) -> int:
-    """Returns the axis of the channels, without the batch."""
+    """Returns the axis of the channels, not counting the batch axis."""
     first = getattr(layer, "data_format", "channels_last") == "channels_first"
     return 0 if first else numbers.ndim - 1
 
 
 def along(numbers: Numbers, axis: int) -> Numbers:
-    """Returns the numbers along one axis, along which alone they may change."""
+    """Returns the numbers along one axis, which must be the only axis that carries channels."""
     if numbers.size != numbers.shape[axis]:
         raise Unresolved("its channels lie along several axes of its input")
     return numbers.ravel()
 
 
 def spread(numbers: Numbers, rank: int, axis: int) -> Numbers:
-    """Returns numbers that change along one axis of a tensor of `rank` axes (no batch)."""
+    """Returns numbers along one axis of a tensor of `rank` axes (the batch not counted)."""
     shape = [1] * rank
     shape[axis] = -1
     return numbers.reshape(shape)

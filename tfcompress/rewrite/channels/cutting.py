@@ -1,4 +1,4 @@
-"""The cut: a model without some of its channels."""
+"""Builds a model without some of its channels."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def cut(model: keras.Model, coupling: Coupling, removed: Iterable[int]) -> keras
 
     Args:
         model: The model that `coupling` was read from. It is not changed.
-        coupling: Its channels.
+        coupling: Its channels and their coupling.
         removed: Numbers of the units to remove.
     """
     return _Cut(coupling, removed).run(model)
@@ -39,7 +39,7 @@ class _Cut(Rewriter):
         return self._stays[self._coupling.unit_of(numbers)]
 
     def class_for(self, model: keras.Model) -> type[keras.Model]:
-        # A custom layer cannot be put back around layers of other sizes.
+        # A custom layer cannot be restored around layers of other sizes.
         return keras.Model if isinstance(model, Expanded) else super().class_for(model)
 
     def input_like(self, tensor: Any) -> Any:
@@ -62,19 +62,19 @@ class _Cut(Rewriter):
         overrides: dict[str, Any] = free_of_sizes(call.operation)
         for entry, numbers, value in settings:
             stays = self.stays(numbers)
-            made = value(stays) if value else int(stays.sum())
+            new_value = value(stays) if value else int(stays.sum())
             first, *rest = entry.split("/")
             if not rest:
-                overrides[first] = made
+                overrides[first] = new_value
                 continue
             inner = overrides.setdefault(first, config.get(first))
-            if inner is None:  # the backward layer, which is made like the forward one
+            if inner is None:  # the backward layer, which is created like the forward one
                 del overrides[first]
                 continue
-            inner.pop("build_config", None)  # it tells the old sizes
+            inner.pop("build_config", None)  # it has the old sizes
             for name in rest[:-1]:
                 inner = inner[name]
-            inner[rest[-1]] = made
+            inner[rest[-1]] = new_value
         return self.clone(call.operation, **overrides)(*args, **kwargs)
 
     def value_of(self, variable: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Rules of what has no weights: activations, sums, concatenations, and what moves values about."""
+"""Rules for layers and operations without weights: activations, sums, concatenations, movement."""
 
 from __future__ import annotations
 
@@ -33,44 +33,44 @@ _SAME = (
 
 
 @channel_rule(*_SAME)
-def _same(coupling: Coupling, call: Call, given: list[Numbers]) -> Numbers:
+def _same(coupling: Coupling, call: Call, operands: list[Numbers]) -> Numbers:
     name = getattr(getattr(call.operation, "activation", None), "__name__", "")
     if "softmax" in name:
-        return _shares(coupling, call, given)
+        return _softmax(coupling, call, operands)
     constants = (getattr(call.operation, entry, 0.0) for entry in ("scale", "offset"))
     if any(np.size(constant) > 1 for constant in constants):  # Rescaling, by channel
-        coupling.fix(given[0])
-    return given[0]
+        coupling.fix(operands[0])
+    return operands[0]
 
 
 @channel_rule(
     *"NotEqual Equal Greater GreaterEqual Less LessEqual LogicalAnd LogicalOr LogicalNot Any All "
     "Isnan Isfinite ArgMax Argmax".split()
 )
-def _questions(coupling: Coupling, call: Call, given: list[Numbers]) -> Numbers:
-    for numbers in given:  # what is asked of a channel needs it
+def _comparisons(coupling: Coupling, call: Call, operands: list[Numbers]) -> Numbers:
+    for numbers in operands:  # the result depends on the values of the channel
         coupling.fix(numbers)
     return coupling.fixed(call.outputs[0])
 
 
 @channel_rule("Softmax", "LogSoftmax")
-def _shares(coupling: Coupling, call: Call, given: list[Numbers]) -> Numbers:
+def _softmax(coupling: Coupling, call: Call, operands: list[Numbers]) -> Numbers:
     axes = getattr(call.operation, "axis", -1)
-    rank = given[0].ndim
+    rank = operands[0].ndim
     axes = {axis % (rank + 1) - 1 for axis in ([axes] if isinstance(axes, int) else axes)}
-    if any(given[0].shape[axis] > 1 for axis in axes):
-        coupling.fix(given[0])  # what becomes of one channel depends on all others
-    return given[0]
+    if any(operands[0].shape[axis] > 1 for axis in axes):
+        coupling.fix(operands[0])  # each output channel depends on all others
+    return operands[0]
 
 
 @channel_rule("Matmul")
-def _product(coupling: Coupling, call: Call, given: list[Numbers]) -> Numbers:
-    if len(given) != 2 or given[0].ndim != given[1].ndim or given[0].ndim < 2:
-        raise Unresolved("it is no product of two tensors with as many axes")
-    a, b = given
+def _product(coupling: Coupling, call: Call, operands: list[Numbers]) -> Numbers:
+    if len(operands) != 2 or operands[0].ndim != operands[1].ndim or operands[0].ndim < 2:
+        raise Unresolved("it is no product of two tensors of the same rank")
+    a, b = operands
     if a.size > max(a.shape[-2:]) or b.size > max(b.shape[-2:]):
         raise Unresolved("its channels lie along several axes of its inputs")
-    if a.shape[-1] > 1 and b.shape[-2] > 1:  # what is summed over
+    if a.shape[-1] > 1 and b.shape[-2] > 1:  # the contracted axis
         coupling.couple(a.ravel(), b.ravel())
     elif a.shape[-1] > 1 or b.shape[-2] > 1:
         coupling.fix(a if a.shape[-1] > 1 else b)
@@ -84,9 +84,9 @@ def _product(coupling: Coupling, call: Call, given: list[Numbers]) -> Numbers:
 
 
 @channel_rule("Masking", "Normalization")
-def _all_together(coupling: Coupling, call: Call, given: list[Numbers]) -> Numbers:
-    coupling.fix(given[0])  # what becomes of one channel depends on all others, or on its place
-    return given[0]
+def _fixed_inputs(coupling: Coupling, call: Call, operands: list[Numbers]) -> Numbers:
+    coupling.fix(operands[0])  # each output channel depends on all others, or on its index
+    return operands[0]
 
 
 @channel_rule(
@@ -101,7 +101,7 @@ def _all_together(coupling: Coupling, call: Call, given: list[Numbers]) -> Numbe
     "Power",
     "Where",
 )
-def _elementwise(coupling: Coupling, call: Call, given: list[Numbers]) -> Numbers:
+def _elementwise(coupling: Coupling, call: Call, operands: list[Numbers]) -> Numbers:
     for value in keras.tree.flatten((call.args, call.kwargs)):
         if not isinstance(value, keras.KerasTensor) and np.size(value) > 1:
             raise Unresolved("it takes a constant that may differ from channel to channel")
@@ -109,18 +109,18 @@ def _elementwise(coupling: Coupling, call: Call, given: list[Numbers]) -> Number
     rank = max(len(shape) for shape in shapes)
     if any(len(shape) != rank for shape in shapes):
         raise Unresolved("its inputs have different numbers of axes")
-    result = given[0]
-    for shape, numbers in zip(shapes[1:], given[1:], strict=True):
-        result = _two(coupling, result, shapes[0], numbers, shape)
+    result = operands[0]
+    for shape, numbers in zip(shapes[1:], operands[1:], strict=True):
+        result = _couple_two(coupling, result, shapes[0], numbers, shape)
         shapes[0] = tuple(b if a == 1 else a for a, b in zip(shapes[0], shape, strict=True))
     return result
 
 
-def _two(coupling: Coupling, a: Numbers, of_a: Any, b: Numbers, of_b: Any) -> Numbers:
-    """Couples two tensors; what is one channel for all of the other's stays, and couples nothing.
+def _couple_two(coupling: Coupling, a: Numbers, of_a: Any, b: Numbers, of_b: Any) -> Numbers:
+    """Couples two tensors; a tensor that broadcasts along the channel axis is fixed, not coupled.
 
-    The numbers tell an axis of size 1 from one along which the channel does not change only
-    together with the shapes.
+    An array of channel numbers has the size 1 both along axes of size 1 and along axes that carry
+    no channels. Only the shapes distinguish the two.
     """
     axes = range(a.ndim)
     for small, of_small, large, of_large in ((a, of_a, b, of_b), (b, of_b, a, of_a)):
@@ -136,16 +136,16 @@ def _two(coupling: Coupling, a: Numbers, of_a: Any, b: Numbers, of_b: Any) -> Nu
 
 
 @channel_rule("Concatenate")
-def _concatenate(coupling: Coupling, call: Call, given: list[Numbers]) -> Numbers:
-    rank = given[0].ndim
+def _concatenate(coupling: Coupling, call: Call, operands: list[Numbers]) -> Numbers:
+    rank = operands[0].ndim
     axis = call.operation.axis % (rank + 1) - 1
-    if all(numbers.shape[axis] == 1 for numbers in given) and any(n.size > 1 for n in given):
-        for numbers in given[1:]:
-            coupling.couple(given[0], numbers)
-        return given[0]
+    if all(numbers.shape[axis] == 1 for numbers in operands) and any(n.size > 1 for n in operands):
+        for numbers in operands[1:]:
+            coupling.couple(operands[0], numbers)
+        return operands[0]
     sizes = [tensor.shape[axis + 1] for tensor in call.inputs]
     parts = []
-    for numbers, size in zip(given, sizes, strict=True):
+    for numbers, size in zip(operands, sizes, strict=True):
         if numbers.shape[axis] != size:
             raise Unresolved("its inputs have their channels along different axes")
         parts.append(numbers)
@@ -153,12 +153,12 @@ def _concatenate(coupling: Coupling, call: Call, given: list[Numbers]) -> Number
 
 
 @channel_rule("Flatten", "Reshape", "Squeeze", "ExpandDims")
-def _reshaped(coupling: Coupling, call: Call, given: list[Numbers]) -> Numbers:
+def _reshaped(coupling: Coupling, call: Call, operands: list[Numbers]) -> Numbers:
     before = tuple(size or 1 for size in call.inputs[0].shape[1:])
     after = tuple(size or 1 for size in call.outputs[0].shape[1:])
     if np.prod(before) != np.prod(after):
-        raise Unresolved("it takes sizes that are not known")
-    numbers = np.broadcast_to(given[0], before)
+        raise Unresolved("it depends on sizes that are not known")
+    numbers = np.broadcast_to(operands[0], before)
     channels_first = getattr(call.operation, "data_format", None) == "channels_first"
     if channels_first and len(before) > 1:  # Flatten puts the channels last before it flattens
         numbers = np.moveaxis(numbers, 0, -1)
@@ -168,48 +168,49 @@ def _reshaped(coupling: Coupling, call: Call, given: list[Numbers]) -> Numbers:
         if np.array_equal(np.broadcast_to(first, after), np.broadcast_to(numbers, after)):
             numbers = first
     varying = [axis for axis, size in enumerate(numbers.shape) if size > 1]
-    for axis in varying[:-1]:  # the last one counts the channels, and they go at all positions
+    # The last axis counts the channels, which are removed at all positions.
+    for axis in varying[:-1]:
         first = np.take(numbers, [0], axis)
         coupling.couple(first, numbers)
         numbers = first
     names = [name for name in ("target_shape", "newshape") if hasattr(call.operation, name)]
     if names and varying:
         shape = getattr(call.operation, names[0])
-        place = varying[-1] + (len(shape) - len(after))
+        position = varying[-1] + (len(shape) - len(after))
 
-        def target(stays: np.ndarray, shape: Any = shape, place: int = place) -> Any:
-            size = -1 if shape[place] == -1 else int(stays.sum())
-            return (*shape[:place], size, *shape[place + 1 :])
+        def target(stays: np.ndarray, shape: Any = shape, position: int = position) -> Any:
+            size = -1 if shape[position] == -1 else int(stays.sum())
+            return (*shape[:position], size, *shape[position + 1 :])
 
         coupling.set(call, names[0], along(numbers, varying[-1]), target)
     return numbers
 
 
 @channel_rule("Permute", "Transpose")
-def _permuted(coupling: Coupling, call: Call, given: list[Numbers]) -> Numbers:
+def _permuted(coupling: Coupling, call: Call, operands: list[Numbers]) -> Numbers:
     order = getattr(call.operation, "dims", None)
     if order is None:
         order = call.operation.axes
         if order is None or order[0] != 0:
             raise Unresolved("it moves the batch")
         order = order[1:]
-    return given[0].transpose([axis % (given[0].ndim + 1) - 1 for axis in order])
+    return operands[0].transpose([axis % (operands[0].ndim + 1) - 1 for axis in order])
 
 
 @channel_rule("GetItem")
-def _taken(coupling: Coupling, call: Call, given: list[Numbers]) -> Numbers:
+def _slice(coupling: Coupling, call: Call, operands: list[Numbers]) -> Numbers:
     keys = call.args[1] if len(call.args) > 1 else call.kwargs["key"]
     keys = list(keys) if isinstance(keys, tuple) else [keys]
-    numbers, rank = given[0], given[0].ndim
+    numbers, rank = operands[0], operands[0].ndim
     if any(not (isinstance(k, (int, slice)) or k is None or k is Ellipsis) for k in keys):
-        raise Unresolved("what it takes is not known before it runs")
+        raise Unresolved("its indices are not known before it runs")
     if Ellipsis not in keys:
         keys.append(Ellipsis)
-    place = keys.index(Ellipsis)
-    filled = rank + 1 - sum(key is not None and key is not Ellipsis for key in keys)
-    keys[place : place + 1] = [slice(None)] * filled
+    position = keys.index(Ellipsis)
+    missing = rank + 1 - sum(key is not None and key is not Ellipsis for key in keys)
+    keys[position : position + 1] = [slice(None)] * missing
     if keys[0] != slice(None):
-        raise Unresolved("it takes some of the samples")
+        raise Unresolved("it selects some of the samples")
     axes = [index for index, key in enumerate(keys) if key is not None]
     size = call.inputs[0].shape
     for axis, index in enumerate(axes[1:]):
@@ -221,90 +222,95 @@ def _taken(coupling: Coupling, call: Call, given: list[Numbers]) -> Numbers:
             continue
         start, stop, _ = key.indices(size[axis + 1])
         channels = along(numbers, axis)
-        coupling.fix(channels[start : start + 1])  # so that something is left to take
-        before = channels[:start], channels[:stop]
-        coupling.call_with(call, functools.partial(_still_taken, keys, index, before))
-    # Along an axis of one number, all that is taken has it.
-    found = [
+        coupling.fix(channels[start : start + 1])  # so that the slice is never empty
+        bounds = channels[:start], channels[:stop]
+        coupling.call_with(call, functools.partial(_remaining_slice, keys, index, bounds))
+    # An axis with one channel number has it for all slices.
+    selection = [
         (key if numbers.shape[axis] > 1 else 0 if isinstance(key, int) else slice(None))
         for axis, key in enumerate(key for key in keys[1:] if key is not None)
     ]
     for index, key in enumerate(keys[1:]):
         if key is None:
-            found.insert(index, None)
-    return numbers[tuple(found)]
+            selection.insert(index, None)
+    return numbers[tuple(selection)]
 
 
-def _still_taken(
-    keys: list[Any], index: int, before: tuple[Numbers, Numbers], stays: Stays
+def _remaining_slice(
+    keys: list[Any], index: int, bounds: tuple[Numbers, Numbers], stays: Stays
 ) -> tuple[Any, ...]:
-    ends = (int(stays(numbers).sum()) for numbers in before)
-    return (*keys[:index], slice(*ends), *keys[index + 1 :])
+    limits = (int(stays(numbers).sum()) for numbers in bounds)
+    return (*keys[:index], slice(*limits), *keys[index + 1 :])
 
 
 @channel_rule("Split", "ArraySplit")
-def _split(coupling: Coupling, call: Call, given: list[Numbers]) -> list[Numbers]:
-    numbers = given[0]
+def _split(coupling: Coupling, call: Call, operands: list[Numbers]) -> list[Numbers]:
+    numbers = operands[0]
     axis = call.operation.axis % (numbers.ndim + 1) - 1
     if axis < 0:
         raise Unresolved("it splits the batch")
     if numbers.shape[axis] == 1:
         return [numbers] * len(call.outputs)
     channels = along(numbers, axis)
-    ends = np.cumsum([tensor.shape[axis + 1] for tensor in call.outputs])
-    parts = np.split(channels, ends[:-1])
+    boundaries = np.cumsum([tensor.shape[axis + 1] for tensor in call.outputs])
+    parts = np.split(channels, boundaries[:-1])
     for part in parts:
-        coupling.fix(part[:1])  # so that there is something in each
+        coupling.fix(part[:1])  # so that no part is empty
     name = "indices_or_sections"
-    coupling.set(call, name, channels, lambda stays: [int(stays[:end].sum()) for end in ends[:-1]])
+    coupling.set(
+        call,
+        name,
+        channels,
+        lambda stays: [int(stays[:boundary].sum()) for boundary in boundaries[:-1]],
+    )
     return [spread(part, numbers.ndim, axis) for part in parts]
 
 
 @channel_rule("Stack")
-def _stacked(coupling: Coupling, call: Call, given: list[Numbers]) -> Numbers:
-    rank = given[0].ndim
+def _stacked(coupling: Coupling, call: Call, operands: list[Numbers]) -> Numbers:
+    rank = operands[0].ndim
     axis = call.operation.axis % (rank + 2) - 1
-    if axis < 0 or any(numbers.shape != given[0].shape for numbers in given):
+    if axis < 0 or any(numbers.shape != operands[0].shape for numbers in operands):
         raise Unresolved("its inputs have their channels along different axes")
-    for numbers in given[1:]:
-        coupling.couple(given[0], numbers)
-    return np.expand_dims(given[0], axis)
+    for numbers in operands[1:]:
+        coupling.couple(operands[0], numbers)
+    return np.expand_dims(operands[0], axis)
 
 
 @channel_rule("UnitNormalization", "Normalize")
-def _of_unit_length(coupling: Coupling, call: Call, given: list[Numbers]) -> Numbers:
-    return given[0]
+def _of_unit_length(coupling: Coupling, call: Call, operands: list[Numbers]) -> Numbers:
+    return operands[0]
 
 
 @channel_rule("Constant")
-def _constant(coupling: Coupling, call: Call, given: list[Numbers]) -> Numbers:
+def _constant(coupling: Coupling, call: Call, operands: list[Numbers]) -> Numbers:
     return coupling.fixed(call.outputs[0])
 
 
 @channel_rule("RepeatVector")
-def _repeated(coupling: Coupling, call: Call, given: list[Numbers]) -> Numbers:
-    return given[0][None]
+def _repeated(coupling: Coupling, call: Call, operands: list[Numbers]) -> Numbers:
+    return operands[0][None]
 
 
 @channel_rule(
     *(f"Global{kind}Pooling{n}D" for kind in ("Average", "Max") for n in (1, 2, 3)),
 )
-def _pooled(coupling: Coupling, call: Call, given: list[Numbers]) -> Numbers:
-    axis = channel_axis(call.operation, given[0])
-    channels = along(given[0], axis)
-    return spread(channels, given[0].ndim, axis) if call.operation.keepdims else channels
+def _pooled(coupling: Coupling, call: Call, operands: list[Numbers]) -> Numbers:
+    axis = channel_axis(call.operation, operands[0])
+    channels = along(operands[0], axis)
+    return spread(channels, operands[0].ndim, axis) if call.operation.keepdims else channels
 
 
 @channel_rule("Mean", "Max", "Min", "Sum", "Amax", "Amin", "Var", "Std")
-def _reduced(coupling: Coupling, call: Call, given: list[Numbers]) -> Numbers:
-    numbers, rank = given[0], given[0].ndim
+def _reduced(coupling: Coupling, call: Call, operands: list[Numbers]) -> Numbers:
+    numbers, rank = operands[0], operands[0].ndim
     axes = call.operation.axis
     axes = range(rank + 1) if axes is None else [axes] if isinstance(axes, int) else axes
     axes = {axis % (rank + 1) - 1 for axis in axes}
     if -1 in axes:
         raise Unresolved("it mixes samples")
     if any(numbers.shape[axis] > 1 for axis in axes):
-        coupling.fix(numbers)  # how many there are counts
+        coupling.fix(numbers)  # the result depends on the number of channels
         return coupling.fixed(call.outputs[0])
     if getattr(call.operation, "keepdims", False):
         return numbers

@@ -20,12 +20,12 @@ _KERNELS = (layers.Dense, layers.Conv1D, layers.Conv2D, layers.Conv3D, *_TRANSPO
 
 @keras.saving.register_keras_serializable("tfcompress")
 class GroupLasso(keras.regularizers.Regularizer):
-    """Sum of the norms of a kernel's output channels, so that channels go to zero as a whole.
+    """Sum of the norms of a kernel's output channels, so that whole channels go to zero.
 
-    Each norm counts with the square root of the number of its weights, as in the paper.
+    Each norm is multiplied by the square root of the number of its weights, as in the paper.
 
     Args:
-        strength: What the sum is multiplied with.
+        strength: The factor of the sum.
         axis: The axis of the output channels.
 
     Example:
@@ -48,7 +48,7 @@ class GroupLasso(keras.regularizers.Regularizer):
         count = 1
         for axis in others:
             count *= weight.shape[axis]
-        # The root of zero has no slope.
+        # The square root has no finite derivative at zero.
         norms = ops.sqrt(ops.sum(ops.square(weight), others) + 1e-12)
         return self.strength * count**0.5 * ops.sum(norms)
 
@@ -66,7 +66,7 @@ def regularize_channels(
 ) -> keras.Model:
     """Returns a copy that drives channels to zero while it trains, for `prune_channels` to remove.
 
-    It takes the place of the regularizers that the layers had; `strength=0` takes any out again.
+    It replaces the regularizers that the layers had; `strength=0` removes them.
 
     Args:
         model: A built model, not wrapped. It is not changed.
@@ -97,16 +97,16 @@ def regularize_channels(
         raise ValueError(f"strength must be a number >= 0. Received: {strength!r}")
     model = as_unwrapped(model, "regularize_channels")
     kinds = _KERNELS if on == "kernels" else (keras.layers.BatchNormalization,)
-    every = [
+    candidates = [
         (path, layer)
         for path, layer in walk_layers(model)
         if isinstance(layer, kinds) and (on == "kernels" or layer.scale)
     ]
-    if not every:
+    if not candidates:
         raise ValueError(f"model {model.name!r} has no layer with {on} to regularize.")
-    made = _Regularize(select(every, layers), float(strength), on).run(model)
-    check_kept(model, made, "regularize_channels")
-    return made
+    regularized = _Regularize(select(candidates, layers), float(strength), on).run(model)
+    check_kept(model, regularized, "regularize_channels")
+    return regularized
 
 
 class _Regularize(Rewriter):
@@ -125,5 +125,5 @@ class _Regularize(Rewriter):
         elif self._strength:
             penalty = GroupLasso(self._strength, -2 if isinstance(layer, _TRANSPOSED) else -1)
         name = "gamma_regularizer" if self._on == "gammas" else "kernel_regularizer"
-        made = keras.regularizers.serialize(penalty) if penalty else None
-        return self.clone(layer, **{name: made})(*args, **kwargs)
+        config = keras.regularizers.serialize(penalty) if penalty else None
+        return self.clone(layer, **{name: config})(*args, **kwargs)

@@ -1,4 +1,4 @@
-"""What a unit of channels is worth."""
+"""Importance scores of units of coupled channels."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ CRITERIA = ("l1", "l2", "bn_gamma", "taylor", "fpgm", "random")
 def unit_scores(
     model: keras.Model, coupling: Coupling, criterion: Criterion, data: Any = None, seed: int = 0
 ) -> np.ndarray:
-    """Returns a score for each unit; the lowest are removed first.
+    """Returns a score for each unit; the units with the lowest scores are removed first.
 
-    A unit lies in several weights: in the kernels that make its channels, in those that read them,
-    in normalizations. Each of these places has its say, relative to the mean of the weight, so that
-    scores can be compared between layers.
+    A unit has slices in several weights: in the kernels that produce its channels, in the kernels
+    that consume them, and in normalizations. The score is the mean over these slices, each relative
+    to the mean of its weight, so that scores can be compared between layers.
 
     Args:
         model: The model.
-        coupling: Its channels.
+        coupling: Its channels and their coupling.
         criterion: One of `CRITERIA`, or a function (see `prune_channels`).
         data: For "taylor": (inputs, labels or None) by batch.
         seed: For "random".
@@ -38,14 +38,14 @@ def unit_scores(
     if criterion == "random":
         return np.random.default_rng(seed).random(coupling.units)
     gradients = _gradients(model, coupling, data) if criterion == "taylor" else None
-    total, count = np.zeros(coupling.units), np.zeros(coupling.units)
+    score_sum, count = np.zeros(coupling.units), np.zeros(coupling.units)
     for use in coupling.uses.values():
         value = ops.convert_to_numpy(use.variable).astype(np.float64)
         gamma = use.variable.name == "gamma" and value.ndim == 1
         for axis, numbers in use.axes.items():
             if gradients is not None:
                 if use.made == axis or not (gamma or value.ndim > 1):
-                    continue  # behind a normalization, the scale of what is made does not matter
+                    continue  # behind a normalization, the scale of output channels does not matter
                 scores = gradients[id(use.variable), axis]
             else:
                 scores = _scores(criterion, value, axis, use, gamma)
@@ -53,18 +53,18 @@ def unit_scores(
                     continue
                 scores = scores / (scores.mean() or 1.0)
             units = coupling.unit_of(numbers)
-            np.add.at(total, units, scores)
+            np.add.at(score_sum, units, scores)
             np.add.at(count, units, 1)
     if criterion == "bn_gamma":
         _check_gamma(coupling, count)
     if gradients is not None:
-        if not total.any():
+        if not score_sum.any():
             raise ValueError(
                 "criterion='taylor': the loss on data does not depend on any weight. Give other "
                 "samples, or labels."
             )
-        return total
-    return total / np.maximum(count, 1)
+        return score_sum
+    return score_sum / np.maximum(count, 1)
 
 
 def _scores(
@@ -82,12 +82,12 @@ def _scores(
     if value.ndim < 2 and not gamma:
         return None
     if not isinstance(criterion, str):
-        return _own(criterion, rows)
+        return _user_scores(criterion, rows)
     return np.abs(rows).sum(1) if criterion == "l1" else np.sqrt(np.sum(rows**2, 1))
 
 
-def _own(criterion: Callable[[np.ndarray], Any], rows: np.ndarray) -> np.ndarray:
-    """Returns the scores that a function of the user gives."""
+def _user_scores(criterion: Callable[[np.ndarray], Any], rows: np.ndarray) -> np.ndarray:
+    """Returns the scores that a user-defined criterion returns."""
     scores = np.asarray(criterion(rows.copy()), np.float64)
     usable = scores.shape == rows.shape[:1] and np.isfinite(scores).all() and (scores >= 0).all()
     if not usable:
@@ -109,10 +109,10 @@ def _check_gamma(coupling: Coupling, count: np.ndarray) -> None:
 
 
 def _gradients(model: keras.Model, coupling: Coupling, data: Any) -> dict[tuple[int, int], Any]:
-    """Returns, for each place, the mean over batches of |sum of weight times gradient|."""
+    """Returns, by weight and axis, the mean over batches of |sum of weight times gradient|."""
     import tensorflow as tf
 
-    found: dict[tuple[int, int], Any] = {}
+    importance: dict[tuple[int, int], Any] = {}
     uses = list(coupling.uses.values())
     variables = [use.variable.value for use in uses]
     for inputs, labels in data:
@@ -121,17 +121,17 @@ def _gradients(model: keras.Model, coupling: Coupling, data: Any) -> dict[tuple[
             loss = _loss(model(inputs, training=False), labels)
         gradients = tape.gradient(loss, variables, unconnected_gradients="zero")
         for use, gradient in zip(uses, gradients, strict=True):
-            gradient = tf.convert_to_tensor(gradient)  # of a table, it is sparse
+            gradient = tf.convert_to_tensor(gradient)  # that of an embedding is sparse
             product = gradient.numpy() * ops.convert_to_numpy(use.variable)
             for axis in use.axes:
                 others = tuple(i for i in range(product.ndim) if i != axis)
                 key = id(use.variable), axis
-                found[key] = found.get(key, 0) + np.abs(product.sum(others)) / len(data)
-    return found
+                importance[key] = importance.get(key, 0) + np.abs(product.sum(others)) / len(data)
+    return importance
 
 
 def _loss(outputs: Any, labels: Any) -> Any:
-    """Returns the loss of a batch; without labels, those that the model itself is surest of."""
+    """Returns the loss of a batch; without labels, the model's own predictions are the labels."""
     outputs = keras.tree.flatten(outputs)[0]
     classes = len(outputs.shape) == 2 and outputs.shape[1] > 1
     if labels is None and not classes:
@@ -142,11 +142,11 @@ def _loss(outputs: Any, labels: Any) -> Any:
     if keras.backend.is_float_dtype(labels.dtype):
         return ops.mean(ops.square(outputs - labels))
     if not classes:
-        between = bool(ops.all((outputs >= 0) & (outputs <= 1)))
+        are_probabilities = bool(ops.all((outputs >= 0) & (outputs <= 1)))
         labels = ops.reshape(ops.cast(labels, outputs.dtype), ops.shape(outputs))
-        return ops.mean(keras.losses.binary_crossentropy(labels, outputs, not between))
-    sums = ops.sum(outputs, -1)
-    probabilities = bool(ops.all(outputs >= 0)) and bool(ops.all(ops.abs(sums - 1) < 1e-3))
+        return ops.mean(keras.losses.binary_crossentropy(labels, outputs, not are_probabilities))
+    class_sums = ops.sum(outputs, -1)
+    probabilities = bool(ops.all(outputs >= 0)) and bool(ops.all(ops.abs(class_sums - 1) < 1e-3))
     return ops.mean(
         keras.losses.sparse_categorical_crossentropy(labels, outputs, not probabilities)
     )
