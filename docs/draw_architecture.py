@@ -1,7 +1,7 @@
 """Draws docs/architecture.svg from the imports: `python -m docs.draw_architecture`.
 
-A dependency matrix: a dot says that the floor of the row imports from the floor of the column. Every
-dot lies left of the diagonal, for imports flow down. A test compares the picture with the code.
+A dependency matrix: a dot says that the floor of the row imports from the floor of the column. All
+dots lie left of the diagonal, for imports flow down. A test compares the picture with the code.
 """
 
 import pathlib

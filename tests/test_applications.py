@@ -7,7 +7,7 @@ import pytest
 import tfcompress as tfc
 from benchmarks.applications_int8 import MODELS, SIZES, build
 from tfcompress.export.agreement import measure
-from tfcompress.graph.keras_internals import flatten_layers, maker
+from tfcompress.graph.keras_internals import flatten_layers, producing_operation
 
 QUICK = ("MobileNetV3Small",)
 
@@ -30,7 +30,7 @@ def test_the_file_equals_the_model(name, tmp_path):
     aware(x[16:32], training=True)
     result = tfc.export_tflite(aware, tmp_path / "m.tflite", verify=False)
     assert result.float_tensors == []
-    name = maker(aware.inputs[0]).name
+    name = producing_operation(aware.inputs[0]).name
     result_agreement = measure(aware, result.path, {name: x[32:]})
     # Bit-exact, unless an accumulator is within 1e-7 of the middle of two quantized values.
     assert result_agreement.rmse < 0.02, result_agreement

@@ -78,6 +78,8 @@ TESTED_ELSEWHERE = {
     "post_training/pipeline": "post_training/test_calibrate.py export/test_export_tflite.py",
     "progress": "cli/test_cli.py demo/test_demo.py",
     "quantization/canonical_wrapping": "quantization/test_canonicalize.py",
+    "quantization/emit_quantizers": "quantization/test_placement.py",
+    "quantization/layers/recurrent_cells": "quantization/layers/test_recurrent.py",
     "quantization/layers/activations": "quantization/test_canonicalize.py",
     "quantization/layers/base": "quantization/test_canonicalize.py integer/test_producers.py",
     "quantization/layers/linear": "quantization/test_canonicalize.py",

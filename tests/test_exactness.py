@@ -8,7 +8,7 @@ from keras import layers as L
 import tfcompress as tfc
 from tests import nets
 from tfcompress.export.agreement import measure
-from tfcompress.graph.keras_internals import maker
+from tfcompress.graph.keras_internals import producing_operation
 from tfcompress.quantization.state import quantizers
 from tfcompress.tflite.inspect import weights
 from tfcompress.tflite.run import TFLiteModel
@@ -17,7 +17,7 @@ NAMES = list(nets.NETS)
 
 
 def agreement(model, path, fashion):
-    name = maker(model.inputs[0]).name
+    name = producing_operation(model.inputs[0]).name
     return measure(model, path, {name: fashion[2][:500]})
 
 

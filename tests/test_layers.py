@@ -8,7 +8,7 @@ from keras import ops
 
 import tfcompress as tfc
 from tfcompress.export.agreement import measure
-from tfcompress.graph.keras_internals import maker
+from tfcompress.graph.keras_internals import producing_operation
 from tfcompress.tflite.inspect import weights
 
 IMAGE, SERIES, VECTOR, VOLUME = (8, 8, 4), (12, 6), (6,), (6, 6, 6, 2)
@@ -160,7 +160,7 @@ def samples(model, count, seed):
         shape = (count, *tensor.shape[1:])
         integers = "int" in tensor.dtype
         values = generator.integers(0, 10, shape) if integers else generator.normal(size=shape)
-        arrays[maker(tensor).name] = values.astype(tensor.dtype)
+        arrays[producing_operation(tensor).name] = values.astype(tensor.dtype)
     return arrays
 
 

@@ -8,7 +8,7 @@ tf_keras = pytest.importorskip("tf_keras")
 
 import tfcompress as tfc  # noqa: E402
 from tfcompress.graph.layers import plain  # noqa: E402
-from tfcompress.quantization.state import rounding_in_floats  # noqa: E402
+from tfcompress.quantization.state import fake_quantizing_in_float  # noqa: E402
 
 L = tf_keras.layers
 
@@ -128,7 +128,7 @@ def inputs_of(model, count=16):
 
 def difference(old, new):
     x = inputs_of(old)
-    with rounding_in_floats(new):
+    with fake_quantizing_in_float(new):
         got = new.predict(x, verbose=0)
     wanted = old.predict(x, verbose=0)
     if not isinstance(wanted, dict):

@@ -8,7 +8,7 @@ from keras import ops
 
 import tfcompress as tfc
 from tfcompress.export.agreement import measure
-from tfcompress.graph.keras_internals import maker
+from tfcompress.graph.keras_internals import producing_operation
 
 
 def image(x):
@@ -126,6 +126,6 @@ def test_a_hundred_epochs(build, tmp_path):
     )  # of eight classes; not all can do it well
     result = tfc.export_tflite(aware, tmp_path / "m.tflite")
     assert result.float_tensors == []
-    name = maker(model.inputs[0]).name
+    name = producing_operation(model.inputs[0]).name
     result_agreement = measure(aware, result.path, {name: x[768:]})
     assert result_agreement.max_lsb < 0.01 and result_agreement.top1 == 1, result_agreement

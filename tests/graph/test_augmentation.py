@@ -57,7 +57,7 @@ def test_nothing_is_left_of_it(name, tmp_path):
 
 def test_which_layers_these_are():
     inputs = keras.Input((8, 8, 3))
-    for layer, does_nothing in (
+    for layer, is_identity in (
         (L.RandomFlip(), True),
         (L.Dropout(0.5), True),
         (DropPath(), True),
@@ -68,4 +68,4 @@ def test_which_layers_these_are():
     ):
         assert not trains_only(layer)  # nobody called it
         layer(inputs)
-        assert trains_only(layer) is does_nothing
+        assert trains_only(layer) is is_identity

@@ -2,7 +2,7 @@ import keras
 import pytest
 
 from tests import nets
-from tfcompress.graph.keras_internals import maker
+from tfcompress.graph.keras_internals import producing_operation
 from tfcompress.graph.read import check_built, is_graph, load_keras, read_graph, walk_layers
 
 
@@ -12,7 +12,7 @@ def test_calls_come_in_order_and_know_their_readers():
     names = [call.operation.name for call in graph.calls]
     for call in graph.calls:
         for tensor in call.inputs:
-            name = maker(tensor).name
+            name = producing_operation(tensor).name
             assert name == "image" or names.index(name) < names.index(call.operation.name)
     relu = next(c for c in graph.calls if c.operation.name == "r0")
     assert len(graph.consumers[id(relu.outputs[0])]) == 2

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from keras import layers as L
 
-from tfcompress.graph.keras_internals import input_struct, maker
+from tfcompress.graph.keras_internals import input_struct, producing_operation
 from tfcompress.graph.run import largest_tensor, run
 
 
@@ -58,10 +58,13 @@ def test_it_returns_what_the_model_returns(make):
     keras.utils.set_random_seed(0)
     model = make()
     generator = np.random.default_rng(0)
-    samples = {maker(t).name: generator.integers(0, 9, (40, *t.shape[1:])) for t in model.inputs}
+    samples = {
+        producing_operation(t).name: generator.integers(0, 9, (40, *t.shape[1:]))
+        for t in model.inputs
+    }
     batches = list(run(model, samples))
     assert [len(outputs[0]) for outputs in batches] == [32, 8]
-    inputs = [samples[maker(t).name] for t in model.inputs]
+    inputs = [samples[producing_operation(t).name] for t in model.inputs]
     packed = keras.tree.pack_sequence_as(input_struct(model), inputs)
     expected = keras.tree.flatten(model(packed, training=False))
     for index, wanted in enumerate(expected):
@@ -88,7 +91,7 @@ def test_values_are_let_go(inside):
     if inside:
         inputs = keras.Input((2,))
         chain = keras.Model(inputs, Watches()(chain(Watches()(inputs))))
-    ((outputs,),) = run(chain, {maker(chain.inputs[0]).name: np.ones((3, 2))})
+    ((outputs,),) = run(chain, {producing_operation(chain.inputs[0]).name: np.ones((3, 2))})
     np.testing.assert_array_equal(outputs, np.full((3, 2), len(seen) + 1.0))
     assert max(alive) == 1  # the input of the layer
 
@@ -96,6 +99,6 @@ def test_values_are_let_go(inside):
 def test_batches_shrink_where_tensors_are_large():
     model = keras.Sequential([keras.Input((4,)), L.Dense(2**22), L.Reshape((2**20, 4))])
     assert largest_tensor(model) == 2**22
-    name = maker(model.inputs[0]).name
+    name = producing_operation(model.inputs[0]).name
     sizes = [len(outputs[0]) for outputs in run(model, {name: np.ones((6, 4))})]
     assert sizes == [4, 2]

@@ -7,7 +7,7 @@ from keras import layers as L
 from keras import ops
 
 import tfcompress as tfc
-from tfcompress.graph.keras_internals import flatten_layers, maker
+from tfcompress.graph.keras_internals import flatten_layers, producing_operation
 from tfcompress.integer.affine import constant_operand
 from tfcompress.integer.producers import LeakyRelu, MatrixProduct, Product, Requantized
 from tfcompress.quantization.state import quantizers
@@ -118,7 +118,7 @@ def test_a_float_model_with_ranges_from_data_rounds_like_its_file(tmp_path):
     from tfcompress.post_training.pipeline import post_training
     from tfcompress.scheme import as_scheme
 
-    name = maker(model.inputs[0]).name
+    name = producing_operation(model.inputs[0]).name
     aware = post_training(model, as_scheme("int8"), {name: x})
     test = images(seed=2)
     np.testing.assert_array_equal(
@@ -341,7 +341,7 @@ def test_constants_beside_an_operation():
     }
     for wanted, tensors in cases.items():
         for tensor in tensors:
-            operand = constant_operand(maker(tensor))
+            operand = constant_operand(producing_operation(tensor))
             assert operand == wanted, tensor
 
 

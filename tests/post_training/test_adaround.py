@@ -4,7 +4,7 @@ import pytest
 from keras import layers as L
 
 import tfcompress as tfc
-from tfcompress.graph.keras_internals import maker
+from tfcompress.graph.keras_internals import producing_operation
 from tfcompress.post_training.pipeline import post_training
 
 LAYERS = {
@@ -24,7 +24,7 @@ def errors(make, **options):
     x = generator.normal(size=(256, 12, 12, 2)) @ generator.normal(size=(2, 4)) + 1
     x = x.astype("float32")
     model = keras.Sequential([keras.Input((12, 12, 4)), layer])
-    name = maker(model.inputs[0]).name
+    name = producing_operation(model.inputs[0]).name
     bits = 8 if isinstance(layer, L.DepthwiseConv2D) else 4
     scheme = tfc.QuantizationScheme(bits, "mse", **{"correct_bias": False, **options})
     quantized = post_training(model, scheme, {name: x})
@@ -48,7 +48,7 @@ def test_biases_of_a_layer_called_every_time_step_are_corrected(count):
     x = np.random.default_rng(0).normal(1, size=(count, 6, 5, 5, 4)).astype("float32")
     x *= np.linspace(0.2, 2, count, dtype="float32")[:, None, None, None, None]
     x += np.linspace(-1, 1, 6, dtype="float32")[:, None, None, None]
-    name = maker(model.inputs[0]).name
+    name = producing_operation(model.inputs[0]).name
     looked_at = x[:256]
 
     def error(correct_bias):
@@ -67,7 +67,7 @@ def test_samples_that_pass_twice_count_once(count, rounding):
     model = keras.Sequential([keras.Input((6,)), L.Dense(8)])
     x = np.random.default_rng(0).normal(size=(count, 6)).astype("float32")
     x += np.linspace(-1, 1, count, dtype="float32")[:, None]  # sorted, as by class or time
-    name = maker(model.inputs[0]).name
+    name = producing_operation(model.inputs[0]).name
     scheme = tfc.QuantizationScheme(activation_range="percentile", rounding=rounding)
     quantized = post_training(model, scheme, {name: x})
     error = quantized.predict(x[:256], verbose=0) - model.predict(x[:256], verbose=0)
@@ -96,7 +96,7 @@ def test_pruned_weights_stay_zero():
     pruned.compile("sgd", "mse")
     pruned.fit(x, x[:, :8], verbose=0)
     zeros = np.asarray(tfc.strip(pruned).layers[0].kernel) == 0
-    name = maker(pruned.inputs[0]).name
+    name = producing_operation(pruned.inputs[0]).name
     quantized = post_training(
         pruned, tfc.QuantizationScheme(4, "mse", rounding="adaround"), {name: x}
     )

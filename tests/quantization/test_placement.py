@@ -7,7 +7,7 @@ from keras import layers as L
 
 import tfcompress as tfc
 from tests import nets
-from tfcompress.graph.keras_internals import maker
+from tfcompress.graph.keras_internals import producing_operation
 from tfcompress.graph.read import read_graph, walk_layers
 from tfcompress.integer.roles import fixed_range, role
 from tfcompress.quantization.activation_quantizer import ActivationQuantizer
@@ -19,7 +19,7 @@ def quantized_after(model):
     names = []
     for call in read_graph(model).calls:
         if isinstance(call.operation, ActivationQuantizer):
-            names.append(maker(call.inputs[0]).name.removesuffix("_samples"))
+            names.append(producing_operation(call.inputs[0]).name.removesuffix("_samples"))
     return names
 
 

@@ -6,7 +6,7 @@ import pytest
 from keras import layers as L
 
 import tfcompress as tfc
-from tfcompress.graph.keras_internals import maker
+from tfcompress.graph.keras_internals import producing_operation
 from tfcompress.samples.data_checks import problems_of
 from tfcompress.samples.probes import far_samples
 
@@ -21,7 +21,7 @@ def net():
 
 def problems(x, model=None):
     model = model or net()
-    return problems_of(model, {maker(model.inputs[0]).name: x})
+    return problems_of(model, {producing_operation(model.inputs[0]).name: x})
 
 
 def test_samples_that_tell_nothing(tmp_path):

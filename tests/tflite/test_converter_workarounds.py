@@ -7,7 +7,7 @@ from keras import layers as L
 
 import tfcompress as tfc
 from tfcompress.export.agreement import measure
-from tfcompress.graph.keras_internals import maker
+from tfcompress.graph.keras_internals import producing_operation
 
 
 def siblings(kind, *args, **options):
@@ -47,7 +47,7 @@ def test_all_in_integers_and_equal(name, tmp_path):
     aware.fit(x, y, batch_size=64, verbose=0)
     result = tfc.export_tflite(aware, tmp_path / "m.tflite")
     assert result.float_tensors == [] and "SPACE_TO_BATCH_ND" not in result.ops
-    agreement = measure(aware, result.path, {maker(aware.inputs[0]).name: x})
+    agreement = measure(aware, result.path, {producing_operation(aware.inputs[0]).name: x})
     assert agreement.max_lsb < 0.01, agreement
     exact = tfc.export_tflite(model, tmp_path / "f.tflite")
     assert exact.agreement.rmse < 1e-5

@@ -6,7 +6,7 @@ import pytest
 from keras import layers as L
 
 import tfcompress as tfc
-from tfcompress.graph.keras_internals import maker
+from tfcompress.graph.keras_internals import producing_operation
 from tfcompress.tune.noise import quantization_noise
 
 FRAGILE = ("c2", "c5")
@@ -60,7 +60,7 @@ def test_exactly_the_fragile_layers_stay_float(fragile, fashion, tmp_path, capsy
 
 
 def test_noise_is_where_rounding_hurts(fragile, fashion):
-    name = maker(fragile.inputs[0]).name
+    name = producing_operation(fragile.inputs[0]).name
     options = tfc.QuantizationScheme(correct_bias=False)
     noise = quantization_noise(fragile, options, {name: fashion[2][:64]})
     ranked = sorted(noise, key=noise.get, reverse=True)

@@ -18,7 +18,7 @@ from tfcompress.backup import BackupAndRestore
 from tfcompress.cli.fitting import Batches, Interruptible, Stopped, save_undated
 from tfcompress.data import samples, spread
 from tfcompress.files import beside, check_path, locked, write_whole
-from tfcompress.graph.keras_internals import loss_given, maker, maker_inputs
+from tfcompress.graph.keras_internals import loss_argument, producing_inputs, producing_operation
 from tfcompress.graph.read import input_specs, is_graph
 from tfcompress.graph.run import outputs_of
 from tfcompress.progress import FitProgress, progress_bars
@@ -201,7 +201,7 @@ def _loss(model: keras.Model, y: np.ndarray) -> tuple[Any, list[Any], str]:
     Raises:
         ValueError: If the labels do not fit the outputs.
     """
-    compiled_loss = loss_given(model)
+    compiled_loss = loss_argument(model)
     if len(model.outputs) != 1:
         if compiled_loss:
             return compiled_loss, [], "of the model"
@@ -241,12 +241,12 @@ def _loss(model: keras.Model, y: np.ndarray) -> tuple[Any, list[Any], str]:
 def _ends_in_probabilities(model: keras.Model) -> bool:
     tensor = model.outputs[0]
     while True:
-        operation = maker(tensor)
+        operation = producing_operation(tensor)
         inner = getattr(operation, "layer", operation)
         if is_graph(inner):
             tensor = inner.outputs[0]
         elif type(inner).__name__ in _KEEP_VALUES or getattr(inner, "is_compression_helper", False):
-            tensor = maker_inputs(tensor)[0]
+            tensor = producing_inputs(tensor)[0]
         else:
             break
     activation = getattr(inner, "activation", None)

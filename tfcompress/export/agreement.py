@@ -19,7 +19,7 @@ from tfcompress.export.compare_outputs import (
     compare_outputs,
 )
 from tfcompress.export.tolerances import TOLERANCES, judge
-from tfcompress.graph.keras_internals import inbound_nodes, maker, maker_inputs
+from tfcompress.graph.keras_internals import inbound_nodes, producing_inputs, producing_operation
 from tfcompress.graph.layers import plain
 from tfcompress.graph.read import output_names, walk_layers
 from tfcompress.graph.run import fixed_batch, outputs_of
@@ -30,18 +30,18 @@ from tfcompress.post_training.fold_batch_norm import fold_batch_norm
 from tfcompress.quantization.kept_in_float import kept_in_float
 from tfcompress.quantization.quantize import quantized as as_quantized
 from tfcompress.quantization.state import (
+    fake_quantizing_in_float,
     quantizers,
-    rounding_in_floats,
-    roundings,
     rounds_per_channel,
-    uses_sixteen_bits,
+    uses_int16_activations,
+    weight_quantizers,
 )
 from tfcompress.samples.probes import Probes, Samples, affordable, stressed
 from tfcompress.scheme import as_scheme
 from tfcompress.tensorflow_internals import operation_details
 from tfcompress.tflite.run import TFLiteModel, accuracy
 from tfcompress.transforms import FakeQuant
-from tfcompress.wrap.state import is_wrapped, passing_through
+from tfcompress.wrap.state import is_wrapped, without_compression
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,14 +197,14 @@ class Check:
             copied = model
         else:
             copied = quantized
-            int4 = any(rounding.bits < 8 for rounding in roundings(quantized))
-            kind = " of 16 bits" if uses_sixteen_bits(quantized) else half
+            int4 = any(rounding.bits < 8 for rounding in weight_quantizers(quantized))
+            kind = " of 16 bits" if uses_int16_activations(quantized) else half
             kind = kind or (" of 4 bits" if int4 else "")
             tolerance = f"int8 copy{kind}"
             if quantized is model:
                 yield tolerance, probes, outputs_of(model, probes)
                 if self._source != "noise":
-                    with passing_through(model, (FakeQuant,)):
+                    with without_compression(model, (FakeQuant,)):
                         yield "trained", probes, outputs_of(model, probes)
             else:
                 yield self._scheme, probes, outputs_of(model, probes)
@@ -270,7 +270,7 @@ class Check:
             # Where the model is not bit-exact, its own rounding in floats differs as much.
             few_lsb = all(o.farthest.max() < 2.5 * o.lsb for o in comparison.outputs)
             if " of " in tolerance or few_lsb:
-                with rounding_in_floats(self._quantized):
+                with fake_quantizing_in_float(self._quantized):
                     floats = outputs_of(self._quantized, probes)
                 for index, (output, other) in enumerate(
                     zip(comparison.outputs, floats, strict=True)
@@ -306,7 +306,7 @@ class Check:
         """Returns the RMSE of each channel if only the weights of the model are quantized."""
         plain_model = without_transforms(self._model) if is_wrapped(self._model) else self._model
         rounded = as_quantized(fold_batch_norm(plain_model), as_scheme("int8"))
-        with passing_through(rounded, ()):
+        with without_compression(rounded, ()):
             outputs = outputs_of(rounded, probes)
         expected = outputs_of(plain_model, probes)
         return [channel_rmse(a, b) for a, b in zip(outputs, expected, strict=True)]
@@ -336,9 +336,9 @@ def _is_selected(nodes: Sequence[Any]) -> bool:
     if not nodes:  # inside of a layer
         return False
     tensor = nodes[0].input_tensors[0]
-    while role(maker(tensor)) == MOVE and maker_inputs(tensor):
-        tensor = maker_inputs(tensor)[0]
-    return role(maker(tensor)) == JOIN and len(maker_inputs(tensor)) > 1
+    while role(producing_operation(tensor)) == MOVE and producing_inputs(tensor):
+        tensor = producing_inputs(tensor)[0]
+    return role(producing_operation(tensor)) == JOIN and len(producing_inputs(tensor)) > 1
 
 
 def computes_in_half(model: keras.Model) -> bool:

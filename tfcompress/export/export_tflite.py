@@ -35,7 +35,7 @@ from tfcompress.graph.resize import with_input_shape
 from tfcompress.lowering.lower import lower
 from tfcompress.post_training.pipeline import post_training
 from tfcompress.quantization.kept_in_float import kept_in_float
-from tfcompress.quantization.state import quantizers, rounds_per_channel, uses_sixteen_bits
+from tfcompress.quantization.state import quantizers, rounds_per_channel, uses_int16_activations
 from tfcompress.samples.data_checks import problems_of
 from tfcompress.samples.probes import probes
 from tfcompress.scheme import (
@@ -46,7 +46,7 @@ from tfcompress.scheme import (
 from tfcompress.tables import as_text
 from tfcompress.tflite.convert import convert
 from tfcompress.tflite.converter_process import converter_process
-from tfcompress.tflite.converter_workarounds import HUGE, native_rounding
+from tfcompress.tflite.converter_workarounds import HUGE, native_fake_quant
 from tfcompress.tflite.inspect import FileReport, inspect_tflite
 from tfcompress.tflite.metadata import write_metadata
 from tfcompress.tflite.run import interpreter_module
@@ -258,7 +258,7 @@ def export_tflite(
             f"scheme={scheme!r} would drop the ranges that this model was trained with. Export it "
             "as int8, or export strip(model)."
         )
-    sixteen = uses_sixteen_bits(model) or (options is not None and options.uses_sixteen_bits)
+    sixteen = uses_int16_activations(model) or (options is not None and options.uses_sixteen_bits)
     if io_dtype != "float32" and sixteen:
         raise ValueError(
             f"io_dtype={io_dtype!r} is not possible where some layers have 16-bit activations. "
@@ -277,7 +277,7 @@ def export_tflite(
     keep = model.count_params() <= HUGE
     with converter_process(keep=keep) as process:  # it loads while biases are corrected
         if integer and not use_ranges and not by_converter:
-            with native_rounding():
+            with native_fake_quant():
                 final = post_training(model, options or as_scheme(scheme), samples or {}, say)
         if integer:
             check_ranges(final, samples)

@@ -14,7 +14,7 @@ from tfcompress.graph.read import Call, input_specs, walk_layers
 from tfcompress.graph.resize import sized_layer
 from tfcompress.graph.run import fixed_batch, run
 from tfcompress.process import is_traced
-from tfcompress.quantization.state import quantizers, rounding_in_floats, trained_scheme
+from tfcompress.quantization.state import fake_quantizing_in_float, quantizers, trained_scheme
 from tfcompress.scheme import INTEGER_SCHEMES, SCHEMES, QuantizationScheme, check_choice
 from tfcompress.tflite.converter_workarounds import HUGE
 
@@ -163,7 +163,7 @@ def _first_infinite(model: keras.Model, samples: Mapping[str, np.ndarray]) -> st
         if not (paths or helps or all(map(_all_finite, outputs))) and all(map(_all_finite, inputs)):
             paths.append(call.path)
 
-    with rounding_in_floats(model):
+    with fake_quantizing_in_float(model):
         for _ in run(model, samples, note=note):
             if paths:
                 return paths[0]

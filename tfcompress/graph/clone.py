@@ -14,9 +14,9 @@ from tfcompress.graph.keras_internals import (
     clear_calls,
     flatten_layers,
     input_struct,
-    maker,
-    maker_inputs,
     output_struct,
+    producing_inputs,
+    producing_operation,
 )
 from tfcompress.graph.layers import plain
 from tfcompress.graph.read import Call, Graph, is_graph, read_graph, read_graphs
@@ -74,7 +74,7 @@ class Rewriter:
 
     def input_like(self, tensor: Any) -> Any:
         """Creates an input of the new model, like that of the old one."""
-        return clone_layer(maker(tensor)).output
+        return clone_layer(producing_operation(tensor)).output
 
     def enter(self, model: keras.Model, path: str, inputs: list[Any]) -> list[Any]:
         """Emits what follows the inputs of a model; path is "" for the outermost."""
@@ -175,7 +175,7 @@ class Rewriter:
             # Operations in between compute masks, which a Sequential model does by itself.
             calls = read_graph(keras.Model(inputs, outputs)).calls
             layers = [call.operation for call in calls if not _makes_masks(call)]
-            layers.insert(0, maker(inputs[0]))
+            layers.insert(0, producing_operation(inputs[0]))
             new = keras.Sequential(layers, name=model.name)
         else:
             new = _functional(new_class, model, inputs, outputs)
@@ -192,7 +192,7 @@ def _copied_graph(model: keras.Model) -> dict[int, Any]:
     rewriter = Rewriter()
     copied = rewriter.run(model)
     inputs = zip(model.inputs, copied.inputs, strict=True)
-    input_layers = {id(maker(a)): maker(b) for a, b in inputs}
+    input_layers = {id(producing_operation(a)): producing_operation(b) for a, b in inputs}
     return {id(model): copied, **rewriter._replacements, **input_layers}
 
 
@@ -210,9 +210,9 @@ def _make_names_unique(inputs: list[Any], outputs: list[Any]) -> None:
         if id(tensor) in visited:
             continue
         visited.add(id(tensor))
-        operation = maker(tensor)
+        operation = producing_operation(tensor)
         operations[id(operation)] = operation
-        pending += maker_inputs(tensor)
+        pending += producing_inputs(tensor)
     used_names = {op.name for op in operations.values() if isinstance(op, keras.layers.Layer)}
     for operation in operations.values():
         if isinstance(operation, keras.layers.Layer):

@@ -41,7 +41,7 @@ def kind_of_call(arguments: dict[str, Any]) -> tuple[Any, ...]:
     return arguments["key"] is arguments["value"], "mask" in arguments
 
 
-def fits_sixteen_bits(layer: Any) -> bool:
+def fits_int16(layer: Any) -> bool:
     """Returns whether the converter supports the expanded layer with int16 activations."""
     additive = isinstance(layer, layers.AdditiveAttention)
     return not additive and not getattr(layer, "use_scale", False)

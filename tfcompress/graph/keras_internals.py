@@ -39,12 +39,12 @@ def history(tensor: Any) -> History | None:
     return None if entry is None else History(*entry)
 
 
-def maker(tensor: Any) -> Any:
+def producing_operation(tensor: Any) -> Any:
     """Returns the operation that produced a symbolic tensor."""
     return tensor._keras_history.operation
 
 
-def maker_inputs(tensor: Any) -> list[Any]:
+def producing_inputs(tensor: Any) -> list[Any]:
     """Returns the input tensors of the call that produced a symbolic tensor."""
     operation, node_index, _ = tensor._keras_history
     return operation._inbound_nodes[node_index].input_tensors
@@ -186,7 +186,7 @@ def first_epoch(model: Any, epoch: int | None) -> None:
     model._initial_epoch = epoch
 
 
-def loss_given(model: Any) -> Any:
+def loss_argument(model: Any) -> Any:
     """Returns the `loss` argument of `compile`; None for a model that was not compiled."""
     compiled = getattr(model, "_compile_loss", None)
     return compiled._user_loss if compiled is not None and model.compiled else None

@@ -1,7 +1,8 @@
-"""Plain layers that the rules of `canonicalize.py` emit, beside those of Keras and `runtime.py`."""
+"""Plain layers that canonical forms are made of, beside those of Keras."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import keras
@@ -85,3 +86,35 @@ class UnfoldSteps(layers.Layer):
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor arguments."""
         return {**super().get_config(), "steps": self.steps}
+
+
+@keras.saving.register_keras_serializable("tfcompress")
+class MaskScores(layers.Layer):
+    """Replaces the scores of masked keys by a very low score.
+
+    The integer runtime cannot represent a score below the minimum of the quantized range. In
+    training, and while ranges are measured, masked scores are therefore a margin below the minimum
+    of the batch, so that the quantizer behind this layer includes them in its range, and all masked
+    keys together weigh at most 1/3000 of one that is not masked. At inference masked scores are far
+    below any range, and saturate at its minimum. A query whose keys are all masked attends to all
+    of them equally.
+    """
+
+    margin = 8.0  # exp(-8) is 1/3000
+    measured = False  # whether ranges are measured, which needs the same scores as training
+
+    def call(self, scores: Any, mask: Any, training: bool | None = None) -> Any:
+        """Returns the scores where `mask` is true, and low ones elsewhere."""
+        low = ops.convert_to_tensor(-3e4, scores.dtype)
+        if training or self.measured:
+            keys = scores.shape[-1]
+            low = ops.stop_gradient(ops.min(scores)) - self.margin - math.log(keys)
+        return ops.where(mask, scores, low)
+
+    def compute_output_shape(self, scores_shape: Any, mask_shape: Any = None) -> Any:
+        """Returns the shape of the scores."""
+        return scores_shape
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor arguments, under any dtype policy."""
+        return super().get_config()

@@ -19,7 +19,7 @@ from tfcompress.graph.read import (
     read_graph,
 )
 from tfcompress.graph.run import outputs_of
-from tfcompress.graph.sameness import are_close, made_up_samples
+from tfcompress.graph.sameness import are_close, synthetic_samples
 
 _TABLES = (
     keras.layers.Hashing,
@@ -72,7 +72,7 @@ def split_preprocessing(model: keras.Model, *, check: bool = True) -> tuple[Any,
         )
     preprocessing, rest = _split(graph_model)
     if check:
-        samples, expected = made_up_samples(graph_model, "split_preprocessing")
+        samples, expected = synthetic_samples(graph_model, "split_preprocessing")
         prepared_outputs = outputs_of(preprocessing, samples)
         prepared = dict(zip(output_names(preprocessing), prepared_outputs, strict=True))
         if not are_close(expected, outputs_of(rest, prepared), graph_model):

@@ -18,10 +18,10 @@ from tfcompress.graph.keras_internals import (
     functional_of,
     inbound_nodes,
     input_struct,
-    maker,
-    maker_inputs,
     nodes_in_order,
     output_struct,
+    producing_inputs,
+    producing_operation,
 )
 from tfcompress.process import check_process, check_versions
 
@@ -101,7 +101,7 @@ def input_names(model: keras.Model) -> list[str]:
     if isinstance(struct, dict) and len(struct) == len(model.inputs):
         return list(keras.tree.flatten({key: key for key in struct}))
     # The name of the layer is the user's; that of the tensor may be generated.
-    return [maker(tensor).name for tensor in model.inputs]
+    return [producing_operation(tensor).name for tensor in model.inputs]
 
 
 def output_names(model: keras.Model) -> list[str]:
@@ -128,9 +128,9 @@ def layer_names(tensors: Iterable[Any]) -> list[str]:
 
 def layer_name(tensor: Any) -> str:
     """Returns the name of the layer that a tensor comes from, as it was before wrapping."""
-    operation = maker(tensor)
+    operation = producing_operation(tensor)
     if getattr(operation, "is_compression_helper", False) and inbound_nodes(operation):
-        return layer_name(maker_inputs(tensor)[0])
+        return layer_name(producing_inputs(tensor)[0])
     origin = getattr(operation, "origin", None)
     return origin["name"] if origin else operation.name
 

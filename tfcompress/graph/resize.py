@@ -9,7 +9,7 @@ import keras
 
 from tfcompress.graph.clone import Rewriter
 from tfcompress.graph.copies import clone_layer
-from tfcompress.graph.keras_internals import maker
+from tfcompress.graph.keras_internals import producing_operation
 from tfcompress.graph.read import Call, Graph, called_once, input_specs, is_graph, read_graphs
 
 
@@ -83,7 +83,7 @@ class _Resize(Rewriter):
 
     def input_like(self, tensor: Any) -> Any:
         shape = self._shapes.get(id(tensor), tensor.shape[1:])
-        input_layer = maker(tensor)
+        input_layer = producing_operation(tensor)
         return clone_layer(input_layer, batch_shape=(tensor.shape[0], *shape)).output
 
     def visit_model(self, graph: Graph, call: Call, args: Any, kwargs: Any) -> Any:

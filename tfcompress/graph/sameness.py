@@ -42,7 +42,7 @@ def check_same(original: keras.Model, copy: keras.Model, function: str) -> None:
     if _signature(original) != _signature(copy):
         raise RuntimeError(_differs(function, "its inputs and outputs"))
     _check_tables(original, copy, function)
-    samples, expected = made_up_samples(original, function)
+    samples, expected = synthetic_samples(original, function)
     actual = _outputs(copy, samples)
     if are_close(expected, actual, original) or not are_close(
         expected, _outputs(original, samples), original
@@ -137,7 +137,7 @@ def _vocabularies(layer: Any) -> Iterator[list[Any]]:
             yield [*part.get_vocabulary()]
 
 
-def made_up_samples(model: keras.Model, function: str) -> tuple[dict[str, np.ndarray], list[Any]]:
+def synthetic_samples(model: keras.Model, function: str) -> tuple[dict[str, np.ndarray], list[Any]]:
     """Returns samples that the model runs on, and its outputs, which are finite if possible."""
     failure: Exception | None = None
     result = None

@@ -76,7 +76,7 @@ class ParametricReLU(ElementwiseKernel):
     def compute(self, inputs: list[Any], input_scales: list[Any], output_scale: Any) -> Any:
         """Returns the quantized activation."""
         (x,), (input_scale,) = inputs, input_scales
-        slopes, slope_scale = rounded_slopes(self.slopes())
+        slopes, slope_scale = quantized_slopes(self.slopes())
         negative = multiply_by_quantized_multiplier(
             x * slopes, ops.maximum(input_scale * slope_scale / output_scale, 2.0**-29)
         )
@@ -84,7 +84,7 @@ class ParametricReLU(ElementwiseKernel):
         return ops.where(x < 0, negative, positive)
 
 
-def rounded_slopes(slopes: Any) -> tuple[Any, Any]:
+def quantized_slopes(slopes: Any) -> tuple[Any, Any]:
     """Returns slopes, quantized symmetrically to 8 bits, and their scale (one per tensor)."""
     scale = divided(ops.max(ops.abs(slopes)), 127)
     return ops.round(slopes / ops.where(scale > 0, scale, 1.0)), scale

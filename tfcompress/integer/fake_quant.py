@@ -38,7 +38,7 @@ def fake_quant_op(x: Any, minimum: Any, maximum: Any, bits: int = 8) -> Any:
 
 
 @contextlib.contextmanager
-def rounding_by(function: Callable[..., Any]) -> Iterator[None]:
+def replaced_fake_quant(function: Callable[..., Any]) -> Iterator[None]:
     """Replaces the function that `fake_quant_op` calls; the arguments are those of Keras."""
     _roundings.append(function)
     try:

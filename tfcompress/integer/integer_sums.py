@@ -8,7 +8,7 @@ import keras
 from keras import ops
 
 from tfcompress.integer.fake_quant import straight_through
-from tfcompress.integer.producers import Int8Quantizer, rounded_weight
+from tfcompress.integer.producers import Int8Quantizer, weight_and_quantizer
 
 
 def accumulate_in_integers(wrapper: Any, input_quantizer: Int8Quantizer, x: Any) -> Any:
@@ -22,7 +22,7 @@ def accumulate_in_integers(wrapper: Any, input_quantizer: Int8Quantizer, x: Any)
         x: The input, float32.
     """
     ((variable, _),) = wrapper.pipelines()
-    weight, weight_quantizer = rounded_weight(wrapper)
+    weight, weight_quantizer = weight_and_quantizer(wrapper)
     weight_scale = weight_quantizer.scale(weight)
     quantized_weight = weight_quantizer.quantized_values(weight, weight_scale)
     values = [(variable, straight_through(weight / weight_scale, quantized_weight))]

@@ -81,7 +81,7 @@ class Accumulation:
         """Returns the requantized accumulators."""
         weight_quantizer = channel_max = None
         if self.wrapper is not None:
-            weight, weight_quantizer = rounded_weight(self.wrapper)
+            weight, weight_quantizer = weight_and_quantizer(self.wrapper)
             channel_max = weight_quantizer.channel_max(weight)
         _, scale, offset = self._folded(weight_quantizer, channel_max)
         return Accumulator(scale, offset).requantize(x, output_scale)
@@ -96,7 +96,7 @@ class Accumulation:
         if self.wrapper is None:
             factors, scale, offset = map(ops.convert_to_numpy, self._folded())
             return factors, (np.round(offset / scale) * scale).astype(np.float32), scale
-        weight, weight_quantizer = rounded_weight(self.wrapper)
+        weight, weight_quantizer = weight_and_quantizer(self.wrapper)
         channel_max = weight_quantizer.channel_max(weight)
         folded_max, scale, offset = map(
             ops.convert_to_numpy, self._folded(weight_quantizer, channel_max)
@@ -156,7 +156,7 @@ class Table:
 
     def qparams(self) -> tuple[Any, Any]:
         """Returns (scale, qmin); weights have the zero point 0."""
-        weight, weight_quantizer = rounded_weight(self.wrapper)
+        weight, weight_quantizer = weight_and_quantizer(self.wrapper)
         qmax = weight_quantizer.steps
         channel_max = weight_quantizer.scale_from_max(weight_quantizer.channel_max(weight)) * qmax
         return divided(ops.max(channel_max), qmax), -128.0
@@ -298,7 +298,7 @@ def weight_quantizer_of(transforms: Any) -> FakeQuant | None:
     return next((t for t in transforms if isinstance(t, FakeQuant)), None)
 
 
-def rounded_weight(wrapper: Any) -> tuple[Any, FakeQuant]:
+def weight_and_quantizer(wrapper: Any) -> tuple[Any, FakeQuant]:
     """Returns the weight of a layer before quantization, and the transform that quantizes it."""
     ((weight, transforms),) = wrapper.pipelines()
     weight_quantizer = next(t for t in transforms if isinstance(t, FakeQuant))

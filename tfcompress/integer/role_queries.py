@@ -6,7 +6,7 @@ from typing import Any
 
 import keras
 
-from tfcompress.graph.keras_internals import inbound_nodes, maker
+from tfcompress.graph.keras_internals import inbound_nodes, producing_operation
 from tfcompress.graph.layers import activation_name, is_float, plain
 from tfcompress.graph.read import Call, Graph
 from tfcompress.integer.roles import JOIN, MOVE, RELU, role
@@ -24,7 +24,7 @@ def adds_tensors(call: Call) -> bool:
     return all(map(is_float, call.inputs)) and max(ranks) > 1
 
 
-def does_nothing(call: Call) -> bool:
+def is_identity(call: Call) -> bool:
     """Returns whether a call multiplies by one or adds zero, which the converter removes."""
     neutral = {"Multiply": 1, "Add": 0}.get(type(call.operation).__name__)
     arguments = keras.tree.flatten((call.args, call.kwargs))
@@ -55,21 +55,21 @@ def _kind(relu: Any) -> Any:
     return type(relu).__name__, str(getattr(relu, "max_value", None))
 
 
-def comes_in(graph: Graph, tensor: Any) -> bool:
+def is_unjoined_input(graph: Graph, tensor: Any) -> bool:
     """Returns whether a tensor is an input of the model that no JOIN operation reads.
 
     A JOIN would force the quantization parameters of its output on it.
     """
     joined = [reader for reader in graph.consumers[id(tensor)] if role(reader.operation) == JOIN]
-    return isinstance(maker(tensor), keras.layers.InputLayer) and not joined
+    return isinstance(producing_operation(tensor), keras.layers.InputLayer) and not joined
 
 
-def rounds_weights(layer: Any) -> bool:
+def quantizes_weights(layer: Any) -> bool:
     """Returns whether a layer is wrapped to train with quantized weights."""
     return any(isinstance(t, FakeQuant) for t in getattr(layer, "transforms", ()))
 
 
-def padded_with(pad: Any) -> float:
+def padding_value(pad: Any) -> float:
     """Returns the constant that `keras.ops.pad` pads with."""
     arguments = inbound_nodes(pad)[0].arguments
     value = (*arguments.args, *arguments.kwargs.values(), None)[1]

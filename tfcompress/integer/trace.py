@@ -13,10 +13,10 @@ from tfcompress.graph.keras_internals import (
     flatten_layers,
     history,
     inbound_nodes,
-    maker,
-    maker_inputs,
     outbound_nodes,
     output_index,
+    producing_inputs,
+    producing_operation,
 )
 from tfcompress.graph.layers import activation_name, is_float, plain
 from tfcompress.graph.read import Call, Graph, called_once, is_graph, read_graph, walk_layers
@@ -157,7 +157,7 @@ def known_accumulations(model: keras.Model) -> dict[int, Accumulation]:
     parts = [part for _, layer in walk_layers(model) for part in flatten_layers(layer)]
     quantizers = [p for p in parts if _bits(p) == 8 and not p.follows and p.is_trained]
     for part in [*quantizers, *filter(rounds_its_output, parts)]:
-        tell_nested_models(part)
+        link_nested_models(part)
     producers = [quantizer.producer for quantizer in quantizers]
     for producer in producers:
         producers += [part for part, _ in getattr(producer, "parts", ())]
@@ -201,13 +201,13 @@ def _table(embedding: Any) -> Table | None:
     return Table(embedding)
 
 
-def quantizer_behind(graph: Graph, call: Call) -> Any:
+def quantizer_after(graph: Graph, call: Call) -> Any:
     """Returns the quantizer after a JOIN, directly or after further JOINs and MOVEs."""
     for reader in graph.consumers.get(id(call.outputs[0]), []):
         if _bits(reader.operation):
             return reader.operation
         if role(reader.operation) in (JOIN, MOVE):
-            return quantizer_behind(graph, reader)
+            return quantizer_after(graph, reader)
     return None
 
 
@@ -231,7 +231,7 @@ def rounds_its_output(wrapper: Any) -> bool:
     return layer is not wrapper and quantized
 
 
-def tell_nested_models(layer: Any) -> None:
+def link_nested_models(layer: Any) -> None:
     """Sets the input quantizers of nested models that are called on the output of a layer.
 
     The producers inside and after these models are updated.
@@ -256,7 +256,7 @@ def _set_input_quantizers(node: Any, seen: set[int]) -> None:
             quantizers = {id(quantizer): quantizer for quantizer in map(quantizer_of, outer)}
             # If the calls of a model have inputs with different quantizers, there is none to set.
             quantizer = next(iter(quantizers.values())) if len(quantizers) == 1 else None
-            setattr(maker(tensor), _INPUT_QUANTIZER, _InputQuantizer(quantizer))
+            setattr(producing_operation(tensor), _INPUT_QUANTIZER, _InputQuantizer(quantizer))
         calls = read_graph(operation).calls
         for call in calls:
             _update(call.operation, call.inputs, call.kwargs)
@@ -292,7 +292,7 @@ def _update_after(operation: Any, seen: set[int]) -> None:
 def _operation_and_inputs(tensor: Any) -> tuple[Any, Any]:
     """Returns the operation that computes a symbolic tensor, and its inputs."""
     origin = history(tensor)
-    return (None, ()) if origin is None else (origin.operation, maker_inputs(tensor))
+    return (None, ()) if origin is None else (origin.operation, producing_inputs(tensor))
 
 
 def _output_quantizers(layer: Any) -> list[Any]:

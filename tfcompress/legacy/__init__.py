@@ -15,7 +15,7 @@ from keras import ops, tree
 from tfcompress.graph.keras_internals import is_keras_2_graph, keras_2_structs
 from tfcompress.legacy.convert import Converter
 from tfcompress.legacy.ranges import trained_ranges, with_ranges
-from tfcompress.quantization.state import quantizers, rounding_in_floats
+from tfcompress.quantization.state import fake_quantizing_in_float, quantizers
 
 _TOLERANCE = 1e-5
 
@@ -121,7 +121,7 @@ def _compare(old: Any, new: keras.Model) -> None:
         features = tf.nest.pack_sequence_as(structure, inputs)
     old_outputs = tf.nest.flatten(old(features, training=False))
     quantized = bool(quantizers(new))
-    with rounding_in_floats(new):
+    with fake_quantizing_in_float(new):
         new_outputs = tree.flatten(new(features, training=False))
     for output, (expected, actual) in enumerate(zip(old_outputs, new_outputs, strict=True)):
         expected, actual = np.asarray(expected), ops.convert_to_numpy(actual)

@@ -15,8 +15,8 @@ from tfcompress.errors import CompressionWarning
 from tfcompress.graph.keras_internals import (
     is_keras_2_graph,
     keras_2_structs,
-    maker,
     nodes_in_order,
+    producing_operation,
 )
 from tfcompress.graph.weights import variable_name
 
@@ -93,7 +93,7 @@ class Converter:
     """Creates the layers of Keras 3 and calls them as those of Keras 2 were called."""
 
     def __init__(self) -> None:
-        self._layers: dict[int, Any] = {}
+        self._converted_layers: dict[int, Any] = {}
         self._pairs: list[tuple[Any, Any]] = []
         self._frozen: list[Any] = []
 
@@ -132,7 +132,7 @@ class Converter:
             values.update((id(t), new) for t, new in zip(before, outputs, strict=True))
         if type(old).__name__ == "Sequential":
             chain = [self._layer(layer) for layer in old.layers]
-            return keras.Sequential([maker(inputs[0]), *chain], name=old.name)
+            return keras.Sequential([producing_operation(inputs[0]), *chain], name=old.name)
         outputs = [values[id(tensor)] for tensor in old.outputs]
         structures = keras_2_structs(old)
         packed_inputs = tf.nest.pack_sequence_as(structures[0], inputs)
@@ -159,9 +159,9 @@ class Converter:
             self._frozen += [p for p in parts if type(p).__name__ == "BatchNormalization"]
 
     def _layer(self, old: Any) -> Any:
-        if id(old) not in self._layers:
-            self._layers[id(old)] = self._converted(old)
-        return self._layers[id(old)]
+        if id(old) not in self._converted_layers:
+            self._converted_layers[id(old)] = self._converted(old)
+        return self._converted_layers[id(old)]
 
     def _converted(self, old: Any) -> Any:
         kind = type(old).__name__

@@ -10,7 +10,7 @@ from keras import layers, ops, tree
 
 from tfcompress.graph.clone import Rewriter
 from tfcompress.graph.copies import clone_layer
-from tfcompress.graph.keras_internals import maker
+from tfcompress.graph.keras_internals import producing_operation
 from tfcompress.graph.layers import TRANSPOSED, plain
 from tfcompress.graph.read import Call, Graph
 from tfcompress.graph.weights import variable_name
@@ -65,7 +65,7 @@ class Lowering(Rewriter):
         """Makes an input; those of nested models are float32 whatever the policy."""
         if id(tensor) in self.outer or tensor.dtype not in HALF:
             return super().input_like(tensor)
-        return clone_layer(maker(tensor), dtype="float32").output
+        return clone_layer(producing_operation(tensor), dtype="float32").output
 
     def clone(self, operation: Any, /, **overrides: Any) -> Any:
         """Returns the one copy of `operation`, which computes in float32."""

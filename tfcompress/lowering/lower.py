@@ -9,7 +9,7 @@ from keras import tree
 
 from tfcompress.graph.layers import plain
 from tfcompress.graph.read import Call, Graph, walk_layers
-from tfcompress.integer.role_queries import rounds_weights
+from tfcompress.integer.role_queries import quantizes_weights
 from tfcompress.integer.trace import known_accumulations
 from tfcompress.lowering import rules as _registers_them  # noqa: F401
 from tfcompress.lowering.affine_conv import as_tensor
@@ -31,7 +31,7 @@ def lower(model: keras.Model, *, int16: bool = False) -> keras.Model:
     Returns:
         A model of plain layers, with weights as they are used (pruned, fake-quantized).
     """
-    rounds = any(rounds_weights(layer) for _, layer in walk_layers(model))
+    rounds = any(quantizes_weights(layer) for _, layer in walk_layers(model))
     lowering = _ByRules(rounds or bool(quantizers(model)), int16, known_accumulations(model))
     lowering.outer = {id(tensor) for tensor in model.inputs}
     return lowering.run(model)

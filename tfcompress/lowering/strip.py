@@ -14,7 +14,7 @@ from tfcompress.errors import CompressionWarning
 from tfcompress.graph.clone import Rewriter
 from tfcompress.graph.copies import clone_layer
 from tfcompress.graph.expand import Expanded
-from tfcompress.graph.keras_internals import maker
+from tfcompress.graph.keras_internals import producing_operation
 from tfcompress.graph.read import Call, Graph, check_built
 from tfcompress.graph.sameness import check_same
 from tfcompress.integer.grid_ops import Requantize
@@ -28,9 +28,9 @@ from tfcompress.transforms import FakeQuant
 from tfcompress.wrap.state import (
     is_wrapped,
     original_variables,
-    passing_through,
     transformed_values,
     warn_unfinished,
+    without_compression,
 )
 from tfcompress.wrap.wrapper import CompressionWrapper
 
@@ -85,7 +85,7 @@ def strip(model: Any, *, check: bool = True) -> Any:
     warn_unfinished(model, "strip")
     stripped = without_transforms(model)
     if check:
-        with passing_through(model, () if _is_trained(model) else (FakeQuant,)):
+        with without_compression(model, () if _is_trained(model) else (FakeQuant,)):
             check_same(model, stripped, "strip")
     return stripped
 
@@ -132,7 +132,7 @@ class _Strip(Rewriter):
             return args[0]
         if isinstance(call.operation, RuntimeMerge) and call.operation.operation:
             outputs = ops.add(*args[0])
-            maker(outputs).name = call.operation.operation
+            producing_operation(outputs).name = call.operation.operation
             return outputs
         if not isinstance(call.operation, CompressionWrapper):
             return super().visit(graph, call, args, kwargs)

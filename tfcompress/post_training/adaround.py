@@ -18,8 +18,8 @@ from tfcompress.graph.kernel_axes import WEIGHTED, array
 from tfcompress.graph.layers import DEPTHWISE, TRANSPOSED
 from tfcompress.graph.read import called_once, walk_layers
 from tfcompress.graph.run import batch_size_for, largest_tensor, run
-from tfcompress.integer.producers import rounded_weight
-from tfcompress.quantization.state import rounding_in_floats
+from tfcompress.integer.producers import weight_and_quantizer
+from tfcompress.quantization.state import fake_quantizing_in_float
 from tfcompress.transforms import FakeQuant
 from tfcompress.wrap.wrapper import CompressionWrapper
 
@@ -153,7 +153,7 @@ def round_by_output(
 
     batch = {name: array[: floats.count] for name, array in samples.items()}
     # Rounding in floats takes half as long, and has the same mean.
-    with _observed(_wrappers(model), improve), rounding_in_floats(model):
+    with _observed(_wrappers(model), improve), fake_quantizing_in_float(model):
         for _ in run(model, batch, batch_size=floats.count):
             pass
 
@@ -259,7 +259,7 @@ def _choose(
     """
     layer = wrapper.layer
     ((variable, _),) = wrapper.pipelines()
-    value, rounding = rounded_weight(wrapper)
+    value, rounding = weight_and_quantizer(wrapper)
     nearest = _grouped(layer, array(rounding.call(value)))
     wanted = _grouped(layer, array(value))
     scale = _grouped(layer, np.broadcast_to(array(rounding.scale(value)), variable.shape))

@@ -9,8 +9,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from tfcompress.graph.expand import MaskScores
 from tfcompress.graph.keras_internals import flatten_layers
+from tfcompress.graph.plain_layers import MaskScores
 from tfcompress.graph.read import walk_layers
 from tfcompress.graph.run import run
 from tfcompress.quantization.activation_quantizer import ActivationQuantizer

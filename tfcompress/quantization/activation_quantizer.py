@@ -19,7 +19,7 @@ from tfcompress.integer.fake_quant import (
 )
 from tfcompress.integer.fixed_point import averages, divided, range_of_qparams
 from tfcompress.integer.producers import rounded
-from tfcompress.integer.trace import producer_of, tell_nested_models
+from tfcompress.integer.trace import link_nested_models, producer_of
 
 _MIN_WIDTH = 1e-4  # a tensor that was always zero still needs a positive scale
 
@@ -104,7 +104,7 @@ class ActivationQuantizer(keras.layers.Layer):
     def call(self, inputs: Any, training: bool | None = None, averaged: bool | str = False) -> Any:
         """Returns the inputs, fake-quantized."""
         if not self._linked_nested_models:
-            tell_nested_models(self)
+            link_nested_models(self)
             self._linked_nested_models = True
         if self.observer is not None:
             if not averaged:

@@ -9,7 +9,7 @@ from typing import Any
 import keras
 
 from tfcompress.errors import CompressionWarning
-from tfcompress.graph.dot_attention import fits_sixteen_bits
+from tfcompress.graph.dot_attention import fits_int16
 from tfcompress.graph.expand import (
     Expanded,
     arguments_of,
@@ -94,7 +94,7 @@ class WrapCanonicalForms(WrapLayers):
 
     def _fits(self, call: Call) -> bool:
         """Returns whether a layer can be expanded with the bits that it is to have."""
-        return call.path not in self._int16 or fits_sixteen_bits(plain(call.operation))
+        return call.path not in self._int16 or fits_int16(plain(call.operation))
 
     def _expand(self, call: Call, arguments: dict[str, Any], inputs: list[str]) -> Expanded:
         wrapper = isinstance(call.operation, CompressionWrapper)

@@ -9,7 +9,6 @@ from typing import Any
 
 import keras
 
-from tfcompress.graph.clone import Rewriter
 from tfcompress.graph.layers import KERNELS, is_float, plain
 from tfcompress.graph.read import (
     Call,
@@ -17,18 +16,16 @@ from tfcompress.graph.read import (
     called_once,
     layer_name,
     layer_names,
-    scope_name,
     walk_layers,
 )
-from tfcompress.integer.grid_ops import Requantize
 from tfcompress.integer.role_queries import (
     BINARY,
     adds_tensors,
-    comes_in,
-    does_nothing,
+    is_identity,
     is_joined,
     is_one_relu,
-    rounds_weights,
+    is_unjoined_input,
+    quantizes_weights,
 )
 from tfcompress.integer.roles import (
     AVERAGE,
@@ -45,10 +42,11 @@ from tfcompress.integer.roles import (
     role,
 )
 from tfcompress.quantization.activation_quantizer import ActivationQuantizer
+from tfcompress.quantization.emit_quantizers import EmitQuantizers
 from tfcompress.quantization.following_quantizer import FollowingQuantizer
 from tfcompress.quantization.index_tensors import index_tensors, makes_indices, reads_indices
 from tfcompress.quantization.input_samples import MOST_SAMPLES, InputSamples, samples_to_keep
-from tfcompress.quantization.kept_in_float import AwayFromZero, precise_calls, steep_inputs
+from tfcompress.quantization.kept_in_float import precise_calls, steep_inputs
 from tfcompress.quantization.layers.merge import RuntimeMerge
 from tfcompress.quantization.layers.recurrent import RuntimeRecurrent
 from tfcompress.quantization.quantized_models import ChainedModel, QuantizedModel
@@ -56,7 +54,7 @@ from tfcompress.quantization.tensor_state import TensorState
 from tfcompress.wrap.wrapper import CompressionWrapper
 
 
-class PlaceQuantizers(Rewriter):
+class PlaceQuantizers(EmitQuantizers):
     """Inserts activation quantizers into a model whose weights are wrapped already.
 
     The wrapped layers move into the new model: the old one must not be used any more.
@@ -80,20 +78,16 @@ class PlaceQuantizers(Rewriter):
         int16: Collection[str] = (),
         learned: bool = False,
     ) -> None:
-        super().__init__()
+        super().__init__(learned)
         self._selected = selected
         self._left_out, self._int16 = left_out, int16
-        self._learned = learned
-        self._states: dict[int, TensorState] = {}
         self._quantized: dict[tuple[int, int], Any] = {}
         self._entered: dict[int, list[TensorState]] = {}
         self._model_states: dict[int, list[TensorState]] = {}
         self._relus: dict[int, ActivationQuantizer] = {}
-        self._names: dict[str, int] = {}
         self._indices: set[int] = set()
         self._once: set[int] = set()
         self._precise: set[int] = set()
-        self._alive: list[Any] = []
 
     def run(self, model: keras.Model) -> keras.Model:
         """Returns the model with quantizers placed."""
@@ -162,7 +156,7 @@ class PlaceQuantizers(Rewriter):
             args, kwargs = ([*args, *kwargs.values()],), {}
         inputs = [t for t in keras.tree.flatten((args, kwargs)) if is_float(t)]
         fused = any(self._state(t).pending for t in inputs)
-        kind = MOVE if does_nothing(call) else role(call.operation)
+        kind = MOVE if is_identity(call) else role(call.operation)
         if call.path in self._left_out or self._in_float(kind, inputs):
             if not isinstance(call.operation, KERNELS):  # which the lowering handles
                 args, kwargs = keras.tree.map_structure(self._leave_integers, (args, kwargs))
@@ -177,7 +171,9 @@ class PlaceQuantizers(Rewriter):
                 return operation(*args, **kwargs)
         bits = self._bits(call, kind)
         exactly = augments(call.operation) or precise or reads_indices(call, self._indices)
-        exactly = exactly or (kind == COMPARE and all(comes_in(graph, t) for t in call.inputs))
+        exactly = exactly or (
+            kind == COMPARE and all(is_unjoined_input(graph, t) for t in call.inputs)
+        )
         steep = {id(t) for t in steep_inputs(call)}
         old = iter([t for t in call.inputs if is_float(t)])
         args, kwargs = keras.tree.map_structure(
@@ -283,7 +279,7 @@ class PlaceQuantizers(Rewriter):
             return self._apply(quantizer, new, TensorState(non_negative=prescribed[0] == 0))
         if isinstance(layer, RuntimeRecurrent):
             return self._note(new, TensorState(quantized=True))  # by its own quantizers
-        if kind == TABLE and rounds_weights(call.operation):
+        if kind == TABLE and quantizes_weights(call.operation):
             joined = self._is_joined(graph, old)
             if joined and id(call.operation) not in self._once:
                 new = self._requantize(new)  # all lookups in a table share one scale
@@ -352,53 +348,7 @@ class PlaceQuantizers(Rewriter):
             else tensor
         )
 
-    def _away_from_zero(self, tensor: Any, state: TensorState) -> Any:
-        self._alive.append(tensor)
-        return AwayFromZero(name=self._name(f"{layer_name(tensor)}_nonzero"))(tensor)
-
     def _is_joined(self, graph: Graph, tensor: Any) -> bool:
         """Returns whether a concatenation of quantized values is the only reader of a tensor."""
         readers = graph.consumers.get(id(tensor), [])
         return is_joined(graph, tensor) and all(r.path not in self._left_out for r in readers)
-
-    def _requantize(self, tensor: Any) -> Any:
-        self._alive.append(tensor)
-        return Requantize(name=self._name(f"{layer_name(tensor)}_crossing"))(tensor)
-
-    def _new_quantizer(self, tensor: Any, bits: int, name: str | None = None) -> Any:
-        name = name or layer_name(tensor)
-        state = self._state(tensor)
-        self._alive.append(tensor)
-        return self._apply(
-            ActivationQuantizer(
-                bits=bits,
-                non_negative=state.non_negative,
-                learned=self._learned and bits == 8,
-                name=self._name(f"{name}_quantizer"),
-            ),
-            tensor,
-            state,
-        )
-
-    def _apply(
-        self, quantizer: ActivationQuantizer, tensor: Any, state: TensorState, **kwargs: Any
-    ) -> Any:
-        return self._note(
-            quantizer(tensor, **kwargs),
-            TensorState(None, True, quantizer.bits, quantizer, non_negative=state.non_negative),
-        )
-
-    def _state(self, tensor: Any) -> TensorState:
-        return self._states.get(id(tensor), TensorState())
-
-    def _note(self, tensor: Any, state: TensorState) -> Any:
-        self._alive.append(tensor)
-        self._states[id(tensor)] = state
-        return tensor
-
-    def _name(self, wanted: str) -> str:
-        """Returns a layer name that is not used yet."""
-        wanted = scope_name(wanted)
-        count = self._names.get(wanted, 0)
-        self._names[wanted] = count + 1
-        return f"{wanted}_{count}" if count else wanted

@@ -82,7 +82,7 @@ def quantize(
     if isinstance(keep_samples, bool) or not isinstance(keep_samples, int) or keep_samples < 0:
         raise ValueError(f"keep_samples must be an integer >= 0. Received: {keep_samples!r}")
     if not isinstance(model_or_layer, keras.Model):
-        wrapped = wrap_layer(model_or_layer, weight_rounding(plain(model_or_layer), scheme))
+        wrapped = wrap_layer(model_or_layer, weight_quantizer_for(plain(model_or_layer), scheme))
         if wrapped.built:
             wrapped.start()
         return wrapped
@@ -124,7 +124,7 @@ def quantized(
     chosen = chosen - left_out
     int16 = {path for path, own in schemes.items() if own.activation_bits == 16}
     wrapper = WrapCanonicalForms(
-        lambda path, layer: weight_rounding(layer, schemes[path]),
+        lambda path, layer: weight_quantizer_for(layer, schemes[path]),
         chosen,
         move=move,
         int16=int16,
@@ -181,7 +181,7 @@ def _is_tensor(scheme: Any) -> bool:
     return scheme == "float32" or getattr(scheme, "weight_granularity", "") == "tensor"
 
 
-def weight_rounding(layer: Any, scheme: QuantizationScheme) -> FakeQuant:
+def weight_quantizer_for(layer: Any, scheme: QuantizationScheme) -> FakeQuant:
     """Returns the transform that fake-quantizes the weights of a layer in a scheme."""
     int4 = scheme.weight_bits == 4 and has_int4_kernels(layer)
     return FakeQuant(4 if int4 else 8, scheme.weight_range, scheme.weight_granularity)

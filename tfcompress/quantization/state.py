@@ -24,7 +24,7 @@ def quantizers(model: keras.Model) -> list[ActivationQuantizer]:
 
 
 @contextlib.contextmanager
-def rounding_in_floats(model: keras.Model) -> Iterator[None]:
+def fake_quantizing_in_float(model: keras.Model) -> Iterator[None]:
     """Makes a quantization-aware model round floats at inference, as in training and as tfmot."""
     every = quantizers(model)
     try:
@@ -38,23 +38,23 @@ def rounding_in_floats(model: keras.Model) -> Iterator[None]:
 
 def trained_scheme(model: keras.Model) -> str:
     """Returns the name of the scheme that a quantized model is trained for."""
-    if any(rounding.bits == 4 for rounding in roundings(model)):
+    if any(rounding.bits == 4 for rounding in weight_quantizers(model)):
         return "w4a8"
     bits = [q.bits for q in quantizers(model) if q.fixed_range is None]
     return "int16x8" if 2 * bits.count(16) > len(bits) else "int8"
 
 
-def uses_sixteen_bits(model: keras.Model) -> bool:
+def uses_int16_activations(model: keras.Model) -> bool:
     """Returns whether any activations of a quantized model have 16 bits."""
     return any(quantizer.bits == 16 for quantizer in quantizers(model))
 
 
 def rounds_per_channel(model: keras.Model) -> bool:
     """Returns whether the kernels of a quantized model have a scale for each channel."""
-    return not any(rounding.granularity == "tensor" for rounding in roundings(model))
+    return not any(rounding.granularity == "tensor" for rounding in weight_quantizers(model))
 
 
-def roundings(model: keras.Model) -> Iterator[FakeQuant]:
+def weight_quantizers(model: keras.Model) -> Iterator[FakeQuant]:
     """Yields the fake-quantization of each weight of a model."""
     for _, layer in walk_layers(model):
         for transform in getattr(layer, "transforms", ()):

@@ -33,7 +33,7 @@ from tfcompress.tflite.converter_workarounds import (
     large_products,
     lower_convolutions,
     native_extremes,
-    native_rounding,
+    native_fake_quant,
 )
 from tfcompress.tflite.flatbuffer_edits import (
     plain_lookups,
@@ -236,7 +236,7 @@ def _save(
         # The model is called on tensors: a lookup in a variable would be another operation.
         tensors = map(tf.convert_to_tensor, values)
         scope = keras.StatelessScope(list(zip(variables, tensors, strict=True)))
-        with scope, native_rounding(), native_extremes():
+        with scope, native_fake_quant(), native_extremes():
             packed = arguments[0] if single else tree.pack_sequence_as(structure, list(arguments))
             outputs = tree.flatten(model(packed, training=False))
         return dict(zip(names[1], outputs, strict=True))

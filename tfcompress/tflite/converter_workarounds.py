@@ -13,7 +13,7 @@ from keras import layers
 
 from tfcompress.graph.keras_internals import backend, give_up_kernel, inbound_nodes
 from tfcompress.graph.read import walk_layers
-from tfcompress.integer.fake_quant import rounding_by
+from tfcompress.integer.fake_quant import replaced_fake_quant
 
 HUGE = 1 << 24  # elements
 
@@ -32,7 +32,7 @@ def lower_convolutions(tf: Any, model: keras.Model) -> None:
 
 
 @contextlib.contextmanager
-def native_rounding() -> Iterator[None]:
+def native_fake_quant() -> Iterator[None]:
     """Lowers each fake-quantization to TensorFlow's operation, without Keras' wrapper.
 
     A constant range becomes attributes of the operation instead of two more constants.
@@ -46,7 +46,7 @@ def native_rounding() -> Iterator[None]:
             return tf.quantization.fake_quant_with_min_max_args(x, minimum, maximum, **options)
         return tf.quantization.fake_quant_with_min_max_vars(x, minimum, maximum, **options)
 
-    with rounding_by(fake_quantized):
+    with replaced_fake_quant(fake_quantized):
         yield
 
 

@@ -13,7 +13,7 @@ from keras import ops
 from tfcompress.graph.read import Call, is_graph, read_graph, walk_layers
 from tfcompress.graph.run import run
 from tfcompress.integer.fake_quant import fake_quant_op
-from tfcompress.integer.role_queries import rounds_weights
+from tfcompress.integer.role_queries import quantizes_weights
 from tfcompress.post_training.pipeline import post_training
 from tfcompress.quantization.activation_quantizer import ActivationQuantizer
 from tfcompress.quantization.state import quantizers
@@ -38,7 +38,7 @@ def quantization_noise(
         samples: Arrays by input name.
     """
     quantized = post_training(model, scheme, samples)
-    wrappers = {path: layer for path, layer in walk_layers(quantized) if rounds_weights(layer)}
+    wrappers = {path: layer for path, layer in walk_layers(quantized) if quantizes_weights(layer)}
     noise = dict.fromkeys(wrappers, 0.0)
     around = _neighbours(quantized)
 
@@ -85,7 +85,7 @@ def _neighbours(model: keras.Model, path: str = "") -> dict[int, set[str]]:
     neighbours: dict[int, set[str]] = {}
 
     def before(call: Call) -> set[str]:
-        if rounds_weights(call.operation):
+        if quantizes_weights(call.operation):
             return {call.path}
         calls = [producers[id(t)] for t in call.inputs if id(t) in producers]
         return set().union(
@@ -96,7 +96,7 @@ def _neighbours(model: keras.Model, path: str = "") -> dict[int, set[str]]:
         consumers = [r for t in call.outputs for r in graph.consumers.get(id(t), [])]
         result: set[str] = set()
         for consumer in consumers:
-            if rounds_weights(consumer.operation):
+            if quantizes_weights(consumer.operation):
                 result.add(consumer.path)
             elif not isinstance(consumer.operation, ActivationQuantizer):
                 result |= after(consumer)

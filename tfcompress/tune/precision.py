@@ -16,7 +16,7 @@ import numpy as np
 from tfcompress.files import write_whole
 from tfcompress.post_training.fold_batch_norm import fold_batch_norm
 from tfcompress.post_training.pipeline import post_training
-from tfcompress.quantization.quantize import weight_rounding
+from tfcompress.quantization.quantize import weight_quantizer_for
 from tfcompress.scheme import QuantizationScheme, as_scheme, check_choice
 from tfcompress.tables import as_text, table
 from tfcompress.tune.noise import quantization_noise
@@ -262,7 +262,9 @@ class _Search:
         for path, scheme in chosen.items():
             count, layer = self._sizes[path]
             is_quantized = scheme != "float32"
-            bits += count * (weight_rounding(layer, as_scheme(scheme)).bits if is_quantized else 32)
+            bits += count * (
+                weight_quantizer_for(layer, as_scheme(scheme)).bits if is_quantized else 32
+            )
         return -(-bits // 8)
 
     def _read(self) -> dict[str, float]:

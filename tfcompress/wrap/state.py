@@ -41,7 +41,7 @@ def is_wrapped(model: keras.Model) -> bool:
 
 
 @contextlib.contextmanager
-def passing_through(
+def without_compression(
     model: keras.Model, skipped: tuple[type, ...] = (WeightTransform,)
 ) -> Iterator[None]:
     """Runs a wrapped model without quantization of activations and without weight transforms.
@@ -63,7 +63,7 @@ def passing_through(
 
 def check_wrapped(original: keras.Model, wrapped: keras.Model, function: str) -> None:
     """Compares a wrapped model with the original; see `check_same`."""
-    with passing_through(original), passing_through(wrapped):
+    with without_compression(original), without_compression(wrapped):
         check_same(original, wrapped, function)
 
 

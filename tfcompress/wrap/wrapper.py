@@ -18,7 +18,7 @@ from tfcompress.graph.keras_internals import (
 from tfcompress.graph.weights import channel_axes, compressible_weights, input_axis
 from tfcompress.integer.integer_sums import accumulate_in_integers
 from tfcompress.integer.producers import Accumulation
-from tfcompress.integer.trace import accumulation_of, rounds_its_output, tell_nested_models
+from tfcompress.integer.trace import accumulation_of, link_nested_models, rounds_its_output
 from tfcompress.transforms import WeightTransform
 
 
@@ -169,7 +169,7 @@ class CompressionWrapper(keras.layers.Layer):
     def _compute(self, *args: Any, training: bool | None = None, **kwargs: Any) -> Any:
         if not (training or self._nested_models_linked):
             if rounds_its_output(self):
-                tell_nested_models(self)
+                link_nested_models(self)
             self._nested_models_linked = True
         floats = training or self.skipped or not self.transforms
         quantizer = None if floats else getattr(self.accumulation, "input_quantizer", None)

@@ -5,7 +5,7 @@ import numpy as np
 
 import tfcompress as tfc
 from tfcompress.export.agreement import measure
-from tfcompress.graph.keras_internals import maker
+from tfcompress.graph.keras_internals import producing_operation
 from tfcompress.post_training.pipeline import post_training
 
 STEPS, FEATURES = 4, 5
@@ -28,7 +28,7 @@ def fitted(model, x, y, epochs=3):
 def check_equal(model, x, path):
     result = tfc.export_tflite(model, path)
     assert result.float_tensors == []
-    agreement = measure(model, result.path, {maker(model.inputs[0]).name: x})
+    agreement = measure(model, result.path, {producing_operation(model.inputs[0]).name: x})
     assert agreement.max_lsb < 0.01, agreement
 
 

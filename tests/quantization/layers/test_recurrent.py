@@ -20,7 +20,7 @@ from tests.quantization.layers.sequences import (
     fitted,
 )
 from tfcompress.export.agreement import measure
-from tfcompress.graph.keras_internals import flatten_layers, maker
+from tfcompress.graph.keras_internals import flatten_layers, producing_operation
 from tfcompress.post_training.calibrate import calibrate
 from tfcompress.post_training.pipeline import post_training
 from tfcompress.quantization.layers.recurrent import RuntimeRecurrent
@@ -100,7 +100,7 @@ def test_the_loop_sees_the_ranges_that_calibration_sees(name):
     looped, unrolled = tfc.quantize(model), tfc.quantize(model)
     looped.compile(keras.optimizers.SGD(0.0), "mse")
     looped.fit(x, np.zeros((32, 4)), batch_size=32, shuffle=False, verbose=0)
-    name_of_input = maker(unrolled.inputs[0]).name
+    name_of_input = producing_operation(unrolled.inputs[0]).name
     calibrate(unrolled, {name_of_input: x}, "min_max")
     inside = [
         {q.path.split("/")[-1]: q.range() for q in quantizers(model)}
@@ -141,7 +141,7 @@ def test_file_and_measured_model_are_equal_to_the_bit(name, alike, tmp_path):
             variable.assign(
                 np.full(variable.shape, 0.7) if alike else generator.normal(size=variable.shape)
             )
-    check_measured(model, {maker(model.inputs[0]).name: x}, tmp_path / "m.tflite")
+    check_measured(model, {producing_operation(model.inputs[0]).name: x}, tmp_path / "m.tflite")
 
 
 @pytest.mark.parametrize("outliers", [False, True])
@@ -230,7 +230,7 @@ def test_states_that_are_given_and_returned(name, tmp_path):
     model = STATES[name]()
     generator = np.random.default_rng(0)
     samples = {
-        maker(t).name: generator.random((256, *t.shape[1:])) < 0.7
+        producing_operation(t).name: generator.random((256, *t.shape[1:])) < 0.7
         if t.dtype == "bool"
         else generator.uniform(-1, 1, (256, *t.shape[1:])).astype("float32")
         for t in model.inputs
@@ -260,7 +260,7 @@ def test_training_an_encoder_and_a_decoder(tmp_path):
     aware.fit(batch, targets, epochs=3, verbose=0)
     reached = model.evaluate(batch, targets, verbose=0, return_dict=True)["loss"]
     assert aware.evaluate(batch, targets, verbose=0, return_dict=True)["loss"] < 1.2 * reached
-    names = [maker(tensor).name for tensor in aware.inputs]
+    names = [producing_operation(tensor).name for tensor in aware.inputs]
     result = tfc.export_tflite(aware, tmp_path / "m.tflite")
     assert result.float_tensors == []
     assert measure(aware, result.path, dict(zip(names, batch, strict=True))).max_lsb < 0.01

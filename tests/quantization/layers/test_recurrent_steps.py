@@ -16,7 +16,7 @@ from tests.quantization.layers.sequences import (
     data,
     fitted,
 )
-from tfcompress.graph.keras_internals import flatten_layers, maker
+from tfcompress.graph.keras_internals import flatten_layers, producing_operation
 from tfcompress.post_training.pipeline import post_training
 from tfcompress.quantization.layers.recurrent import RuntimeRecurrent
 
@@ -63,7 +63,7 @@ def test_masked_steps(name, tmp_path):
     assert np.std(aware(x) - wanted) < 0.02 * np.std(wanted)
     assert any(isinstance(part, RuntimeRecurrent) for part in flatten_layers(aware))
     model = reader_of_padded_texts(name)
-    samples = {maker(model.inputs[0]).name: x}
+    samples = {producing_operation(model.inputs[0]).name: x}
     measured = check_measured(model, samples, tmp_path / "m.tflite")
     assert np.std(measured(x) - wanted) < 0.04 * np.std(wanted)
     longer = np.where(x == 0, 7, x)  # read as words, padding makes a difference
@@ -118,7 +118,7 @@ def test_a_mask_of_integers(tmp_path):
     inputs, mask = keras.Input((STEPS, FEATURES)), keras.Input((STEPS,), dtype="int32")
     model = keras.Model([inputs, mask], L.Dense(2)(L.GRU(6)(inputs, mask=mask)))
     valid = np.random.default_rng(1).integers(0, 2, (64, STEPS))
-    names = [maker(tensor).name for tensor in model.inputs]
+    names = [producing_operation(tensor).name for tensor in model.inputs]
     samples = dict(zip(names, [data(64)[0], valid], strict=True))
     check_measured(model, samples, tmp_path / "m.tflite")
 
@@ -138,7 +138,7 @@ def test_ranges_of_a_model_with_an_output_of_booleans(tmp_path):
     scores = L.Dense(3)(L.LSTM(5)(inputs))
     model = keras.Model(inputs, [scores, ops.greater(scores, 0.0)])
     x, _ = data(64)
-    samples = {maker(inputs).name: x}
+    samples = {producing_operation(inputs).name: x}
     assert post_training(model, tfc.QuantizationScheme(), samples).count_params()
 
 

@@ -15,7 +15,12 @@ from tfcompress.distill.losses.base import (
     positive,
     same_shape,
 )
-from tfcompress.graph.keras_internals import maker, maker_inputs, output_index, sublayers
+from tfcompress.graph.keras_internals import (
+    output_index,
+    producing_inputs,
+    producing_operation,
+    sublayers,
+)
 from tfcompress.graph.layers import activation_name, plain
 from tfcompress.graph.read import is_graph
 
@@ -337,14 +342,14 @@ def output_kind(model: Any, index: int = 0) -> str | None:
         return None
     tensor = model.outputs[index]
     while True:
-        operation = maker(tensor)
+        operation = producing_operation(tensor)
         if is_graph(operation):
             return output_kind(operation, output_index(tensor))
         if isinstance(operation, keras.Model) or _is_opaque(plain(operation)):
             return None
         if not _passes_values_on(plain(operation)):
             return layer_kind(operation)
-        tensor = maker_inputs(tensor)[0]
+        tensor = producing_inputs(tensor)[0]
 
 
 def layer_kind(layer: Any) -> str:

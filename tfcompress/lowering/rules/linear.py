@@ -9,7 +9,7 @@ from keras import ops, tree
 from tfcompress.graph.copies import clone_layer
 from tfcompress.graph.layers import KERNELS, TRANSPOSED
 from tfcompress.integer.producers import Accumulation
-from tfcompress.integer.role_queries import rounds_weights
+from tfcompress.integer.role_queries import quantizes_weights
 from tfcompress.integer.roles import LINEAR, role
 from tfcompress.lowering.affine_conv import as_tensor
 from tfcompress.lowering.context import Lowering
@@ -47,7 +47,7 @@ def keep_in_float(lowering: Lowering, site: Site) -> Any:
     The converter quantizes float layers between quantized ones, but not a negation.
     """
     layer = site.layer
-    left_out = type(layer) in KERNELS and not rounds_weights(site.operation)
+    left_out = type(layer) in KERNELS and not quantizes_weights(site.operation)
     if not (lowering.rounds and left_out and lowering.reads_integers(site.call)):
         return None
     args, kwargs = tree.map_structure(as_tensor, (site.args, site.kwargs))

@@ -11,7 +11,7 @@ from tfcompress.graph.layers import is_float, plain
 from tfcompress.graph.read import Call
 from tfcompress.integer.grid_ops import Requantize
 from tfcompress.integer.roles import JOIN, MOVE, PAIR, SUM, role
-from tfcompress.integer.trace import quantizer_behind, quantizer_of
+from tfcompress.integer.trace import quantizer_after, quantizer_of
 from tfcompress.lowering.context import Lowering
 from tfcompress.lowering.einsum import add_as_images
 from tfcompress.lowering.lowering_rules import Site, Stage, lowering_rule
@@ -32,7 +32,7 @@ def requantize_joined(lowering: Lowering, site: Site) -> Any:
     from_integers = any(map(lowering.reads_integers, requantizations))
     if not (requantizations or any(_is_moved(lowering, t) for t in inputs)):
         return None
-    output_quantizer = quantizer_behind(site.graph, site.call)
+    output_quantizer = quantizer_after(site.graph, site.call)
     if not output_quantizer:
         return None
     operands = _tensors((site.args, site.kwargs))

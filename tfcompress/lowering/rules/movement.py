@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from keras import ops
 
-from tfcompress.integer.role_queries import padded_with
+from tfcompress.integer.role_queries import padding_value
 from tfcompress.integer.trace import quantizer_of
 from tfcompress.lowering.context import Lowering
 from tfcompress.lowering.conv3d import pooling_3d
@@ -18,7 +18,7 @@ from tfcompress.quantization.activation_quantizer import ActivationQuantizer
 @lowering_rule(Stage.OPERATION, 70)
 def pad_with_minimum(lowering: Lowering, site: Site) -> Any:
     """Pads with the minimum of the range instead of minus infinity."""
-    if type(site.layer).__name__ != "Pad" or padded_with(site.layer) != -np.inf:
+    if type(site.layer).__name__ != "Pad" or padding_value(site.layer) != -np.inf:
         return None
     quantizer = quantizer_of(site.call.inputs[0])
     if not isinstance(quantizer, ActivationQuantizer):

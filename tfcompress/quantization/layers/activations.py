@@ -14,7 +14,7 @@ from tfcompress.integer.elementwise import (
     ElementwiseKernel,
     HardSwish,
     ParametricReLU,
-    rounded_slopes,
+    quantized_slopes,
 )
 from tfcompress.integer.fake_quant import fake_quant, straight_through
 from tfcompress.integer.fixed_point import SIGMOID_RANGE, TANH_RANGE
@@ -152,7 +152,7 @@ class RuntimePReLU(RuntimeLayer):
         """Returns the activation."""
         alpha = ops.convert_to_tensor(self.alpha)
         if training:
-            slopes, scale = rounded_slopes(ops.cast(alpha, "float32"))
+            slopes, scale = quantized_slopes(ops.cast(alpha, "float32"))
             alpha = straight_through(alpha, ops.cast(slopes * scale, alpha.dtype))
         # The converter recognizes a PReLU in this form.
         outputs = ops.relu(inputs) + -alpha * ops.relu(-inputs)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from tfcompress.integer.role_queries import padded_with
+from tfcompress.integer.role_queries import padding_value
 from tfcompress.integer.roles import AVERAGE, JOIN, MOVE, OUTPUT, TABLE, integer_layer
 
 
@@ -15,7 +15,7 @@ def _resized(layer: Any) -> str:
 
 
 def _padded(operation: Any) -> str:
-    inside = operation.mode != "constant" or padded_with(operation) in (0, -np.inf)
+    inside = operation.mode != "constant" or padding_value(operation) in (0, -np.inf)
     return MOVE if inside else JOIN
 
 

@@ -7,9 +7,7 @@ to that of a GRU.
 
 from __future__ import annotations
 
-import functools
 import warnings
-from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -22,6 +20,7 @@ from tfcompress.integer.fixed_point import TANH_RANGE
 from tfcompress.quantization.activation_quantizer import ActivationQuantizer
 from tfcompress.quantization.canonicalize import Rule, canonical_form
 from tfcompress.quantization.layers.base import RuntimeLayer, runtime_layer
+from tfcompress.quantization.layers.recurrent_cells import ACTIVATIONS, CELLS, RESULTS, STATES
 from tfcompress.quantization.layers.recurrent_steps import Mask, RuntimeOps, Value
 
 MAX_TIME_STEPS = 128
@@ -30,36 +29,6 @@ MAX_TIME_STEPS = 128
 
 BYTES_PER_TIME_STEP = 2500
 """What each time step adds to a file, approximately."""
-
-
-_RESULTS = {
-    layers.LSTM: (
-        "input_i input_f input_c input_o recurrent_i recurrent_f recurrent_c recurrent_o "
-        "sum_i sum_f sum_c sum_o kept added carry state"
-    ).split(),
-    layers.GRU: (
-        "input_z input_r input_h recurrent_z recurrent_r recurrent_h sum_z sum_r reset sum_h "
-        "difference mixed state"
-    ).split(),
-    layers.SimpleRNN: "input recurrent sum state".split(),
-}
-"""Names of the quantized results of each cell, which are also the names of their quantizers."""
-
-
-_STATES = {
-    layers.LSTM: ("state", "carry"),
-    layers.GRU: ("state",),
-    layers.SimpleRNN: ("state",),
-}
-"""The recurrent states of each cell; the first one is its output."""
-
-
-_ACTIVATIONS = {
-    keras.activations.tanh: RuntimeOps.tanh,
-    keras.activations.sigmoid: RuntimeOps.sigmoid,
-    keras.activations.relu: RuntimeOps.relu,
-    keras.activations.linear: RuntimeOps.linear,
-}
 
 
 _MERGE_RESULTS = {"ave": ("added", "merged")}
@@ -71,9 +40,9 @@ def can_unroll(layer: Any) -> bool:
     if type(layer) is layers.Bidirectional:
         cells = [layer.forward_layer, layer.backward_layer]
     return all(
-        type(cell) in _RESULTS
+        type(cell) in RESULTS
         and not cell.stateful
-        and cell.activation in _ACTIVATIONS
+        and cell.activation in ACTIVATIONS
         and getattr(cell, "recurrent_activation", keras.activations.sigmoid)
         is keras.activations.sigmoid
         for cell in cells
@@ -100,12 +69,12 @@ class RuntimeRecurrent(RuntimeLayer):
         self.result_names = tuple(
             f"{name}_{result}"
             for name, cell in self.directions.items()
-            for result in _RESULTS[type(cell)]
+            for result in RESULTS[type(cell)]
         )
         states = [
             f"{name}_{state}"
             for name, cell in self.directions.items()
-            for state in _STATES[type(cell)]
+            for state in STATES[type(cell)]
         ]
         outputs = [f"{name}_state" for name in self.directions]
         if getattr(inner, "merge_mode", None) is not None:
@@ -219,10 +188,10 @@ class RuntimeRecurrent(RuntimeLayer):
         results: list[Value] = []
         states: list[Value] = []
         for name, cell in self.directions.items():
-            runtime.prefix, runtime.state_names = f"{name}_", _STATES[type(cell)]
+            runtime.prefix, runtime.state_names = f"{name}_", STATES[type(cell)]
             of_input, runtime.state_dropout = dropout.get(name, (None, None))
             x = inputs if of_input is None else Value(inputs.x * of_input)
-            advance, gates = _CELLS[type(cell)](cell, x, runtime)
+            advance, gates = CELLS[type(cell)](cell, x, runtime)
             reverse_outputs = name == "backward" if cell.return_sequences else None
             if mask is not None:
                 runtime.mask = Mask(ops.cast(mask, "bool"), cell.zero_output_for_mask)
@@ -256,112 +225,6 @@ class RuntimeRecurrent(RuntimeLayer):
 
 def _unpack(outputs: Any) -> Any:
     return outputs[0] if len(outputs) == 1 else tuple(outputs)
-
-
-def _inputs(
-    cell: Any, x: Value, bias: Any, gates: Sequence[str], runtime: RuntimeOps
-) -> dict[str, Value]:
-    """Returns the input product of each gate, for all time steps."""
-    kernels = ops.split(ops.convert_to_tensor(cell.cell.kernel), len(gates), axis=1)
-    biases = [None] * len(gates) if bias is None else ops.split(bias, len(gates))
-    gate_inputs = {}
-    for gate, kernel, offset in zip(gates, kernels, biases, strict=True):
-        gate_inputs[gate] = runtime.matmul(f"input{gate}", x, runtime.kernel(kernel, offset))
-    return gate_inputs
-
-
-def _lstm(cell: Any, x: Value, runtime: RuntimeOps) -> tuple[Any, dict[str, Value]]:
-    gates = ("_i", "_f", "_c", "_o")
-    bias = ops.convert_to_tensor(cell.cell.bias) if cell.use_bias else None
-    activated = functools.partial(_ACTIVATIONS[cell.activation], runtime)
-    recurrent = ops.split(ops.convert_to_tensor(cell.cell.recurrent_kernel), 4, axis=1)
-    kernels = dict(zip(gates, map(runtime.kernel, recurrent), strict=True))
-
-    def advance(states: Sequence[Value], inputs: dict[str, Value]) -> Sequence[Value]:
-        z = dict(inputs)
-        for gate in gates if states else ():
-            product = runtime.matmul(
-                f"recurrent{gate}", runtime.with_dropout(states[0]), kernels[gate]
-            )
-            z[gate] = runtime.add(f"sum{gate}", z[gate], product)
-        # The only product of a single time step is the carry, which may be an output.
-        name = "added" if states or runtime.count > 1 else "carry"
-        carry = runtime.multiply(name, runtime.sigmoid(z["_i"]), activated(z["_c"]))
-        if states:
-            kept = runtime.multiply("kept", runtime.sigmoid(z["_f"]), states[1])
-            carry = runtime.add("carry", kept, carry)
-        return runtime.multiply("state", runtime.sigmoid(z["_o"]), activated(carry)), carry
-
-    return advance, _inputs(cell, x, bias, gates, runtime)
-
-
-def _gru(cell: Any, x: Value, runtime: RuntimeOps) -> tuple[Any, dict[str, Value]]:
-    gates = ("_z", "_r", "_h")
-    activated = functools.partial(_ACTIVATIONS[cell.activation], runtime)
-    bias = recurrent_bias = None
-    if cell.use_bias:
-        bias = ops.convert_to_tensor(cell.cell.bias)
-        if cell.reset_after:
-            # Only the part of the recurrent bias that the reset gate multiplies stays separate.
-            recurrent_bias = bias[1, 2 * cell.units :]
-            bias = bias[0] + ops.concatenate(
-                [bias[1, : 2 * cell.units], ops.zeros_like(recurrent_bias)]
-            )
-    kernel_z, kernel_r, kernel_h = ops.split(
-        ops.convert_to_tensor(cell.cell.recurrent_kernel), 3, axis=1
-    )
-    update_kernel, reset_kernel = runtime.kernel(kernel_z), runtime.kernel(kernel_r)
-    memory_kernel = runtime.kernel(kernel_h, recurrent_bias)
-
-    def advance(states: Sequence[Value], inputs: dict[str, Value]) -> Sequence[Value]:
-        z, r, candidate = (inputs[gate] for gate in gates)
-        state = runtime.with_dropout(states[0]) if states else None
-        if state is not None:
-            z = runtime.add("sum_z", z, runtime.matmul("recurrent_z", state, update_kernel))
-            r = runtime.add("sum_r", r, runtime.matmul("recurrent_r", state, reset_kernel))
-        reset = runtime.sigmoid(r)
-        memory = None
-        if cell.reset_after and state is not None:
-            memory = runtime.multiply(
-                "reset", reset, runtime.matmul("recurrent_h", state, memory_kernel)
-            )
-        elif cell.reset_after and recurrent_bias is not None:
-            bias_alone = ops.zeros_like(candidate.x) + recurrent_bias
-            memory = runtime.multiply("reset", reset, runtime.constant("recurrent_h", bias_alone))
-        elif state is not None:
-            memory = runtime.matmul(
-                "recurrent_h", runtime.multiply("reset", reset, state), memory_kernel
-            )
-        if memory is not None:
-            candidate = runtime.add("sum_h", candidate, memory)
-        new, update = activated(candidate), runtime.sigmoid(z)
-        if states:
-            difference = runtime.subtract("difference", states[0], new)
-        else:
-            difference = runtime.multiply_by("difference", new, -1.0)
-        return (runtime.add("state", new, runtime.multiply("mixed", update, difference)),)
-
-    return advance, _inputs(cell, x, bias, gates, runtime)
-
-
-def _simple(cell: Any, x: Value, runtime: RuntimeOps) -> tuple[Any, dict[str, Value]]:
-    bias = ops.convert_to_tensor(cell.cell.bias) if cell.use_bias else None
-    kernel = runtime.kernel(ops.convert_to_tensor(cell.cell.recurrent_kernel))
-
-    def advance(states: Sequence[Value], inputs: dict[str, Value]) -> Sequence[Value]:
-        z = inputs[""]
-        if states:
-            z = runtime.add(
-                "sum", z, runtime.matmul("recurrent", runtime.with_dropout(states[0]), kernel)
-            )
-        if cell.activation is keras.activations.tanh:
-            return (runtime.tanh(z),)
-        return (runtime.requantize("state", _ACTIVATIONS[cell.activation](runtime, z)),)
-
-    return advance, _inputs(cell, x, bias, ("",), runtime)
-
-
-_CELLS = {layers.LSTM: _lstm, layers.GRU: _gru, layers.SimpleRNN: _simple}
 
 
 def _merged(mode: str, results: list[Value], runtime: RuntimeOps) -> Value:

@@ -12,7 +12,7 @@ from keras import ops
 from tfcompress.graph.clone import Rewriter
 from tfcompress.graph.copies import clone_layer, free_of_sizes
 from tfcompress.graph.expand import Expanded
-from tfcompress.graph.keras_internals import maker
+from tfcompress.graph.keras_internals import producing_operation
 from tfcompress.graph.read import Call, Graph
 from tfcompress.rewrite.channels.coupling import Coupling, along
 
@@ -48,7 +48,7 @@ class _Cut(Rewriter):
         for axis, size in enumerate(numbers.shape):
             if size > 1:
                 shape[axis + 1] = int(self.stays(along(numbers, axis)).sum())
-        return clone_layer(maker(tensor), batch_shape=tuple(shape)).output
+        return clone_layer(producing_operation(tensor), batch_shape=tuple(shape)).output
 
     def visit(self, graph: Graph, call: Call, args: Any, kwargs: Any) -> Any:
         settings = self._coupling.settings.get(id(call.operation))
