@@ -3,24 +3,28 @@
 import numpy as np
 from keras import ops
 
-from tfcompress.integer.fixed_point import averages, divided, power_below, range_of_qparams
+from tfcompress.integer.fixed_point import divide, power_below, range_of_qparams, round_averages
 
 
 def test_averages_break_ties_as_the_runtime():
     quantized = np.array([-2.5, -1.5, -0.5, 0.5, 1.5, 0.25, -0.75], "float32")
-    np.testing.assert_array_equal(averages(quantized, 0.0), [-2.0, -1.0, 0.0, 1.0, 2.0, 0.0, -1.0])
-    away = averages(quantized, np.float32(0))
+    np.testing.assert_array_equal(
+        round_averages(quantized, 0.0), [-2.0, -1.0, 0.0, 1.0, 2.0, 0.0, -1.0]
+    )
+    away = round_averages(quantized, np.float32(0))
     np.testing.assert_array_equal(away, [-3.0, -2.0, -1.0, 1.0, 2.0, 0.0, -1.0])
     middle = np.float32(-100)
-    np.testing.assert_array_equal(averages(quantized + middle, middle), np.asarray(away) + middle)
+    np.testing.assert_array_equal(
+        round_averages(quantized + middle, middle), np.asarray(away) + middle
+    )
 
 
 def test_divisions_are_rounded_once_in_compiled_code():
     import tensorflow as tf
 
     x = np.random.default_rng(0).uniform(0.5, 2, 100_000).astype("float32")
-    divide = tf.function(lambda x: divided(x, 127.0), jit_compile=True)
-    np.testing.assert_array_equal(divide(tf.constant(x)), x / np.float32(127))
+    compiled = tf.function(lambda x: divide(x, 127.0), jit_compile=True)
+    np.testing.assert_array_equal(compiled(tf.constant(x)), x / np.float32(127))
 
 
 def test_ranges_give_their_scale_again():

@@ -11,7 +11,7 @@ from keras import ops
 
 from tfcompress.integer.fake_quant import straight_through
 from tfcompress.integer.fixed_point import (
-    divided,
+    divide,
     multiply_by_quantized_multiplier,
     power_below,
 )
@@ -86,7 +86,7 @@ class ParametricReLU(ElementwiseKernel):
 
 def quantized_slopes(slopes: Any) -> tuple[Any, Any]:
     """Returns slopes, quantized symmetrically to 8 bits, and their scale (one per tensor)."""
-    scale = divided(ops.max(ops.abs(slopes)), 127)
+    scale = divide(ops.max(ops.abs(slopes)), 127)
     return ops.round(slopes / ops.where(scale > 0, scale, 1.0)), scale
 
 
@@ -95,7 +95,7 @@ class Addition(ElementwiseKernel):
 
     def compute(self, inputs: list[Any], input_scales: list[Any], output_scale: Any) -> Any:
         """Returns the quantized sum."""
-        return added(inputs, input_scales, output_scale)
+        return add_quantized(inputs, input_scales, output_scale)
 
 
 class Subtraction(ElementwiseKernel):
@@ -103,10 +103,10 @@ class Subtraction(ElementwiseKernel):
 
     def compute(self, inputs: list[Any], input_scales: list[Any], output_scale: Any) -> Any:
         """Returns the quantized difference."""
-        return added([inputs[0], -inputs[1]], input_scales, output_scale)
+        return add_quantized([inputs[0], -inputs[1]], input_scales, output_scale)
 
 
-def added(inputs: list[Any], input_scales: list[Any], output_scale: Any) -> Any:
+def add_quantized(inputs: list[Any], input_scales: list[Any], output_scale: Any) -> Any:
     """Returns the quantized sum of two quantized tensors with different scales.
 
     The kernel uses integer multipliers of 21 bits. Here each multiplier is split into two halves,

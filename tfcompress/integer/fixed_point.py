@@ -38,7 +38,7 @@ class Accumulator:
         return ops.round(accumulator * (self.scale / output_scale))
 
 
-def moved(x: Any, input_scale: Any, output_scale: Any) -> Any:
+def requantize_by_ratio(x: Any, input_scale: Any, output_scale: Any) -> Any:
     """Requantizes values to another scale, with a multiplier of 8 fractional bits.
 
     Args:
@@ -51,7 +51,7 @@ def moved(x: Any, input_scale: Any, output_scale: Any) -> Any:
     )
 
 
-def averages(quantized: Any, middle: Any) -> Any:
+def round_averages(quantized: Any, middle: Any) -> Any:
     """Returns averages of quantized values, rounded as the runtime does.
 
     An average of four integers is a tie every fourth time. AVERAGE_POOL_2D rounds ties away from
@@ -100,13 +100,13 @@ def accumulator_scale(input_scale: Any, weight_max: Any, qmax: int, offset: Any)
         qmax: The quantized value of this maximum.
         offset: The bias.
     """
-    scale = input_scale * divided(ops.abs(weight_max), qmax)
+    scale = input_scale * divide(ops.abs(weight_max), qmax)
     # If all weights of a channel are zero, only its bias counts, which the file stores in 30 bits.
     bias_scale = ops.maximum(ops.abs(offset), 1e-30) * 2**-20
     return ops.where(scale > 0, scale, bias_scale)
 
 
-def divided(x: Any, divisor: float) -> Any:
+def divide(x: Any, divisor: float) -> Any:
     """Returns `x / divisor` rounded once, as the converter does.
 
     Compilers replace a division by a constant with a multiplication by its inverse, which rounds

@@ -13,7 +13,7 @@ in a deep network every value differs in the end. Therefore, at inference,
 The kernels are those of XNNPACK, the default on x86 and on phones: int32 accumulators, multiplied
 by a float32 and rounded to nearest, ties to even. Operations without an XNNPACK kernel follow the
 built-in kernels of the runtime. Scales must have exactly the float32 value that the file has, on
-every backend and compiler: see `divided`.
+every backend and compiler: see `divide`.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from tfcompress.integer.affine import scale_and_offset
 from tfcompress.integer.fixed_point import (
     Accumulator,
     accumulator_scale,
-    divided,
-    moved,
+    divide,
     multiply_by_quantized_multiplier,
+    requantize_by_ratio,
 )
 from tfcompress.transforms import FakeQuant
 
@@ -105,7 +105,7 @@ class Accumulation:
         weight_scale = weight_quantizer.scale_from_max(channel_max)
         weight = ops.convert_to_numpy(weight)
         folded_max = np.reshape(folded_max, weight_scale.shape)
-        qmax = np.float32(weight_quantizer.steps)
+        qmax = np.float32(weight_quantizer.qmax)
         kernel = np.empty(weight.shape, np.float32)
         chunks = max(kernel.size >> 24, 1)  # to save memory: the kernel may be large
         for kernel_chunk, weight_chunk in zip(
@@ -131,7 +131,7 @@ class Accumulation:
         """
         folded_max, qmax, offset = ops.ones(()), 127, ops.zeros(())
         if weight_quantizer is not None:
-            qmax = weight_quantizer.steps
+            qmax = weight_quantizer.qmax
             folded_max = weight_quantizer.scale_from_max(channel_max) * qmax
             folded_max = ops.reshape(ops.where(channel_max > 0, folded_max, 0.0), (-1,))
             if self.wrapper.layer.bias is not None:
@@ -157,9 +157,9 @@ class Table:
     def qparams(self) -> tuple[Any, Any]:
         """Returns (scale, qmin); weights have the zero point 0."""
         weight, weight_quantizer = weight_and_quantizer(self.wrapper)
-        qmax = weight_quantizer.steps
+        qmax = weight_quantizer.qmax
         channel_max = weight_quantizer.scale_from_max(weight_quantizer.channel_max(weight)) * qmax
-        return divided(ops.max(channel_max), qmax), -128.0
+        return divide(ops.max(channel_max), qmax), -128.0
 
     def rounds(self) -> bool:
         """Returns True: all rows are quantized."""
@@ -241,7 +241,7 @@ class Requantized:
 
     def requantize(self, x: Any, output_scale: Any) -> Any:
         """Returns the requantized values; the multiplier has 8 fractional bits."""
-        return moved(x, self.input_quantizer.qparams()[0], output_scale)
+        return requantize_by_ratio(x, self.input_quantizer.qparams()[0], output_scale)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -267,7 +267,7 @@ def _choose(
     gram = np.matmul(rows.transpose(0, 2, 1), rows) / rows.shape[1]
     # The error of the layers before it, which this layer compensates.
     missing = np.matmul(rows.transpose(0, 2, 1), np.matmul(floats - rows, wanted)) / rows.shape[1]
-    rounded = _adaround(wanted, nearest, scale, rounding.steps, gram, missing, iterations)
+    rounded = _adaround(wanted, nearest, scale, rounding.qmax, gram, missing, iterations)
     variable.assign(_ungrouped(layer, rounded, variable.shape).astype(np.float32))
     rounding.settle()
 

@@ -17,7 +17,7 @@ from tfcompress.integer.fake_quant import (
     round_average,
     straight_through,
 )
-from tfcompress.integer.fixed_point import averages, divided, range_of_qparams
+from tfcompress.integer.fixed_point import divide, range_of_qparams, round_averages
 from tfcompress.integer.producers import rounded
 from tfcompress.integer.trace import link_nested_models, producer_of
 
@@ -146,7 +146,7 @@ class ActivationQuantizer(keras.layers.Layer):
         scale, qmin = self.qparams(state)
         x = ops.cast(inputs, "float32")
         if averaged:
-            quantized = averages(x / scale, 0.0 if averaged == "up" else qmin + 128)
+            quantized = round_averages(x / scale, 0.0 if averaged == "up" else qmin + 128)
         else:
             exact = keras.backend.standardize_dtype(inputs.dtype) == "float32"
             quantized = rounded(x, self.producer if exact else None, scale)
@@ -189,7 +189,7 @@ class ActivationQuantizer(keras.layers.Layer):
         minimum, maximum = (
             ops.convert_to_tensor(bound, "float32") for bound in self.current_range(state)
         )
-        scale = divided(maximum - minimum, 255.0)
+        scale = divide(maximum - minimum, 255.0)
         return scale, ops.round(minimum / scale)
 
     def current_range(self, state: Any = None) -> tuple[Any, Any]:

@@ -90,7 +90,7 @@ class FakeQuant(WeightTransform):
         if self.range == "mse":
             quantized = self._fake_quantized(weight, maximum * clip)
             return weight + ops.stop_gradient(quantized - weight)
-        count = weight.shape[0] * self.steps  # LSQ's scale of the gradient
+        count = weight.shape[0] * self.qmax  # LSQ's scale of the gradient
         factor = (float(count) if count else 1.0) ** -0.5
         clip = ops.stop_gradient(clip * (1 - factor)) + clip * factor
         return self._fake_quantized(weight, ops.stop_gradient(maximum) * clip, learned=True)
@@ -105,7 +105,7 @@ class FakeQuant(WeightTransform):
         Args:
             maximum: The maximum of each channel's range.
         """
-        scale = maximum * (1 / self.steps)
+        scale = maximum * (1 / self.qmax)
         # An all-zero channel has no scale of its own; any positive one keeps it at zero.
         return ops.where(scale > 0, scale, 1.0)
 
@@ -131,7 +131,7 @@ class FakeQuant(WeightTransform):
             self.clip.assign(ops.ones_like(self.clip))
 
     @property
-    def steps(self) -> int:
+    def qmax(self) -> int:
         """The largest quantized value, qmax; qmin is its negative."""
         return 2 ** (self.bits - 1) - 1
 
@@ -151,7 +151,7 @@ class FakeQuant(WeightTransform):
     def _divided(self, weight: Any, scale: Any) -> Any:
         divided = weight / scale
         # With "min_max" no weight exceeds the range, so there is nothing to clip.
-        return divided if self.range == "min_max" else ops.clip(divided, -self.steps, self.steps)
+        return divided if self.range == "min_max" else ops.clip(divided, -self.qmax, self.qmax)
 
     def _channels(self, rank: int) -> set[int]:
         axes = self.channel_axes if self.granularity == "channel" else ()

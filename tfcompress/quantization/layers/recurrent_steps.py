@@ -9,15 +9,15 @@ from typing import Any
 
 from keras import ops
 
-from tfcompress.integer.elementwise import added
+from tfcompress.integer.elementwise import add_quantized
 from tfcompress.integer.fake_quant import fake_quant_op
 from tfcompress.integer.fixed_point import (
     SIGMOID_RANGE,
     TANH_RANGE,
     Accumulator,
     accumulator_scale,
-    divided,
-    moved,
+    divide,
+    requantize_by_ratio,
 )
 from tfcompress.integer.grid_ops import FixedFakeQuant, Requantize
 
@@ -72,7 +72,7 @@ class RecurrentKernel:
         self.value, self.bias = value, bias
         if exact:
             self.max_abs = ops.max(ops.abs(value), axis=0)
-            self.scale = ops.where(self.max_abs > 0, divided(self.max_abs, 127), 1.0)
+            self.scale = ops.where(self.max_abs > 0, divide(self.max_abs, 127), 1.0)
             self.quantized = straight_through(value / self.scale, ops.round(value / self.scale))
             self.offset = ops.zeros(value.shape[-1:]) if bias is None else bias
 
@@ -268,7 +268,7 @@ class RuntimeOps:
 
     def _sum(self, name: str, a: Value, b: Value, sign: int) -> Value:
         def requantize(_: Any, scale: Any) -> Any:
-            return added([a.quantized(), sign * b.quantized()], [a.scale, b.scale], scale)
+            return add_quantized([a.quantized(), sign * b.quantized()], [a.scale, b.scale], scale)
 
         return self._quantize(name, a.x + b.x if sign > 0 else a.x - b.x, requantize)
 
@@ -290,7 +290,7 @@ class RuntimeOps:
     def requantize(self, name: str, a: Value) -> Value:
         """Returns a value, requantized to the scale of the result `name`."""
         x = Requantize.barrier(a.x) if self._frozen else a.x
-        return self._quantize(name, x, lambda x, scale: moved(x, a.scale, scale))
+        return self._quantize(name, x, lambda x, scale: requantize_by_ratio(x, a.scale, scale))
 
     def sigmoid(self, a: Value) -> Value:
         """Returns the sigmoid of a value as the runtime quantizes it."""
