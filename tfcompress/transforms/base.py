@@ -37,6 +37,23 @@ class WeightTransform(keras.layers.Layer):
     Attributes:
         order: Position in the canonical sequence; smaller runs first.
         keeps_zeros: True if `call` maps exact zeros to exact zeros.
+
+    Args:
+        **kwargs: Arguments of `keras.layers.Layer`.
+
+    Example:
+        >>> import keras
+        >>> import tfcompress as tfc
+        >>> @keras.saving.register_keras_serializable("my_package")
+        ... class Halve(tfc.WeightTransform):
+        ...     keeps_zeros = True
+        ...
+        ...     def call(self, weight):
+        ...         return weight / 2
+        >>> dense = keras.layers.Dense(2, kernel_initializer="ones")
+        >>> outputs = tfc.CompressionWrapper(dense, [Halve()])(keras.ops.ones((1, 4)))
+        >>> keras.ops.convert_to_numpy(outputs).tolist()
+        [[2.0, 2.0]]
     """
 
     order: int = 0

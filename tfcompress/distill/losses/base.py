@@ -31,6 +31,18 @@ class DistillationLoss(keras.layers.Layer, keras.distillation.DistillationLoss):
         student_layer: Path of the student's layer that learns; None for the student's output.
         name: Name of the metric; None for the class's name.
         **kwargs: Arguments of `keras.layers.Layer`.
+
+    Example:
+        >>> import keras
+        >>> import tfcompress as tfc
+        >>> @keras.saving.register_keras_serializable("my_package")
+        ... class MeanSquares(tfc.DistillationLoss):
+        ...     needs_layers = False  # compares the outputs of the models
+        ...
+        ...     def measure(self, teacher, student):
+        ...         return keras.ops.mean(keras.ops.square(teacher - student), axis=-1)
+        >>> float(MeanSquares()(keras.ops.ones((2, 3)), keras.ops.zeros((2, 3))))
+        1.0
     """
 
     quantity = OUTPUT
