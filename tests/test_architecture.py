@@ -52,7 +52,6 @@ TESTED_ELSEWHERE = {
     "integer/grid_ops": "tflite/test_mixed_bits.py",
     "integer/integer_sums": "integer/test_producers.py",
     "integer/role_queries": "quantization/test_placement.py",
-    "integer/roles": "quantization/test_placement.py",
     "integer/trace": "integer/test_producers.py quantization/test_following_quantizer.py",
     "legacy/__init__": "test_legacy.py",
     "legacy/convert": "test_legacy.py",
