@@ -1,4 +1,4 @@
-"""Post-training quantization: ranges and weight_quantizers of a float model, chosen on samples."""
+"""Post-training quantization: ranges and rounded weights of a float model, chosen on samples."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def post_training(
 
     Args:
         model: A float model, pruned or not. It is not changed.
-        scheme: Bits, and the methods to choose ranges and weight_quantizers.
+        scheme: Bits, and the methods to choose ranges and rounding.
         samples: Arrays by input name, like those of training.
         say: Called with texts about the progress.
     """
@@ -137,7 +137,7 @@ def post_training(
     # After the correction, activations and their ranges are close to those of the float model.
     with recording_floats(quantized_model, samples, adaptive=adaptive) as floats:
         calibrate(quantized_model, samples, method)
-    say("choosing weight_quantizers")
+    say("choosing how weights are rounded")
     round_by_output(
         quantized_model, samples, floats, adaptive=adaptive, correct_bias=scheme.correct_bias
     )
