@@ -314,3 +314,14 @@ def test_of_the_larger_of_two_the_model_does_not_know_which(merge, in_part):
     x = keras.layers.ReLU()(merge()([a, b]))
     aware = tfc.quantize(keras.Model(inputs, keras.layers.Dense(3)(keras.layers.Flatten()(x))))
     assert _followed_in_part(aware) is in_part
+
+
+def test_a_float16_file_may_be_as_far_off_as_its_weights(tmp_path):
+    """Two large weights almost cancel each other, and float16 has three digits of each."""
+    model = keras.Sequential(
+        [keras.Input((2,)), keras.layers.Dense(2, use_bias=False), keras.layers.Dense(1)]
+    )
+    model.layers[0].set_weights([np.array([[1, 1], [0, 2**-10]], np.float32)])
+    model.layers[1].set_weights([np.array([[1000.3], [-1000.1]], np.float32), np.zeros(1)])
+    result = tfc.export_tflite(model, tmp_path / "m.tflite", scheme="float16")
+    assert 0.2 < result.agreement.rmse < 0.4

@@ -19,6 +19,7 @@ from tfcompress.export.compare_outputs import (
     compare_outputs,
 )
 from tfcompress.export.tolerances import TOLERANCES, judge
+from tfcompress.graph.clone import Rewriter
 from tfcompress.graph.keras_internals import inbound_nodes, producing_inputs, producing_operation
 from tfcompress.graph.layers import plain
 from tfcompress.graph.read import output_names, walk_layers
@@ -278,6 +279,8 @@ class Check:
                     rmse = channel_rmse(output.wanted, other)
                     allowed[index] = np.maximum(allowed[index], rmse)
             return [2 * rmse for rmse in allowed]
+        if self._scheme == "float16":
+            return [2 * rmse for rmse in self._weight_errors(probes)]
         if self._scheme not in ("dynamic_int8", "int16x8"):
             return [np.zeros(1)] * len(self._names)
         allowed = []
@@ -303,11 +306,18 @@ class Check:
         return [channel_rmse(a, b) for a, b in zip(*flat, strict=True)]
 
     def _weight_errors(self, probes: Samples) -> list[np.ndarray]:
-        """Returns the RMSE of each channel if only the weights of the model are quantized."""
+        """Returns the RMSE of each channel if only the weights of the model are rounded."""
         plain_model = without_transforms(self._model) if is_wrapped(self._model) else self._model
-        rounded = as_quantized(fold_batch_norm(plain_model), as_scheme("int8"))
-        with without_compression(rounded, ()):
+        folded = fold_batch_norm(plain_model)
+        if self._scheme == "float16":
+            rounded = Rewriter().run(folded)
+            for weight in rounded.weights:
+                weight.assign(keras.ops.cast(keras.ops.cast(weight, "float16"), weight.dtype))
             outputs = outputs_of(rounded, probes)
+        else:
+            rounded = as_quantized(folded, as_scheme("int8"))
+            with without_compression(rounded, ()):
+                outputs = outputs_of(rounded, probes)
         expected = outputs_of(plain_model, probes)
         return [channel_rmse(a, b) for a, b in zip(outputs, expected, strict=True)]
 
