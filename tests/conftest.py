@@ -16,6 +16,30 @@ from tfcompress.demo.data import load
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
+# What Keras 3.12, the newest for Python 3.10, cannot do itself, by a part of the test's name.
+KERAS_3_12 = {
+    "test_a_copy_is_the_model[Discretization]": "one_hot along a second axis has another shape",
+    "test_vocabularies_stay[one_hot]": "one_hot along a second axis has another shape",
+    "test_the_two_parts_are_the_model[mixed columns]": "one_hot has another shape",
+    "test_the_two_parts_are_the_model[FeatureSpace]": "refuses an input that nothing reads",
+    "[an input that nothing reads-": "refuses an input that nothing reads",
+    "test_vocabularies_stay[tf_idf]": "an IntegerLookup with idf weights cannot be saved",
+    "test_trained[array_split]": "has no array_split",
+    "test_trained[GroupQueryAttention]": "computes in an order of its own: one LSB",
+    "test_channels_elsewhere_than_last_have_one_scale[rows]": "normalizes the last axis only",
+    "test_saved_models_load_in_a_fresh_process": "the models were saved by Keras 3.15",
+}
+
+
+def pytest_collection_modifyitems(items):
+    if tuple(map(int, keras.__version__.split(".")[:2])) >= (3, 13):
+        return
+    for item in items:
+        for part, reason in KERAS_3_12.items():
+            if part in item.nodeid:
+                item.add_marker(pytest.mark.skip(reason=f"Keras 3.12: {reason}"))
+
+
 @pytest.fixture(autouse=True)
 def seeded():
     keras.utils.set_random_seed(1)

@@ -45,8 +45,7 @@ def _register_with_keras(_: _Any) -> None:
         "quantization.activation_quantizer",
         "quantization.placement",
         "distill.distiller",
-        "distill.losses.feature",
-        "distill.losses.relation",
+        "distill.losses",
         "distill.teachers",
         "rewrite.channels.regularize",
     ):

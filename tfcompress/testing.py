@@ -17,7 +17,7 @@ from tfcompress.distill.distiller import Distiller
 from tfcompress.distill.losses.base import DistillationLoss
 from tfcompress.files import temporary_folder
 from tfcompress.lowering.strip import strip
-from tfcompress.transforms import WeightTransform
+from tfcompress.transforms.base import WeightTransform
 from tfcompress.wrap.wrapper import CompressionWrapper
 
 __all__ = ["check_distillation_loss", "check_transform"]

@@ -360,3 +360,40 @@ def test_a_nested_model_may_be_called_on_two_images(merge, tmp_path):
     assert result.float_tensors == []
     assert result.ops.get("QUANTIZE", 0) == (4 if merge is L.Maximum else 2)
     assert result.agreement.max_lsb <= (1.001 if merge is L.Maximum else 0)
+
+
+def test_what_drops_channels_in_training_keeps_them_at_inference(tmp_path):
+    """Behind spatial dropout, the accumulators of a concatenation are still known."""
+    inputs = keras.Input(IMAGE)
+    a, b = L.Conv2D(4, 3)(inputs), L.Conv2D(4, 3)(inputs)
+    x = L.Concatenate()([L.SpatialDropout2D(0.2)(a), b])
+    aware = tfc.quantize(keras.Model(inputs, L.Conv2D(3, 1)(x)))
+    for quantizer in quantizers(aware):
+        parts = getattr(quantizer.producer, "parts", ())
+        assert all(producer is not None for producer, _ in parts)
+    x = images(32)
+    aware(x, training=True)
+    assert tfc.export_tflite(aware, tmp_path / "m.tflite").agreement.max_lsb == 0
+
+
+@keras.saving.register_keras_serializable("tests")
+class Linked(L.Layer):
+    """Has attributes with the names of ours."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.link = "next"
+        self.output_quantizers = ("none",)
+
+    def build(self, shape):
+        self.kernel = self.add_weight(shape=(shape[-1], 4), name="kernel")
+
+    def call(self, x):
+        return ops.matmul(x, self.kernel)
+
+
+def test_attributes_of_others_mean_what_they_like():
+    model = keras.Sequential([keras.Input((6,)), Linked(), L.Dense(2)])
+    aware = tfc.quantize(model)
+    aware(np.ones((4, 6), "float32"), training=True)
+    assert aware(np.ones((1, 6), "float32")).shape == (1, 2)

@@ -69,3 +69,16 @@ def test_a_description_of_the_user_comes_first():
 
     tfc.describe_layer(Own, role="move")
     assert role(Own(2)) == MOVE and role(L.Dense(2)) == LINEAR
+
+
+def test_nothing_is_registered_twice(registered):
+    integer_layer("Softplus", role=MOVE)
+    with pytest.raises(ValueError, match="role of Softplus is registered already"):
+        integer_layer("Softplus", role=RELU)
+
+
+def test_bits_of_a_class_that_only_has_the_name_of_another():
+    class Dense(L.Layer):
+        pass
+
+    assert has_int4_kernels(L.Dense(2)) and not has_int4_kernels(Dense())

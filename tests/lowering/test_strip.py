@@ -148,3 +148,14 @@ def test_a_head_in_single_precision_behind_half():
     aware(samples, training=True)
     wanted = model(samples)
     assert np.std(aware(samples) - wanted) < 0.05 * np.std(wanted)
+
+
+def test_augmentation_behind_a_rescaling(tmp_path):
+    """The rescaling is still to be folded into something when the augmentation is taken out."""
+    layers = [keras.layers.Rescaling(1 / 255, name="scale"), keras.layers.RandomFlip()]
+    model = keras.Sequential([keras.Input((8, 8, 3)), *layers, keras.layers.Conv2D(4, 3)])
+    aware = tfc.quantize(model, tfc.QuantizationScheme(overrides={"scale": "float32"}))
+    x = np.random.default_rng(0).uniform(0, 255, (16, 8, 8, 3)).astype("float32")
+    aware(x, training=True)
+    result = tfc.export_tflite(aware, tmp_path / "m.tflite", representative_dataset=x)
+    assert result.agreement.rmse < 0.02

@@ -26,7 +26,7 @@ from tfcompress.quantization.quantize import quantize
 from tfcompress.tables import table
 from tfcompress.tflite.benchmark import benchmark
 from tfcompress.tflite.run import TFLiteModel
-from tfcompress.transforms import PolynomialDecay
+from tfcompress.transforms.schedules import PolynomialDecay
 from tfcompress.wrap.prune import prune
 
 BATCH = 64

@@ -41,7 +41,7 @@ from tfcompress.samples.probes import Probes, Samples, affordable, stressed
 from tfcompress.scheme import as_scheme
 from tfcompress.tensorflow_internals import operation_details
 from tfcompress.tflite.run import TFLiteModel, accuracy
-from tfcompress.transforms import FakeQuant
+from tfcompress.transforms.fake_quant import FakeQuant
 from tfcompress.wrap.state import is_wrapped, without_compression
 
 

@@ -110,9 +110,9 @@ def softmax(layer: Any, scores: Any) -> Any:
     weights = layers.Softmax(name="softmax", dtype=layer.dtype_policy)(scores)
     if not layer.dropout:
         return weights
-    return layers.Dropout(layer.dropout, seed=layer.seed, name="dropout", dtype=layer.dtype_policy)(
-        weights
-    )
+    seed = getattr(layer, "seed", None)  # Keras 3.12 does not keep it
+    dropout = layers.Dropout(layer.dropout, seed=seed, name="dropout", dtype=layer.dtype_policy)
+    return dropout(weights)
 
 
 def dot_source(

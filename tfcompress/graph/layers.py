@@ -60,6 +60,11 @@ def is_float(value: Any) -> bool:
     return isinstance(value, keras.KerasTensor) and keras.backend.is_float_dtype(value.dtype)
 
 
+def is_ours(layer: Any) -> bool:
+    """Returns whether a layer is of this package: attributes of others may mean anything."""
+    return type(layer).__module__.split(".")[0] == "tfcompress"
+
+
 def keras_name(layer: Any) -> str:
     """Returns the Keras class that `layer` behaves as; "" if its class has a call of its own."""
     for cls in type(layer).__mro__:

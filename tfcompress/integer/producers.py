@@ -33,7 +33,7 @@ from tfcompress.integer.fixed_point import (
     multiply_by_quantized_multiplier,
     requantize_by_ratio,
 )
-from tfcompress.transforms import FakeQuant
+from tfcompress.transforms.fake_quant import FakeQuant
 
 
 class Int8Quantizer(Protocol):

@@ -10,7 +10,7 @@ from tfcompress.graph.keras_internals import inbound_nodes, producing_operation
 from tfcompress.graph.layers import activation_name, is_float, plain
 from tfcompress.graph.read import Call, Graph
 from tfcompress.integer.roles import JOIN, MOVE, RELU, role
-from tfcompress.transforms import FakeQuant
+from tfcompress.transforms.fake_quant import FakeQuant
 
 BINARY = ("Add", "Multiply", "Subtract", "Matmul")
 

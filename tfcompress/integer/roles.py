@@ -14,7 +14,8 @@ The runtime computes an operation on integers if its inputs and outputs have ran
 How to support a layer in integers
 ----------------------------------
 Register it with `integer_layer` in the file of its family in `quantization/layers/`; these files
-are imported automatically. A layer that is not registered is quantized at its output. In the same
+are imported automatically, when Keras is imported after tfcompress or before; without them nothing
+is registered here. A layer that is not registered is quantized at its output. In the same
 file, a `canonical_form` splits a layer into simpler ones, and a `RuntimeLayer` quantizes
 intermediate values where the runtime does. If the converter needs the layer in another form, add a
 rule in `lowering/rules/`.
@@ -28,7 +29,7 @@ from typing import Any
 
 from tfcompress.graph.augmentation import trains_only
 from tfcompress.graph.describe import description
-from tfcompress.graph.layers import keras_name, plain
+from tfcompress.graph.layers import is_ours, keras_name, plain
 from tfcompress.integer.affine import constant_operand
 
 LINEAR = "linear"  # an accumulation with weights: what follows may be fused into it
@@ -93,6 +94,10 @@ def integer_layer(names: str, **fields: Any) -> None:
     """
     for name in names.split():
         before = _REGISTERED.get(name, _NOTHING)
+        for field, value in fields.items():
+            default = getattr(_NOTHING, field, None)
+            if getattr(before, field, default) not in (default, value):
+                raise ValueError(f"{field} of {name} is registered already")
         _REGISTERED[name] = dataclasses.replace(before, **fields)
 
 
@@ -124,7 +129,8 @@ def has_int16_kernels(operation: Any) -> bool:
 
 def has_int4_kernels(layer: Any) -> bool:
     """Returns whether a layer, or a base class of it, has kernels with int4 weights."""
-    return any(_REGISTERED.get(c.__name__, _NOTHING).int4 for c in type(layer).__mro__)
+    classes = [c for c in type(layer).__mro__ if c.__module__.split(".")[0] == "keras"]
+    return any(_REGISTERED.get(c.__name__, _NOTHING).int4 for c in classes)
 
 
 def fixed_range(operation: Any) -> Range | None:
@@ -137,9 +143,9 @@ def fixed_range(operation: Any) -> Range | None:
 def augments(operation: Any) -> bool:
     """Returns whether an operation is the identity at inference and is not registered."""
     layer = plain(operation)
-    return _name(layer) not in _REGISTERED and description(layer) is None and trains_only(layer)
+    unknown = support_of(layer).role == OUTPUT and description(layer) is None
+    return unknown and trains_only(layer)
 
 
 def _name(layer: Any) -> str:
-    is_own = type(layer).__module__.split(".")[0] == "tfcompress"
-    return type(layer).__name__ if is_own else keras_name(layer)
+    return type(layer).__name__ if is_ours(layer) else keras_name(layer)

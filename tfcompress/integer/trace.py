@@ -18,7 +18,7 @@ from tfcompress.graph.keras_internals import (
     producing_inputs,
     producing_operation,
 )
-from tfcompress.graph.layers import activation_name, is_float, plain
+from tfcompress.graph.layers import activation_name, is_float, is_ours, plain
 from tfcompress.graph.read import Call, Graph, called_once, is_graph, read_graph, walk_layers
 from tfcompress.integer.affine import is_affine
 from tfcompress.integer.grid_ops import Requantize
@@ -80,7 +80,7 @@ def producer_of(tensor: Any, output_quantizer: Int8Quantizer) -> Producer | None
     registered = support_of(layer).producer
     if registered is not None:
         return registered(layer, inputs, output_quantizer)
-    if hasattr(layer, "link"):
+    if is_ours(layer) and hasattr(layer, "link"):
         return layer.link([quantizer_of(t) for t in inputs], output_quantizer)
     return None
 
@@ -297,7 +297,9 @@ def _operation_and_inputs(tensor: Any) -> tuple[Any, Any]:
 
 def _output_quantizers(layer: Any) -> list[Any]:
     """Returns the quantizers of a layer that quantizes its own outputs, one for each output."""
-    return layer.output_quantizers() if hasattr(layer, "output_quantizers") else []
+    return (
+        layer.output_quantizers() if is_ours(layer) and hasattr(layer, "output_quantizers") else []
+    )
 
 
 def _bits(operation: Any) -> int:

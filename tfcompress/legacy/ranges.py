@@ -14,7 +14,7 @@ from tfcompress.legacy.convert import last_name
 from tfcompress.quantization.activation_quantizer import ActivationQuantizer
 from tfcompress.quantization.canonical_wrapping import WrapCanonicalForms
 from tfcompress.quantization.quantized_models import ChainedModel
-from tfcompress.transforms import FakeQuant
+from tfcompress.transforms.fake_quant import FakeQuant
 
 
 def trained_ranges(model: Any) -> dict[str, dict[str, Any]]:

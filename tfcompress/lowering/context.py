@@ -32,6 +32,7 @@ class Lowering(Rewriter):
         accumulations: The result of `known_accumulations` for the model.
 
     Attributes:
+        outer: The `id` of each input of the outermost model, which keep their dtype.
         values: Values of weights in the lowered model, by `id` of the original variable.
         negative: Likewise, with the sign changed, of layers that `keep_in_float` handles.
         folded: The accumulation that a lowered layer computes, by `id` of the layer.

@@ -11,8 +11,9 @@ the call, or None if the rule does not apply. Put it into the file of the layer'
     def pad_with_minimum(lowering: Lowering, site: Site) -> Any: ...
 
 Rules are tried stage by stage, and in a stage by their order, smallest first; the first result that
-is not None is used. If no rule applies, `lower.py` calls a copy of the layer. A rule that depends
-on the class of an operation only can be a `lowered_form`.
+is not None is used, except in stage OPERANDS, whose rules are all applied. The order matters where
+two rules fit one call: say beside the later one why. If no rule applies, `lower.py` calls a copy of
+the layer. A rule that depends on the class of an operation only can be a `lowered_form`.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class Stage(enum.IntEnum):
     """When a rule is tried, and which operands it may get.
 
     Attributes:
-        WHOLE: Before the transformed weights of a wrapper are computed.
+        WHOLE: Before the transformed weights of a wrapper are computed; operands as in DEFERRED.
         DEFERRED: Operands may be `Affine` (not yet scaled) or `ImageForm` (in another shape).
         OPERANDS: Operands are tensors, here and in later stages. Rules return (args, kwargs), and
             every rule of the stage is applied.
@@ -112,6 +113,8 @@ def lowered_form(
     """
 
     def register(form: Callable[..., Any]) -> Callable[..., Any]:
+        if known := [name for name in names if name in _FORMS]:
+            raise ValueError(f"a form of {known[0]} is registered already")
         _FORMS.update(dict.fromkeys(names, (form, integers_only)))
         return form
 

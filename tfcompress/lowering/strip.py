@@ -24,7 +24,7 @@ from tfcompress.quantization.kept_in_float import AwayFromZero
 from tfcompress.quantization.layers.merge import RuntimeMerge
 from tfcompress.quantization.quantized_models import ChainedModel, QuantizedModel
 from tfcompress.quantization.state import quantizers
-from tfcompress.transforms import FakeQuant
+from tfcompress.transforms.fake_quant import FakeQuant
 from tfcompress.wrap.state import (
     is_wrapped,
     original_variables,

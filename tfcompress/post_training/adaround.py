@@ -20,7 +20,7 @@ from tfcompress.graph.read import called_once, walk_layers
 from tfcompress.graph.run import batch_size_for, largest_tensor, run
 from tfcompress.integer.producers import weight_and_quantizer
 from tfcompress.quantization.state import fake_quantizing_in_float
-from tfcompress.transforms import FakeQuant
+from tfcompress.transforms.fake_quant import FakeQuant
 from tfcompress.wrap.wrapper import CompressionWrapper
 
 _SAMPLES = (32, 256)  # minimum and maximum, about 4 million values of input in all

@@ -23,7 +23,7 @@ from tfcompress.graph.layers import KERNELS, activation_name, plain
 from tfcompress.graph.read import Call, Graph, read_graph
 from tfcompress.graph.weights import compressible_weights
 from tfcompress.quantization.canonicalize import parts_of
-from tfcompress.transforms import WeightTransform
+from tfcompress.transforms.base import WeightTransform
 from tfcompress.wrap.wrap_layers import WrapLayers
 from tfcompress.wrap.wrapper import CompressionWrapper
 

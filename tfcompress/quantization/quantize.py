@@ -18,7 +18,7 @@ from tfcompress.quantization.canonical_wrapping import WrapCanonicalForms
 from tfcompress.quantization.input_samples import MOST_SAMPLES
 from tfcompress.quantization.placement import PlaceQuantizers
 from tfcompress.scheme import QuantizationScheme, as_scheme
-from tfcompress.transforms import FakeQuant
+from tfcompress.transforms.fake_quant import FakeQuant
 from tfcompress.wrap.sparsity import warn_of_zeros
 from tfcompress.wrap.state import check_wrapped
 from tfcompress.wrap.wrap_layers import wrap_layer

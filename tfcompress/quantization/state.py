@@ -10,7 +10,7 @@ import keras
 from tfcompress.graph.keras_internals import flatten_layers
 from tfcompress.graph.read import walk_layers
 from tfcompress.quantization.activation_quantizer import ActivationQuantizer
-from tfcompress.transforms import FakeQuant
+from tfcompress.transforms.fake_quant import FakeQuant
 
 
 def quantizers(model: keras.Model) -> list[ActivationQuantizer]:

@@ -12,8 +12,8 @@ from tfcompress.graph.layers import DEPTHWISE, plain
 from tfcompress.graph.read import walk_layers
 from tfcompress.graph.select import LayerSelection
 from tfcompress.graph.weights import compressible_weights, input_axis, step_of
-from tfcompress.transforms import SparsitySchedule
 from tfcompress.transforms.patterns import NOfM, Pattern, as_pattern
+from tfcompress.transforms.schedules import SparsitySchedule
 from tfcompress.wrap.sparsity import allocate, mask_of, masks, start_kept
 from tfcompress.wrap.state import check_wrapped
 from tfcompress.wrap.wrap_layers import WrapLayers, nothing_to_compress, wrap_layer

@@ -14,7 +14,9 @@ from tfcompress.graph.layers import plain
 from tfcompress.graph.select import LayerSelection, select
 from tfcompress.graph.weights import compressible_weights
 from tfcompress.scheme import check_choice
-from tfcompress.transforms import KeepZeros, MagnitudeMask, WeightTransform
+from tfcompress.transforms.base import WeightTransform
+from tfcompress.transforms.keep import KeepZeros
+from tfcompress.transforms.mask import MagnitudeMask
 from tfcompress.transforms.patterns import Blocks, as_pattern
 from tfcompress.wrap.wrapper import CompressionWrapper
 

@@ -12,9 +12,11 @@ import keras
 from tfcompress.errors import CompressionWarning
 from tfcompress.graph.inline import as_graph
 from tfcompress.graph.keras_internals import flatten_layers
+from tfcompress.graph.layers import is_ours
 from tfcompress.graph.read import walk_layers
 from tfcompress.graph.sameness import check_same
-from tfcompress.transforms import FakeQuant, WeightTransform
+from tfcompress.transforms.base import WeightTransform
+from tfcompress.transforms.fake_quant import FakeQuant
 from tfcompress.wrap.wrapper import CompressionWrapper
 
 
@@ -51,7 +53,7 @@ def without_compression(
         skipped: The kinds of transforms that are left out.
     """
     parts = [part for _, layer in walk_layers(model) for part in flatten_layers(layer)]
-    compressing = [part for part in parts if hasattr(part, "skip_compression")]
+    compressing = [part for part in parts if is_ours(part) and hasattr(part, "skip_compression")]
     try:
         for part in compressing:
             part.skip_compression(skipped)
@@ -123,6 +125,8 @@ def original_variables(parts: list[Any]) -> list[Any]:
         variable
         for part in parts
         for variable in (
-            part.original_variables() if hasattr(part, "original_variables") else part.variables
+            part.original_variables()
+            if is_ours(part) and hasattr(part, "original_variables")
+            else part.variables
         )
     ]

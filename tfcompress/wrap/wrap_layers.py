@@ -15,7 +15,7 @@ from tfcompress.graph.keras_internals import takes_mask
 from tfcompress.graph.layers import plain
 from tfcompress.graph.read import Call, Graph
 from tfcompress.graph.weights import compressible_weights
-from tfcompress.transforms import WeightTransform
+from tfcompress.transforms.base import WeightTransform
 from tfcompress.wrap.state import original_variables
 from tfcompress.wrap.wrapper import CompressionWrapper
 

@@ -19,7 +19,7 @@ from tfcompress.graph.weights import channel_axes, compressible_weights, input_a
 from tfcompress.integer.integer_sums import accumulate_in_integers
 from tfcompress.integer.producers import Accumulation
 from tfcompress.integer.trace import accumulation_of, link_nested_models, rounds_its_output
-from tfcompress.transforms import WeightTransform
+from tfcompress.transforms.base import WeightTransform
 
 
 @keras.saving.register_keras_serializable("tfcompress")

@@ -196,8 +196,8 @@ def prune(sparsity: float | None, pattern: str, ranking: str, **options: Any) ->
     """
 
     def wrap(model: Any, steps: int) -> Any:
-        from tfcompress.transforms import PolynomialDecay
         from tfcompress.transforms.patterns import as_pattern
+        from tfcompress.transforms.schedules import PolynomialDecay
         from tfcompress.wrap.prune import prune as prune_model
 
         block_sizes = pattern.split("x")

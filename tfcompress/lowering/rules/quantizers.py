@@ -33,6 +33,8 @@ def remove_augmentation(lowering: Lowering, site: Site) -> Any:
     """Removes layers that change their input in training only."""
     if not augments(site.operation):
         return None
+    if site.is_deferred:  # in float32, as all that is deferred
+        return site.args[0]
     dtype = site.call.outputs[0].dtype
     return site.args[0] if site.args[0].dtype == dtype else ops.cast(site.args[0], dtype)
 

@@ -35,7 +35,8 @@ integer_layer(
 integer_layer("UpSampling2D Resizing", role=_resized)
 integer_layer("Pad", role=_padded)
 integer_layer(
-    "ZeroPadding1D ZeroPadding2D Cropping1D Cropping2D UpSampling1D UpSampling2D Dropout",
+    "ZeroPadding1D ZeroPadding2D Cropping1D Cropping2D UpSampling1D UpSampling2D Dropout "
+    "SpatialDropout1D SpatialDropout2D SpatialDropout3D",
     keeps_channels=True,
 )
 integer_layer("Embedding", role=TABLE)
