@@ -11,7 +11,7 @@ from keras import ops, tree
 from tfcompress.graph.copies import after_weights, clone_layer, copy_state
 from tfcompress.graph.expand import Expanded
 from tfcompress.graph.keras_internals import (
-    REFUSES_INPUTS_AS_OUTPUTS,
+    REFUSES_IDENTITY,
     clear_calls,
     flatten_layers,
     input_struct,
@@ -228,9 +228,10 @@ def _make_names_unique(inputs: list[Any], outputs: list[Any]) -> None:
 def _functional(
     new_class: type[keras.Model], model: keras.Model, inputs: list[Any], outputs: list[Any]
 ) -> keras.Model:
-    if REFUSES_INPUTS_AS_OUTPUTS:  # augmentation alone, say, of which nothing is left
-        returned = {id(tensor) for tensor in inputs}
-        outputs = [keras.layers.Identity()(t) if id(t) in returned else t for t in outputs]
+    returned = {id(tensor) for tensor in inputs}
+    if REFUSES_IDENTITY and all(id(tensor) in returned for tensor in outputs):
+        # Augmentation alone, say, of which nothing is left.
+        outputs = [keras.layers.Identity()(tensor) for tensor in outputs]
     if isinstance(model, keras.Sequential):
         _make_names_unique(inputs, outputs)
         return new_class(inputs[0], outputs[0], name=model.name)

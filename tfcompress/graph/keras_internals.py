@@ -15,8 +15,8 @@ from keras.src.backend.common.masking import get_keras_mask as get_keras_mask
 from keras.src.backend.common.masking import set_keras_mask as set_keras_mask
 from keras.src.utils.tracking import DotNotTrackScope as DotNotTrackScope
 
-REFUSES_INPUTS_AS_OUTPUTS = tuple(map(int, keras.__version__.split(".")[:2])) < (3, 13)
-"""Whether a Functional model may not return one of its inputs as it is."""
+REFUSES_IDENTITY = tuple(map(int, keras.__version__.split(".")[:2])) < (3, 13)
+"""Whether a Functional model may not return nothing but its inputs."""
 
 CALLS = ("_inbound_nodes", "_outbound_nodes")
 """Attributes with the calls of an operation."""
