@@ -94,6 +94,7 @@ def test_the_examples_of_one_technique_run(name, said, python):
     assert said in python(f"import sys; sys.argv = ['x', '--fast']\nexec({script!r})", timeout=600)
 
 
+@pytest.mark.slow
 def test_the_example_of_keras_2_runs(python):
     pytest.importorskip("tf_keras")
     script = (ROOT / "examples" / "keras2.py").read_text()

@@ -39,7 +39,7 @@ def exported(trained, tmp_path_factory):
     return get
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", nets.some_slow(NAMES, ["depthwise"]))
 def test_qat_files_agree_with_their_model(name, exported, fashion):
     aware, result = exported(name)
     result_agreement = agreement(aware, result.path, fashion)

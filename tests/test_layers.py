@@ -7,6 +7,7 @@ from keras import layers as L
 from keras import ops
 
 import tfcompress as tfc
+from tests import nets
 from tfcompress.export.agreement import measure
 from tfcompress.graph.keras_internals import producing_operation
 from tfcompress.tflite.inspect import weights
@@ -200,7 +201,7 @@ REWRITTEN = (
 ).split("; ")
 
 
-@pytest.mark.parametrize("name", REWRITTEN)
+@pytest.mark.parametrize("name", nets.some_slow(REWRITTEN, ["Bidirectional"]))
 def test_pruned_weights_stay_zero_at_their_places(name, tmp_path):
     """Whatever the rules make of a layer, through training and strip."""
     keras.utils.set_random_seed(1)

@@ -76,8 +76,11 @@ def exported(make, way, path):
     return model, x
 
 
-@pytest.mark.parametrize("way", ["ptq", "qat"])
-@pytest.mark.parametrize("name", NETS)
+WAYS = [(name, way) for name in NETS for way in ("ptq", "qat")]
+SLOW = [(name, "qat") for name in NETS if name != "residual"]
+
+
+@pytest.mark.parametrize(("name", "way"), nets.some_slow(WAYS, SLOW))
 def test_a_broken_layer_ranks_first_whichever_it_is(name, way, tmp_path):
     path = tmp_path / "m.tflite"
     model, x = exported(NETS[name], way, path)

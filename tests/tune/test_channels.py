@@ -244,7 +244,7 @@ FAMILIES = {
     "NASNetMobile": 32,
     "ConvNeXtTiny": 32,
 }
-QUICK = ("MobileNetV2", "MobileNetV3Small")
+QUICK = ("MobileNetV3Small",)
 EVERY = [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in FAMILIES]
 
 

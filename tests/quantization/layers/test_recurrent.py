@@ -66,9 +66,10 @@ def model_of(name):
     return keras.Model(inputs, L.Dense(4)(L.Flatten()(x) if len(x.shape) == 3 else x))
 
 
-@pytest.mark.parametrize(
-    "name", ["LSTM", "GRU backwards", "SimpleRNN, mul, last", "LSTM, ave, all states"]
-)
+TRAINED = ("LSTM", "GRU backwards", "SimpleRNN, mul, last", "LSTM, ave, all states")
+
+
+@pytest.mark.parametrize("name", nets.some_slow(TRAINED, TRAINED[-1:]))
 def test_file_and_trained_model_are_equal_to_the_bit(name, tmp_path):
     x, y = data()
     check_equal(fitted(model_of(name), x, y), x, tmp_path / "m.tflite")

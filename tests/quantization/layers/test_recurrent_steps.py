@@ -7,6 +7,7 @@ from keras import layers as L
 from keras import ops
 
 import tfcompress as tfc
+from tests import nets
 from tests.quantization.layers.sequences import (
     FEATURES,
     MIN_MAX,
@@ -183,7 +184,7 @@ def test_masking_needs_floats_at_the_input(tmp_path):
         tfc.export_tflite(model, tmp_path / "m.tflite", representative_dataset=x, io_dtype="int8")
 
 
-@pytest.mark.parametrize("way", ["Masking", "argument"])
+@pytest.mark.parametrize("way", nets.some_slow(["Masking", "argument"], ["argument"]))
 def test_a_mask_of_values_sees_them_as_they_come_in(way, tmp_path):
     """-9.7 is no quantized value: quantized first, no time step would be masked."""
     keras.utils.set_random_seed(0)
