@@ -16,6 +16,7 @@ from tfcompress.graph.read import Call, Graph, input_names, is_graph, read_graph
 
 Note = Callable[[Call, list[Any], list[Any]], None]
 _BATCH = 32
+_LARGE_BATCH = 256
 _LARGEST = 2**24  # elements of one tensor of a batch: 64 MiB
 
 
@@ -39,9 +40,9 @@ def fixed_batch(model: keras.Model) -> int | None:
     return 1 if whole else None
 
 
-def batch_size_for(model: keras.Model) -> int:
-    """Returns the default batch size of `run` for a model."""
-    size = int(np.clip(_LARGEST // largest_tensor(model), 1, _BATCH))
+def batch_size_for(model: keras.Model, most: int = _BATCH) -> int:
+    """Returns a batch size for a model: `most`, or fewer if its tensors are large."""
+    size = int(np.clip(_LARGEST // largest_tensor(model), 1, most))
     return fixed_batch(model) or size
 
 
@@ -98,7 +99,10 @@ def outputs_of(
     model: keras.Model, samples: Mapping[str, np.ndarray], note: Note | None = None
 ) -> list[np.ndarray]:
     """Returns the outputs of a model on all samples, flat; see `run`."""
-    batches = zip(*run(model, samples, note=note), strict=True)
+    # In large batches where nothing depends on them: calling an operation takes longer than a small
+    # tensor does.
+    size = None if note else batch_size_for(model, _LARGE_BATCH)
+    batches = zip(*run(model, samples, size, note), strict=True)
     to_numpy = keras.ops.convert_to_numpy
     return [np.concatenate([np.atleast_1d(to_numpy(p)) for p in parts]) for parts in batches]
 
