@@ -4,7 +4,7 @@ import pytest
 from keras import layers as L
 
 import tfcompress as tfc
-from tests.rewrite.channels.test_rules import halves, randomized, with_zeros
+from tests.rewrite.channels.cutting import halves, randomized, with_zeros
 from tfcompress.graph.cost import macs
 from tfcompress.graph.inline import as_graph
 from tfcompress.rewrite.channels.coupling import Coupling

@@ -21,10 +21,11 @@ from tfcompress.export.compare_outputs import (
 from tfcompress.export.tolerances import TOLERANCES, judge
 from tfcompress.graph.clone import Rewriter
 from tfcompress.graph.keras_internals import inbound_nodes, producing_inputs, producing_operation
-from tfcompress.graph.layers import plain
+from tfcompress.graph.layers import is_custom, plain
 from tfcompress.graph.read import output_names, walk_layers
 from tfcompress.graph.run import fixed_batch, outputs_of
 from tfcompress.graph.weights import compressible_weights
+from tfcompress.integer.role_queries import quantizes_weights
 from tfcompress.integer.roles import JOIN, MOVE, role
 from tfcompress.lowering.strip import without_transforms
 from tfcompress.post_training.fold_batch_norm import fold_batch_norm
@@ -333,10 +334,9 @@ def _followed_in_part(quantized: keras.Model) -> bool:
         return True
     for _, layer in walk_layers(quantized):
         inner = plain(layer)
-        if type(inner).__module__.split(".")[0] not in ("keras", "tfcompress"):
+        if is_custom(inner):
             return True
-        rounds = any(isinstance(t, FakeQuant) for t in getattr(layer, "transforms", ()))
-        if compressible_weights(inner) and not rounds:
+        if compressible_weights(inner) and not quantizes_weights(layer):
             return True
     return bool(kept_in_float(quantized)) or not rounds_per_channel(quantized)
 

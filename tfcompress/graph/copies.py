@@ -20,6 +20,7 @@ from tfcompress.graph.keras_internals import (
     sublayers,
     tracked_ids,
 )
+from tfcompress.graph.layers import is_custom
 from tfcompress.graph.read import is_graph
 
 _PLAIN = {"name", "trainable", "dtype"}  # what can be changed on an existing layer
@@ -45,7 +46,7 @@ def clone_layer(
     """
     if not isinstance(layer, keras.layers.Layer):
         return _clone_operation(layer, overrides)
-    custom = type(layer).__module__.split(".")[0] not in ("keras", "tfcompress")
+    custom = is_custom(layer)
     if custom and (duplicate := _duplicated(layer, known, graphs, overrides)) is not None:
         return duplicate
     try:

@@ -29,6 +29,7 @@ from tfcompress.graph.keras_internals import (
     outbound_nodes,
     sublayers,
 )
+from tfcompress.graph.layers import is_ours
 from tfcompress.graph.read import (
     Call,
     Graph,
@@ -206,8 +207,7 @@ def _runs_code(layer: Any) -> bool:
     """Returns whether a layer is custom: of neither Keras nor tfcompress."""
     if not isinstance(layer, keras.layers.Layer) or is_graph(layer) or not layer.built:
         return False
-    ours = type(layer).__module__.split(".")[0] == "tfcompress"
-    return not ours and type(layer) not in vars(keras.layers).values()
+    return not is_ours(layer) and type(layer) not in vars(keras.layers).values()
 
 
 def _read(layer: Any, args: Any, kwargs: Any, kind: type[keras.Model]) -> Any:

@@ -65,6 +65,11 @@ def is_ours(layer: Any) -> bool:
     return type(layer).__module__.split(".")[0] == "tfcompress"
 
 
+def is_custom(layer: Any) -> bool:
+    """Returns whether a layer is neither of Keras nor of this package."""
+    return type(layer).__module__.split(".")[0] not in ("keras", "tfcompress")
+
+
 def keras_name(layer: Any) -> str:
     """Returns the Keras class that `layer` behaves as; "" if its class has a call of its own."""
     for cls in type(layer).__mro__:

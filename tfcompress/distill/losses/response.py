@@ -21,7 +21,7 @@ from tfcompress.graph.keras_internals import (
     producing_operation,
     sublayers,
 )
-from tfcompress.graph.layers import activation_name, plain
+from tfcompress.graph.layers import activation_name, is_custom, plain
 from tfcompress.graph.read import is_graph
 
 LINEAR, SOFTMAX, SIGMOID = "linear", "softmax", "sigmoid"
@@ -363,8 +363,7 @@ def layer_kind(layer: Any) -> str:
 
 def _is_opaque(layer: Any) -> bool:
     """Whether a custom layer has sublayers, so that its last operation is unknown."""
-    own = type(layer).__module__.split(".")[0] not in ("keras", "tfcompress")
-    return own and isinstance(layer, keras.layers.Layer) and bool(sublayers(layer))
+    return is_custom(layer) and isinstance(layer, keras.layers.Layer) and bool(sublayers(layer))
 
 
 def _passes_values_on(layer: Any) -> bool:
