@@ -16,6 +16,7 @@ INTEGER_SCHEMES = ("int8", "w4a8", "int16x8")
 ACTIVATION_RANGES = ("moving_average", "min_max", "percentile", "mse", "kl", "auto", "learned")
 WEIGHT_RANGES = ("min_max", "mse", "learned")
 WEIGHT_GRANULARITIES = ("channel", "tensor")
+PREFERENCES = ("latency", "bytes", "exactness")
 
 
 def check_choice(value: object, argument: str, allowed: Sequence[str]) -> str:
@@ -69,6 +70,12 @@ class QuantizationScheme:
             multiplications, pooling and data movement (all other layers keep 8). A tensor has 16
             bits if its producer has: select the layers on both sides, and the additions between.
             Needs 8-bit weights.
+        prefer: Which form is taken where the runtime can compute a layer by several. "latency":
+            the form that XNNPACK computes fastest (docs/operations.md); with 4-bit weights, spatial
+            convolutions keep 8 bits, because there is no fast kernel for them. "bytes": the
+            smallest file; 4 bits wherever there is a kernel. "exactness": the operation that the
+            runtime has for the layer, which rounds least and computes in integers throughout, also
+            where its kernel is slow. Files equal their models in each of them.
         overrides: Other schemes for some layers, `{glob on the layer's path: scheme}`; the first
             glob that matches applies. A scheme is "float32", "int8", "w4a8", "int16x8" or a
             `QuantizationScheme`, of which the bits and the fields on weights apply.
@@ -96,6 +103,7 @@ class QuantizationScheme:
     correct_bias: bool = True
     weight_granularity: str = "channel"
     activation_bits: int = 8
+    prefer: str = "latency"
     overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -113,6 +121,7 @@ class QuantizationScheme:
         if self.activation_range is not None:
             check_choice(self.activation_range, "activation_range", ACTIVATION_RANGES)
         check_choice(self.rounding, "rounding", ("nearest", "adaround"))
+        check_choice(self.prefer, "prefer", PREFERENCES)
         if not isinstance(self.overrides, Mapping):
             raise TypeError(
                 "overrides must be a dict of globs on layer paths and schemes. Received: "

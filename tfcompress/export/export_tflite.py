@@ -35,7 +35,12 @@ from tfcompress.graph.resize import with_input_shape
 from tfcompress.lowering.lower import lower
 from tfcompress.post_training.pipeline import post_training
 from tfcompress.quantization.kept_in_float import kept_in_float
-from tfcompress.quantization.state import quantizers, rounds_per_channel, uses_int16_activations
+from tfcompress.quantization.state import (
+    preference,
+    quantizers,
+    rounds_per_channel,
+    uses_int16_activations,
+)
 from tfcompress.samples.data_checks import problems_of
 from tfcompress.samples.probes import probes
 from tfcompress.scheme import (
@@ -298,6 +303,7 @@ def export_tflite(
             sparse=sparse,
             per_channel=rounds_per_channel(final),
             calibration=samples if by_converter else None,
+            prefer=preference(final),
         )
     claim(content)
     verdict = None

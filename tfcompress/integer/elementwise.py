@@ -7,10 +7,12 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 from keras import ops
 
 from tfcompress.integer.fake_quant import straight_through
 from tfcompress.integer.fixed_point import (
+    add_quantized,
     divide,
     multiply_by_quantized_multiplier,
     power_below,
@@ -98,35 +100,29 @@ class Addition(ElementwiseKernel):
         return add_quantized(inputs, input_scales, output_scale)
 
 
+@dataclasses.dataclass(frozen=True)
+class ConstantAddition(ElementwiseKernel):
+    """A sum with one number.
+
+    Args:
+        number: The number, positive. The file stores it as the largest quantized value.
+    """
+
+    number: float
+
+    def compute(self, inputs: list[Any], input_scales: list[Any], output_scale: Any) -> Any:
+        """Returns the quantized sum."""
+        number_scale = np.float32(np.float64(np.float32(self.number)) / 255)
+        scales = [*input_scales, number_scale]
+        return add_quantized([inputs[0], ops.full((), 255.0)], scales, output_scale)
+
+
 class Subtraction(ElementwiseKernel):
     """A difference of two tensors with different scales, computed like a sum."""
 
     def compute(self, inputs: list[Any], input_scales: list[Any], output_scale: Any) -> Any:
         """Returns the quantized difference."""
         return add_quantized([inputs[0], -inputs[1]], input_scales, output_scale)
-
-
-def add_quantized(inputs: list[Any], input_scales: list[Any], output_scale: Any) -> Any:
-    """Returns the quantized sum of two quantized tensors with different scales.
-
-    The kernel uses integer multipliers of 21 bits. Here each multiplier is split into two halves,
-    so that no product needs more than the 24 bits that a float32 represents exactly.
-
-    Args:
-        inputs: The quantized values.
-        input_scales: Their scales.
-        output_scale: The scale of the sum.
-    """
-    ratios = [input_scale / output_scale for input_scale in input_scales]
-    power = power_below(ops.maximum(*ratios))
-    upper, lower = [], []
-    for x, ratio in zip(inputs, ratios, strict=True):
-        multiplier = ops.round(ratio * (2.0**20 / power))
-        high_bits = ops.floor(multiplier * 2**-10)
-        upper.append(x * high_bits)
-        lower.append(x * (multiplier - high_bits * 2**10))
-    accumulator = ops.floor((lower[0] + lower[1]) * 2**-10) + (upper[0] + upper[1])
-    return ops.floor(accumulator * (power * 2**-10) + 0.5)
 
 
 class HardSwish(ElementwiseKernel):

@@ -85,6 +85,29 @@ def multiply_by_quantized_multiplier(quantized: Any, multiplier: Any, power: flo
     return ops.sign(product) * ops.floor(ops.abs(product) * (shift * power / left_shift) + 0.5)
 
 
+def add_quantized(inputs: list[Any], input_scales: list[Any], output_scale: Any) -> Any:
+    """Returns the quantized sum of two quantized tensors with different scales.
+
+    The kernel uses integer multipliers of 21 bits. Here each multiplier is split into two halves,
+    so that no product needs more than the 24 bits that a float32 represents exactly.
+
+    Args:
+        inputs: The quantized values.
+        input_scales: Their scales.
+        output_scale: The scale of the sum.
+    """
+    ratios = [input_scale / output_scale for input_scale in input_scales]
+    power = power_below(ops.maximum(*ratios))
+    upper, lower = [], []
+    for x, ratio in zip(inputs, ratios, strict=True):
+        multiplier = ops.round(ratio * (2.0**20 / power))
+        high_bits = ops.floor(multiplier * 2**-10)
+        upper.append(x * high_bits)
+        lower.append(x * (multiplier - high_bits * 2**10))
+    accumulator = ops.floor((lower[0] + lower[1]) * 2**-10) + (upper[0] + upper[1])
+    return ops.floor(accumulator * (power * 2**-10) + 0.5)
+
+
 def power_below(x: Any) -> Any:
     """Returns the largest power of two that is not above `x`, a scalar from 2**-30 to 2**30."""
     powers = ops.convert_to_tensor(2.0 ** np.arange(-30, 31, dtype=np.float32))

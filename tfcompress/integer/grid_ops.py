@@ -31,7 +31,7 @@ class FixedFakeQuant(keras.Operation):
         self.maximum = maximum
         self.bits = bits
 
-    def __call__(self, inputs: Any, averaged: bool | str = False) -> Any:
+    def __call__(self, inputs: Any, averaged: bool | str | float = False) -> Any:
         """Returns the fake-quantized inputs, with their Keras mask."""
         # A layer would propagate the mask by itself, but takes twice the time of an operation.
         outputs = super().__call__(inputs, averaged=averaged)
@@ -40,7 +40,7 @@ class FixedFakeQuant(keras.Operation):
             set_keras_mask(outputs, mask)
         return outputs
 
-    def call(self, inputs: Any, averaged: bool | str = False) -> Any:
+    def call(self, inputs: Any, averaged: bool | str | float = False) -> Any:
         """Returns the fake-quantized inputs."""
         # `averaged` changes nothing: the kernel in the file rounds averages by itself, and the
         # converter needs only the range.
@@ -48,7 +48,7 @@ class FixedFakeQuant(keras.Operation):
             x = ops.cast(inputs, "float32")
             return fake_quant_op(x, self.minimum, self.maximum, self.bits)
 
-    def compute_output_spec(self, inputs: Any, averaged: bool | str = False) -> Any:
+    def compute_output_spec(self, inputs: Any, averaged: bool | str | float = False) -> Any:
         """Returns the shape of the input."""
         return keras.KerasTensor(inputs.shape, dtype="float32")
 

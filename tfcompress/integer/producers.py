@@ -29,6 +29,7 @@ from tfcompress.integer.affine import scale_and_offset
 from tfcompress.integer.fixed_point import (
     Accumulator,
     accumulator_scale,
+    add_quantized,
     divide,
     multiply_by_quantized_multiplier,
     requantize_by_ratio,
@@ -242,6 +243,19 @@ class Requantized:
     def requantize(self, x: Any, output_scale: Any) -> Any:
         """Returns the requantized values; the multiplier has 8 fractional bits."""
         return requantize_by_ratio(x, self.input_quantizer.qparams()[0], output_scale)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rectified:
+    """A ReLU of a quantized tensor, computed as a sum with zero."""
+
+    input_quantizer: Int8Quantizer
+
+    def requantize(self, x: Any, output_scale: Any) -> Any:
+        """Returns the requantized values."""
+        scale = self.input_quantizer.qparams()[0]
+        quantized = ops.round(x / scale)
+        return add_quantized([quantized, ops.zeros(())], [scale, scale], output_scale)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,6 +27,7 @@ from tfcompress.integer.producers import (
     Int8Quantizer,
     Producer,
     Product,
+    Rectified,
     Requantized,
     Table,
     weight_quantizer_of,
@@ -69,8 +70,9 @@ def producer_of(tensor: Any, output_quantizer: Int8Quantizer) -> Producer | None
         return Requantized(quantizers[output_index(tensor)])
     if kind in (RELU, CLIP):
         producer = producer_of(inputs[0], output_quantizer)
-        # A ReLU requantizes with a multiplier of 31 bits, which rounds as floats do.
-        return None if isinstance(producer, Requantized) else producer
+        if not isinstance(producer, Requantized):
+            return producer
+        return Rectified(producer.input_quantizer) if kind == RELU else None
     if kind == MOVE and inputs:
         producer = producer_of(inputs[0], output_quantizer)
         kept = isinstance(producer, _PER_TENSOR) or support_of(layer).keeps_channels

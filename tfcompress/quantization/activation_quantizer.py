@@ -17,7 +17,12 @@ from tfcompress.integer.fake_quant import (
     round_average,
     straight_through,
 )
-from tfcompress.integer.fixed_point import divide, range_of_qparams, round_averages
+from tfcompress.integer.fixed_point import (
+    Accumulator,
+    divide,
+    range_of_qparams,
+    round_averages,
+)
 from tfcompress.integer.producers import rounded
 from tfcompress.integer.trace import link_nested_models, producer_of
 
@@ -33,7 +38,7 @@ class ActivationQuantizer(keras.layers.Layer):
     so that padding is exact. Before any training the layer returns activations unchanged. Called
     with `averaged=True`, it quantizes an average with the scale of the averaged values and learns
     nothing. With "up", ties are rounded up, as resizing does, instead of away from the middle of
-    the range.
+    the range; with a number, as by a convolution whose weights have that scale.
 
     Args:
         fixed_range: (minimum, maximum) of operations whose range is known; nothing is learned.
@@ -101,7 +106,9 @@ class ActivationQuantizer(keras.layers.Layer):
                 name="step", shape=(1,), initializer="zeros", trainable=False, aggregation="mean"
             )
 
-    def call(self, inputs: Any, training: bool | None = None, averaged: bool | str = False) -> Any:
+    def call(
+        self, inputs: Any, training: bool | None = None, averaged: bool | str | float = False
+    ) -> Any:
         """Returns the inputs, fake-quantized."""
         if not self._linked_nested_models:
             link_nested_models(self)
@@ -137,15 +144,21 @@ class ActivationQuantizer(keras.layers.Layer):
         """Returns inputs unchanged from now on, unless `kinds` is None."""
         self.observer = None if kinds is None else lambda values: None
 
-    def rounded_average(self, inputs: Any, training: bool | None, averaged: bool | str) -> Any:
+    def rounded_average(
+        self, inputs: Any, training: bool | None, averaged: bool | str | float
+    ) -> Any:
         """Returns averages of quantized values, quantized with the same scale."""
         return ActivationQuantizer.call(self, inputs, training=training, averaged=averaged)
 
-    def _quantize_as_runtime(self, inputs: Any, averaged: bool | str, state: Any = None) -> Any:
+    def _quantize_as_runtime(
+        self, inputs: Any, averaged: bool | str | float, state: Any = None
+    ) -> Any:
         """Returns the inputs, quantized as the runtime does and dequantized."""
         scale, qmin = self.qparams(state)
         x = ops.cast(inputs, "float32")
-        if averaged:
+        if isinstance(averaged, float):
+            quantized = Accumulator(scale * averaged).requantize(x, scale)
+        elif averaged:
             quantized = round_averages(x / scale, 0.0 if averaged == "up" else qmin + 128)
         else:
             exact = keras.backend.standardize_dtype(inputs.dtype) == "float32"
@@ -272,7 +285,7 @@ class ActivationQuantizer(keras.layers.Layer):
         return input_shape
 
     def compute_output_spec(
-        self, inputs: Any, training: bool | None = None, averaged: bool | str = False
+        self, inputs: Any, training: bool | None = None, averaged: bool | str | float = False
     ) -> Any:
         """Returns the shape and dtype of the input, and finds out what computes it."""
         known = history(inputs) is not None

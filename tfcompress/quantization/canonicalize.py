@@ -12,9 +12,17 @@ from __future__ import annotations
 
 from typing import Any
 
+from tfcompress.scheme import PREFERENCES
+
 
 class Rule:
-    """A reversible rewriting of a layer; rules of different files match different layers."""
+    """A reversible rewriting of a layer; rules of different files match different layers.
+
+    Attributes:
+        preferences: The values of `QuantizationScheme.prefer` with which the rule is applied.
+    """
+
+    preferences: tuple[str, ...] = PREFERENCES
 
     def matches(self, layer: Any) -> bool:
         """Returns whether the rule rewrites `layer`."""
@@ -37,9 +45,15 @@ def canonical_form(rule: type[Rule]) -> type[Rule]:
     return rule
 
 
-def parts_of(layer: Any) -> list[Any] | None:
-    """Returns the parts of a layer by the rules, applied recursively; None without a rule."""
-    rule = next((rule for rule in RULES if rule.matches(layer)), None)
+def parts_of(layer: Any, prefer: str = PREFERENCES[0]) -> list[Any] | None:
+    """Returns the parts of a layer by the rules, applied recursively; None without a rule.
+
+    Args:
+        layer: A plain Keras layer.
+        prefer: One of `PREFERENCES`.
+    """
+    applied = (rule for rule in RULES if prefer in rule.preferences and rule.matches(layer))
+    rule = next(applied, None)
     if rule is None:
         return None
-    return [final for part in rule.parts(layer) for final in parts_of(part) or [part]]
+    return [final for part in rule.parts(layer) for final in parts_of(part, prefer) or [part]]

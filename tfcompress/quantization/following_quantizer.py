@@ -46,14 +46,16 @@ class FollowingQuantizer(ActivationQuantizer):
     def build(self, input_shape: Any) -> None:
         """Creates nothing."""
 
-    def call(self, inputs: Any, training: bool | None = None, averaged: bool | str = False) -> Any:
+    def call(
+        self, inputs: Any, training: bool | None = None, averaged: bool | str | float = False
+    ) -> Any:
         """Returns averages quantized, and other inputs unchanged."""
         if not averaged or self.leader() is None:
             return inputs
         return self.leader().rounded_average(inputs, training, averaged)
 
     def compute_output_spec(
-        self, inputs: Any, training: bool | None = None, averaged: bool | str = False
+        self, inputs: Any, training: bool | None = None, averaged: bool | str | float = False
     ) -> Any:
         """Returns the shape and dtype of the input."""
         return keras.KerasTensor(inputs.shape, dtype=inputs.dtype)

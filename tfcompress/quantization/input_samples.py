@@ -41,16 +41,18 @@ class InputSamples(keras.layers.Layer):
     Args:
         capacity: Samples to keep, the same number for every input of the model, so that the inputs
             of one sample stay together; 0 for none.
+        prefer: The `prefer` of the scheme, which the export of the trained model follows.
         **kwargs: Arguments of `keras.layers.Layer`.
     """
 
     is_compression_helper = True
 
-    def __init__(self, capacity: int, **kwargs: Any) -> None:
+    def __init__(self, capacity: int, prefer: str = "latency", **kwargs: Any) -> None:
         kwargs["dtype"] = "float32"
         super().__init__(autocast=False, **kwargs)
         self.supports_masking = True
         self.capacity = capacity
+        self.prefer = prefer
 
     def build(self, input_shape: Any) -> None:
         """Creates the buffer."""
@@ -110,7 +112,7 @@ class InputSamples(keras.layers.Layer):
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor arguments."""
-        return {**super().get_config(), "capacity": self.capacity}
+        return {**super().get_config(), "capacity": self.capacity, "prefer": self.prefer}
 
 
 def sample_keepers(model: keras.Model) -> list[InputSamples]:

@@ -69,6 +69,7 @@ class PlaceQuantizers(EmitQuantizers):
 
     sequential_class = ChainedModel
     keep_samples = MOST_SAMPLES
+    prefer = "latency"
 
     def __init__(
         self,
@@ -110,7 +111,10 @@ class PlaceQuantizers(EmitQuantizers):
                 self._note(tensor, state or TensorState(quantized=True))
             return inputs
         capacity = min(self.keep_samples, samples_to_keep([tensor.shape for tensor in inputs]))
-        return [InputSamples(capacity, name=self._name(f"{t.name}_samples"))(t) for t in inputs]
+        return [
+            InputSamples(capacity, self.prefer, name=self._name(f"{t.name}_samples"))(t)
+            for t in inputs
+        ]
 
     def leave(self, model: keras.Model, path: str, outputs: list[Any]) -> list[Any]:
         """Stores the states of a nested model's outputs for its calls."""
@@ -270,7 +274,7 @@ class PlaceQuantizers(EmitQuantizers):
         if kind == AVERAGE and states and states[0].quantizer is not None:
             self._note(new, states[0])
             resized = isinstance(layer, (keras.layers.UpSampling2D, keras.layers.Resizing))
-            ties = "up" if resized else True
+            ties = "up" if resized else getattr(layer, "weight_scale", True)
             return self._apply(states[0].quantizer, new, states[0], averaged=ties)
         prescribed = fixed_range(layer)
         if prescribed is not None:

@@ -128,6 +128,7 @@ def quantized(
         chosen,
         move=move,
         int16=int16,
+        prefer={path: own.prefer for path, own in schemes.items()},
     )
     model = wrapper.run(model)
     placing = PlaceQuantizers(
@@ -136,7 +137,7 @@ def quantized(
         int16=int16 | {part for part, path in wrapper.added.items() if path in int16},
         learned=scheme.activation_range == "learned",
     )
-    placing.keep_samples = keep_samples
+    placing.keep_samples, placing.prefer = keep_samples, scheme.prefer
     placed = placing.run(model)
     for _, layer in walk_layers(placed):
         if isinstance(layer, CompressionWrapper):
@@ -184,6 +185,8 @@ def _is_tensor(scheme: Any) -> bool:
 def weight_quantizer_for(layer: Any, scheme: QuantizationScheme) -> FakeQuant:
     """Returns the transform that fake-quantizes the weights of a layer in a scheme."""
     int4 = scheme.weight_bits == 4 and has_int4_kernels(layer)
+    if scheme.prefer == "latency" and any(size > 1 for size in getattr(layer, "kernel_size", ())):
+        int4 = False
     return FakeQuant(4 if int4 else 8, scheme.weight_range, scheme.weight_granularity)
 
 

@@ -10,6 +10,8 @@ import keras
 from tfcompress.graph.keras_internals import flatten_layers
 from tfcompress.graph.read import walk_layers
 from tfcompress.quantization.activation_quantizer import ActivationQuantizer
+from tfcompress.quantization.input_samples import sample_keepers
+from tfcompress.scheme import PREFERENCES
 from tfcompress.transforms.fake_quant import FakeQuant
 
 
@@ -42,6 +44,11 @@ def trained_scheme(model: keras.Model) -> str:
         return "w4a8"
     bits = [q.bits for q in quantizers(model) if q.fixed_range is None]
     return "int16x8" if 2 * bits.count(16) > len(bits) else "int8"
+
+
+def preference(model: keras.Model) -> str:
+    """Returns the `prefer` of the scheme of a quantized model."""
+    return next((keeper.prefer for keeper in sample_keepers(model)), PREFERENCES[0])
 
 
 def uses_int16_activations(model: keras.Model) -> bool:

@@ -35,6 +35,7 @@ from tfcompress.tflite.converter_workarounds import (
     native_extremes,
     native_fake_quant,
 )
+from tfcompress.tflite.fast_kernels import use_fast_kernels
 from tfcompress.tflite.flatbuffer_edits import (
     plain_lookups,
     share_scales,
@@ -58,6 +59,7 @@ def convert(
     sparse: bool,
     per_channel: bool = True,
     calibration: Mapping[str, np.ndarray] | None = None,
+    prefer: str = "latency",
 ) -> bytes:
     """Converts a model whose weights are final.
 
@@ -74,6 +76,7 @@ def convert(
         sparse: Whether to store weights with many zeros in the runtime's sparse format.
         per_channel: Whether kernels have a scale for each output channel, or one per tensor.
         calibration: For "int16x8" without ranges in the model, samples by input name.
+        prefer: The `prefer` of the scheme, of integer files.
 
     Raises:
         ExportError: If the converter fails.
@@ -126,7 +129,8 @@ def convert(
                 content = store_four_bits(content)
             if not per_channel:
                 content = share_scales(content)
-            content = merge_requantizations(content) if ranges else content
+            if ranges:
+                content = use_fast_kernels(merge_requantizations(content), prefer)
             return as_in_model(
                 content,
                 list(zip(inputs, file_names[0], strict=True)),

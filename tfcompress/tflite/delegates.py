@@ -156,6 +156,14 @@ def delegate_report(path_or_bytes: Any) -> DelegateReport:
     return DelegateReport(model.name, len(operations), rows)
 
 
+def delegated_positions(interpreter: Any) -> set[int]:
+    """Returns the positions in the file of the operations that an interpreter's delegate takes."""
+    details = operation_details(interpreter)
+    operations = [op for op in details if op["op_name"] != "DELEGATE"]
+    taken = _taken(operations, [op for op in details if op["op_name"] == "DELEGATE"])
+    return {position for position, op in enumerate(operations) if id(op) in taken}
+
+
 def _computes_on(op: dict[str, Any], types: dict[int, str]) -> set[str]:
     """Returns the types that an operation computes with, without those of indices and shapes."""
     used = {types[int(t)] for t in (*op["inputs"], *op["outputs"]) if int(t) in types}

@@ -135,13 +135,14 @@ class TFLiteModel:
         self.name, self.content = _read(path_or_bytes)
         self.num_threads = num_threads
         self.delegates = delegates
-        self._keep_tensors = keep_tensors
         self._module = interpreter_module()
         try:
             try_file(self.content, self._module.__name__)
         except ValueError as error:
             raise ValueError(f"{self.name} is not a usable TFLite model: {error}.") from None
-        self._interpreter = self._make_interpreter()
+        self._interpreter = self.interpreter_of(
+            self.content, delegates=delegates, keep_tensors=keep_tensors
+        )
         self.inputs, self.outputs = self._signature()
         self._shapes: dict[int, tuple[int, ...]] = {}
         self._one_at_a_time = threading.Lock()
@@ -157,19 +158,31 @@ class TFLiteModel:
         """The runtime's interpreter, with its tensors allocated."""
         return self._interpreter
 
-    def _make_interpreter(self) -> Any:
+    def interpreter_of(
+        self, content: bytes, *, delegates: bool = True, keep_tensors: bool = False
+    ) -> Any:
+        """Returns a new interpreter of this runtime, with its tensors allocated.
+
+        Args:
+            content: A `.tflite` file, which must be a usable one.
+            delegates: Whether to use the default delegate.
+            keep_tensors: Whether intermediate tensors stay readable.
+
+        Raises:
+            ValueError: If the runtime rejects the file.
+        """
         options: dict[str, Any] = {}
-        if not self.delegates:
+        if not delegates:
             # TensorFlow and the runtimes define it in different modules.
             home = self._module if hasattr(self._module, "OpResolverType") else None
             kinds = (home or self._module.experimental).OpResolverType
             options["experimental_op_resolver_type"] = kinds.BUILTIN_WITHOUT_DEFAULT_DELEGATES
-        if self._keep_tensors:
+        if keep_tensors:
             options["experimental_preserve_all_tensors"] = True
         try:
             with captured_stderr():  # the runtime logs its delegate
                 interpreter = self._module.Interpreter(
-                    model_content=self.content, num_threads=self.num_threads, **options
+                    model_content=content, num_threads=self.num_threads, **options
                 )
                 interpreter.allocate_tensors()
         except (ValueError, RuntimeError) as error:

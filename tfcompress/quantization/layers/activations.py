@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+import types
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -11,6 +12,7 @@ from keras import layers, ops
 
 from tfcompress.graph.layers import activation_name
 from tfcompress.integer.elementwise import (
+    ConstantAddition,
     ElementwiseKernel,
     HardSwish,
     ParametricReLU,
@@ -93,18 +95,52 @@ class RuntimeSwish(RuntimeLayer):
 
 @keras.saving.register_keras_serializable("tfcompress")
 class RuntimeHardSwish(RuntimeLayer):
-    """The hard swish of Keras; at inference as the kernel of the runtime computes it."""
+    """The hard swish of Keras, as the runtime computes it in one of two forms.
+
+    "kernel" is HARD_SWISH. "gate" is `x * (min(max(x + 3, 0), 6) / 6)`, a chain of operations that
+    XNNPACK merges into one table.
+
+    Args:
+        form: "kernel" or "gate".
+        **kwargs: Arguments of `keras.layers.Layer`.
+    """
+
+    fixed_ranges: Mapping[str, Any] = types.MappingProxyType(
+        {"shifted": (0.0, 6.0), "gate": (0.0, 1.0)}
+    )
+
+    def __init__(self, form: str = "kernel", **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.form = form
+        self.result_names = ("shifted", "gate") if form == "gate" else ()
 
     def kernels_for(self, read: Sequence[Any], result: Any) -> list[ElementwiseKernel]:
-        """Returns the one kernel."""
+        """Returns the kernel of the whole, or that of the sum."""
+        if self.form == "gate":
+            return [ConstantAddition(tuple(read), self.rounding["shifted"], 3.0)]
         return [HardSwish(tuple(read), result)]
+
+    def producer_for(self, read: Sequence[Any]) -> Product | None:
+        """Returns the product with the gate."""
+        return Product((read[0], self.rounding["gate"])) if self.form == "gate" else None
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         """Returns the activation."""
+        if self.form == "gate" and not self.passes:
+            shifted = inputs + 3.0
+            for kernel in () if training else self._kernels:
+                shifted = kernel([inputs], shifted)
+            # These quantizers clip.
+            shifted = self._quantize_result("shifted", shifted, training)
+            return inputs * self._quantize_result("gate", shifted * (1 / 6), training)
         outputs = keras.activations.hard_swish(inputs)
         for kernel in () if training else self._kernels:
             outputs = kernel([inputs], outputs)
         return outputs
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor arguments."""
+        return {**super().get_config(), "form": self.form}
 
 
 @keras.saving.register_keras_serializable("tfcompress")
@@ -163,6 +199,42 @@ class RuntimePReLU(RuntimeLayer):
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor arguments."""
         return {**super().get_config(), "options": self.options}
+
+
+@canonical_form
+class ZeroSlope(Rule):
+    """A leaky ReLU with a slope of zero, or too small for any quantized value, as a ReLU."""
+
+    preferences = ("latency",)
+
+    def matches(self, layer: Any) -> bool:
+        """Returns whether `layer` is such a leaky ReLU."""
+        return type(layer) is layers.LeakyReLU and 0 <= layer.negative_slope <= _LEAST_SLOPE
+
+    def parts(self, layer: Any) -> list[Any]:
+        """Returns the ReLU."""
+        regularizer = layer.activity_regularizer
+        return [
+            layers.ReLU(name=layer.name, dtype=layer.dtype_policy, activity_regularizer=regularizer)
+        ]
+
+
+_LEAST_SLOPE = 1e-6
+
+
+@canonical_form
+class GateHardSwish(Rule):
+    """Hard swish as a product with its gate, where that is faster."""
+
+    preferences = ("latency",)
+
+    def matches(self, layer: Any) -> bool:
+        """Returns whether `layer` is nothing but this activation."""
+        return type(layer) is layers.Activation and activation_name(layer) == "hard_silu"
+
+    def parts(self, layer: Any) -> list[Any]:
+        """Returns the activation of the runtime."""
+        return [runtime_layer(RuntimeHardSwish, layer, form="gate")]
 
 
 @canonical_form

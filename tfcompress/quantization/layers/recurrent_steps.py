@@ -9,13 +9,13 @@ from typing import Any
 
 from keras import ops
 
-from tfcompress.integer.elementwise import add_quantized
 from tfcompress.integer.fake_quant import fake_quant_op
 from tfcompress.integer.fixed_point import (
     SIGMOID_RANGE,
     TANH_RANGE,
     Accumulator,
     accumulator_scale,
+    add_quantized,
     divide,
     requantize_by_ratio,
 )

@@ -1,0 +1,249 @@
+"""profile_tflite: where the time of a file goes, operation by operation and layer by layer."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import os
+import time
+from typing import Any
+
+import numpy as np
+
+from tfcompress.tables import as_text, table
+from tfcompress.tensorflow_internals import operation_details
+from tfcompress.tflite.delegates import delegated_positions
+from tfcompress.tflite.parts import objects_of, part_of
+from tfcompress.tflite.run import TFLiteModel
+
+_TURNS, _SECONDS_OF_A_TURN = 7, 0.001
+
+
+@dataclasses.dataclass(frozen=True)
+class OperationTime:
+    """The time of one operation.
+
+    Attributes:
+        index: Its position in the file.
+        operation: Its kind, such as "CONV_2D".
+        layer: The Keras layer that its output is named after.
+        shape: The shape of its output.
+        dtype: The type of its output.
+        delegated: Whether XNNPACK computes it; if not, a built-in kernel does.
+        ms: Milliseconds of one inference, measured alone.
+    """
+
+    index: int
+    operation: str
+    layer: str
+    shape: tuple[int, ...]
+    dtype: str
+    delegated: bool
+    ms: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Profile:
+    """Where the time of a file goes.
+
+    Attributes:
+        path: The file.
+        total_ms: Milliseconds of one inference of the whole file.
+        operations: One row for each operation, in the order of the file. Their sum differs from
+            `total_ms`: XNNPACK fuses operations, and handing tensors over takes time as well.
+        threads: Number of threads.
+    """
+
+    path: str
+    total_ms: float
+    operations: list[OperationTime]
+    threads: int
+
+    @property
+    def outside_ms(self) -> float:
+        """Milliseconds in built-in kernels, outside of XNNPACK."""
+        return sum(row.ms for row in self.operations if not row.delegated)
+
+    @property
+    def outside(self) -> float:
+        """The share of the time that built-in kernels take, from 0 to 1."""
+        total = sum(row.ms for row in self.operations)
+        return self.outside_ms / total if total else 0.0
+
+    def by_operation(self) -> list[tuple[str, bool, int, float]]:
+        """Returns kind, whether delegated, number and milliseconds, the slowest kind first."""
+        times: dict[tuple[str, bool], list[float]] = collections.defaultdict(list)
+        for row in self.operations:
+            times[row.operation, row.delegated].append(row.ms)
+        rows = [(*key, len(ms), sum(ms)) for key, ms in times.items()]
+        return sorted(rows, key=lambda row: -row[-1])
+
+    def by_layer(self) -> list[tuple[str, str, float, float]]:
+        """Returns layer, its operations, milliseconds, and those outside of XNNPACK."""
+        times: dict[str, list[OperationTime]] = collections.defaultdict(list)
+        for row in self.operations:
+            times[row.layer].append(row)
+        rows = []
+        for layer, parts in times.items():
+            kinds = collections.Counter(row.operation for row in parts)
+            text = ", ".join(kind + (f" x{n}" if n > 1 else "") for kind, n in kinds.items())
+            outside = sum(row.ms for row in parts if not row.delegated)
+            rows.append((layer, text, sum(row.ms for row in parts), outside))
+        return sorted(rows, key=lambda row: -row[2])
+
+    def __rich__(self) -> Any:
+        from rich.console import Group
+
+        total = sum(row.ms for row in self.operations) or 1.0
+        kinds = [
+            (kind, "XNNPACK" if delegated else "built-in", str(n), f"{ms:.3f}", f"{ms / total:.1%}")
+            for kind, delegated, n, ms in self.by_operation()
+        ]
+        layers = [
+            (layer, text, f"{ms:.3f}", f"{ms / total:.1%}", f"{outside:.3f}" if outside else "-")
+            for layer, text, ms, outside in self.by_layer()
+        ]
+        shown = layers[:_LAYERS_SHOWN]
+        if len(layers) > len(shown):
+            shown.append((f"... {len(layers) - len(shown)} more", "", "", "", ""))
+        title = (
+            f"{self.path}: {self.total_ms:.3f} ms, {self.outside:.1%} of it outside of XNNPACK "
+            f"({self.threads} thread(s))"
+        )
+        return Group(
+            table(title, ("operation", "kernel", "number", "ms alone", "share"), kinds),
+            table(
+                "by Keras layer",
+                ("layer", "operations", "ms alone", "share", "outside of XNNPACK, ms"),
+                shown,
+            ),
+        )
+
+    def __str__(self) -> str:
+        return as_text(self.__rich__())
+
+    def plot(self, path: str | os.PathLike[str]) -> None:
+        """Draws the slowest layers as bars, built-in kernels in another colour.
+
+        Args:
+            path: The picture to write, `.png` or `.svg`.
+        """
+        from matplotlib.figure import Figure
+
+        from tfcompress.files import replacing
+
+        rows = self.by_layer()[:_LAYERS_SHOWN][::-1]
+        figure = Figure(figsize=(8, 1.2 + 0.28 * len(rows)), layout="constrained")
+        axes = figure.subplots()
+        labels = [layer for layer, *_ in rows]
+        outside = [row[3] for row in rows]
+        inside = [row[2] - row[3] for row in rows]
+        axes.barh(labels, inside, color="tab:blue", label="XNNPACK")
+        axes.barh(labels, outside, left=inside, color="tab:red", label="built-in kernels")
+        axes.set_xlabel("milliseconds, each operation alone")
+        axes.set_title(f"{os.path.basename(self.path)}: {self.total_ms:.2f} ms", fontsize=10)
+        axes.legend(loc="lower right")
+        with replacing(path) as partial:
+            figure.savefig(partial, dpi=150)
+
+
+_LAYERS_SHOWN = 20
+
+
+def profile_tflite(path_or_bytes: Any, num_threads: int = 1) -> Profile:
+    """Measures how the time of an inference is spread over operations and layers.
+
+    The runtime has no profiler in Python. Each operation is therefore run as a file of its own, in
+    turns with all others; the least time of the turns counts. Operations that are alike (kind,
+    options, shapes, types) are measured once.
+
+    Args:
+        path_or_bytes: Path of the file, or its content. Its inputs need fixed shapes, except for
+            the batch, which is 1 then.
+        num_threads: Number of threads of the interpreter.
+
+    Returns:
+        Plain data that prints as two tables: by kind of operation, and by Keras layer.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is not a TFLite model, or a damaged one.
+
+    Example:
+        >>> import tfcompress as tfc
+        >>> report = tfc.profile_tflite("tflite_models/fashion_mnist_student_int8.tflite")
+        >>> report.outside
+        0.0
+    """
+    model = TFLiteModel(path_or_bytes, num_threads)
+    interpreter = model.interpreter
+    names = [op["op_name"] for op in operation_details(interpreter) if op["op_name"] != "DELEGATE"]
+    delegated = delegated_positions(interpreter)
+    details = {d["index"]: d for d in interpreter.get_tensor_details()}
+    whole = objects_of(model.content)
+    tensors, operators = whole.subgraphs[0].tensors, whole.subgraphs[0].operators
+    shapes = {index: tuple(map(int, d["shape"])) for index, d in details.items()}
+    opened: dict[Any, Any] = {None: interpreter}
+    keys = []
+    for position, operator in enumerate(operators):
+        key, content = part_of(whole, operator, shapes)
+        keys.append((key, position in delegated))
+        if keys[-1] not in opened:
+            opened[keys[-1]] = model.interpreter_of(content, delegates=position in delegated)
+    times = _least_times(opened)
+    rows = []
+    for position, (operator, key) in enumerate(zip(operators, keys, strict=True)):
+        output = int(operator.outputs[0])
+        rows.append(
+            OperationTime(
+                position,
+                names[position],
+                layer_of((tensors[output].name or b"").decode()),
+                shapes.get(output, ()),
+                np.dtype(details[output]["dtype"]).name if output in details else "?",
+                position in delegated,
+                times[key],
+            )
+        )
+    return Profile(model.name, times[None], rows, num_threads)
+
+
+def _least_times(interpreters: dict[Any, Any]) -> dict[Any, float]:
+    """Returns the least milliseconds of each interpreter, measured in turns."""
+    counts, times = {}, dict.fromkeys(interpreters, float("inf"))
+    for key, interpreter in interpreters.items():
+        for detail in interpreter.get_input_details():
+            interpreter.set_tensor(detail["index"], _values(detail))
+        start = time.perf_counter()
+        interpreter.invoke()
+        took = time.perf_counter() - start
+        counts[key] = int(min(max(_SECONDS_OF_A_TURN / max(took, 1e-6), 1), 50))
+    for _ in range(_TURNS):
+        for key, interpreter in interpreters.items():
+            start = time.perf_counter()
+            for _ in range(counts[key]):
+                interpreter.invoke()
+            took = (time.perf_counter() - start) / counts[key]
+            times[key] = min(times[key], took * 1000)
+    return times
+
+
+def _values(detail: dict[str, Any]) -> np.ndarray:
+    """Returns values for an input: positive numbers, which every operation takes; index 0."""
+    shape, dtype = detail["shape"], np.dtype(detail["dtype"])
+    random = np.random.default_rng(0)
+    scale, zero_point = detail["quantization"]
+    if dtype.kind == "f":
+        return random.uniform(0.1, 1, shape).astype(dtype)
+    if not scale:
+        return np.zeros(shape, dtype)
+    limits = np.iinfo(dtype)
+    lowest = min(zero_point + 1, limits.max)
+    return random.integers(lowest, limits.max, shape, dtype, endpoint=True)
+
+
+def layer_of(name: str) -> str:
+    """Returns the part of a tensor's name that names its layer: the last one that was fused."""
+    last = name.split(";")[-1]
+    parts = [part for part in last.split("/") if part]
+    return "/".join(parts[1:-1]) if len(parts) > 2 else last or "?"
