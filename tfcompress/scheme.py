@@ -78,7 +78,8 @@ class QuantizationScheme:
             where its kernel is slow. Files equal their models in each of them.
         overrides: Other schemes for some layers, `{glob on the layer's path: scheme}`; the first
             glob that matches applies. A scheme is "float32", "int8", "w4a8", "int16x8" or a
-            `QuantizationScheme`, of which the bits and the fields on weights apply.
+            `QuantizationScheme`, of which the bits and the fields on weights apply (of `prefer`,
+            whether spatial convolutions have 4 bits).
 
     Raises:
         TypeError: If `overrides` is no mapping.

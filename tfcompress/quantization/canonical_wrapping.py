@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -37,7 +37,7 @@ class WrapCanonicalForms(WrapLayers):
         chosen: The paths of the layers.
         move: Whether layers are taken from the old model, which must not be used any more.
         int16: The paths of the layers that are to have int16 activations.
-        prefer: The `prefer` of the scheme of a layer, by path.
+        prefer: The `prefer` of the scheme.
     """
 
     def __init__(
@@ -47,10 +47,10 @@ class WrapCanonicalForms(WrapLayers):
         *,
         move: bool = False,
         int16: set[str] | None = None,
-        prefer: Mapping[str, str] | None = None,
+        prefer: str = PREFERENCES[0],
     ) -> None:
         super().__init__(transform, chosen, move=move)
-        self._prefer = prefer or {}
+        self._prefer = prefer
         self._int16 = int16 or set()
         self._expandable: set[int] = set()
 
@@ -73,9 +73,7 @@ class WrapCanonicalForms(WrapLayers):
 
     def parts_of(self, path: str, layer: Any) -> list[Any] | None:
         """Returns what a layer becomes by the rules, or None."""
-        # The fast forms have kernels for 8 bits only.
-        prefer = "exactness" if self._int16 else self._prefer.get(path, PREFERENCES[0])
-        parts = parts_of(layer, prefer)
+        parts = parts_of(layer, self._prefer)
         takes_part = parts is not None or compressible_weights(layer)
         if takes_part and hasattr(layer, "activation") and activation_name(layer) is None:
             warnings.warn(

@@ -41,13 +41,14 @@ class InputSamples(keras.layers.Layer):
     Args:
         capacity: Samples to keep, the same number for every input of the model, so that the inputs
             of one sample stay together; 0 for none.
-        prefer: The `prefer` of the scheme, which the export of the trained model follows.
+        prefer: The `prefer` of the scheme, which the export of the trained model follows. Models
+            that were saved before there was a choice have "exactness".
         **kwargs: Arguments of `keras.layers.Layer`.
     """
 
     is_compression_helper = True
 
-    def __init__(self, capacity: int, prefer: str = "latency", **kwargs: Any) -> None:
+    def __init__(self, capacity: int, prefer: str = "exactness", **kwargs: Any) -> None:
         kwargs["dtype"] = "float32"
         super().__init__(autocast=False, **kwargs)
         self.supports_masking = True

@@ -123,12 +123,14 @@ def quantized(
     schemes, left_out = _schemes(every, chosen, scheme)
     chosen = chosen - left_out
     int16 = {path for path, own in schemes.items() if own.activation_bits == 16}
+    # The fast forms have kernels with 8-bit activations only.
+    prefer = "exactness" if int16 else scheme.prefer
     wrapper = WrapCanonicalForms(
         lambda path, layer: weight_quantizer_for(layer, schemes[path]),
         chosen,
         move=move,
         int16=int16,
-        prefer={path: own.prefer for path, own in schemes.items()},
+        prefer=prefer,
     )
     model = wrapper.run(model)
     placing = PlaceQuantizers(
@@ -137,7 +139,7 @@ def quantized(
         int16=int16 | {part for part, path in wrapper.added.items() if path in int16},
         learned=scheme.activation_range == "learned",
     )
-    placing.keep_samples, placing.prefer = keep_samples, scheme.prefer
+    placing.keep_samples, placing.prefer = keep_samples, prefer
     placed = placing.run(model)
     for _, layer in walk_layers(placed):
         if isinstance(layer, CompressionWrapper):

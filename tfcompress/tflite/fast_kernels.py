@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from tfcompress.quantization.layers.normalization import FEWEST_IN_FLOAT
 from tfcompress.quantization.layers.pooling import EXACT_FACTORS, FACTOR_SCALE, MOST_TAPS
 from tfcompress.tensorflow_internals import flatbuffer_schema
 from tfcompress.tflite.flatbuffer_edits import (
@@ -331,3 +332,38 @@ def _with_every_other_pixel(file: FastFile, operator: Any) -> Any:
         dilationWFactor=1,
         depthMultiplier=1,
     )
+
+
+@_replaces("EXP", "GELU", "PRELU", "RSQRT", "SOFTMAX", costs_bytes=True)
+def _in_float(file: FastFile, operator: Any) -> list[Any] | None:
+    """Functions without int8 kernel in XNNPACK are computed in float, between two conversions.
+
+    Of functions of one number, XNNPACK makes a table when it opens the file, conversions included.
+    """
+    output = int(operator.outputs[0])
+    if not file.is_int8(*operator.inputs, output):
+        return None
+    count = int(np.prod(file.tensor(output).shape[1:]))
+    counted = (file.kinds.RSQRT, file.kinds.SOFTMAX)
+    if count < FEWEST_IN_FLOAT and file.kind(operator) in counted:
+        return None
+    before, inputs = [], []
+    for index in map(int, operator.inputs):
+        values = None
+        if file.data(index):
+            quantization = file.tensor(index).quantization
+            zero_point, scale = int(quantization.zeroPoint[0]), np.float32(quantization.scale[0])
+            values = np.frombuffer(file.data(index), np.int8).astype(np.float32)
+            values = (values - np.float32(zero_point)) * scale
+        inputs.append(_float_copy(file, index, values))
+        if values is None:
+            before.append(file.operator("DEQUANTIZE", [index], [inputs[-1]], 2))
+    result = _float_copy(file, output, None)
+    operator.inputs, operator.outputs = inputs, [result]
+    return [*before, operator, file.operator("QUANTIZE", [result], [output], 1)]
+
+
+def _float_copy(file: FastFile, index: int, values: np.ndarray | None) -> int:
+    name = (file.tensor(index).name or b"") + b"/float"
+    kind = file.schema.TensorType.FLOAT32
+    return file.new_tensor(index, values, name=name, type=kind, quantization=None)

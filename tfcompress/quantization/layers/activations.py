@@ -8,10 +8,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 from keras import layers, ops
 
 from tfcompress.graph.layers import activation_name
 from tfcompress.integer.elementwise import (
+    Addition,
     ConstantAddition,
     ElementwiseKernel,
     HardSwish,
@@ -26,6 +28,7 @@ from tfcompress.integer.trace import quantizer_of
 from tfcompress.quantization.canonicalize import Rule, canonical_form
 from tfcompress.quantization.layers.base import RuntimeLayer, runtime_layer
 
+_SELU_ALPHA, _SELU_SCALE = 1.6732632423543772, 1.0507009873554805
 _PRECISE = "float32" if keras.backend.backend() == "jax" else "float64"  # JAX has it off
 
 _RANGES: dict[str, Range] = {
@@ -127,10 +130,9 @@ class RuntimeHardSwish(RuntimeLayer):
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         """Returns the activation."""
         if self.form == "gate" and not self.passes:
-            shifted = inputs + 3.0
+            shifted = ops.relu6(inputs + 3.0)
             for kernel in () if training else self._kernels:
                 shifted = kernel([inputs], shifted)
-            # These quantizers clip.
             shifted = self._quantize_result("shifted", shifted, training)
             return inputs * self._quantize_result("gate", shifted * (1 / 6), training)
         outputs = keras.activations.hard_swish(inputs)
@@ -144,18 +146,54 @@ class RuntimeHardSwish(RuntimeLayer):
 
 
 @keras.saving.register_keras_serializable("tfcompress")
+class RuntimeSelu(RuntimeLayer):
+    """The scaled exponential unit of Keras as a sum of its positive and its negative part."""
+
+    result_names = ("positive", "exponential", "negative")
+    non_negative = ("positive",)
+    fixed_ranges: Mapping[str, Any] = types.MappingProxyType(
+        {"exponential": (-1.0, 0.0), "negative": (-_SELU_SCALE * _SELU_ALPHA, 0.0)}
+    )
+
+    def kernels_for(self, read: Sequence[Any], result: Any) -> list[ElementwiseKernel]:
+        """Returns the sum."""
+        return [Addition((self.rounding["positive"], self.rounding["negative"]), result)]
+
+    def producer_for(self, read: Sequence[Any]) -> None:
+        """Sets the producer of the positive part."""
+        number_scale = float(np.float32(np.float64(np.float32(_SELU_SCALE)) / 255))
+        self.rounding["positive"].producer = Product((read[0], number_scale))
+
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
+        """Returns the activation."""
+        if self.passes:
+            return ops.selu(inputs)
+        positive = self._quantize_result("positive", ops.relu(inputs * _SELU_SCALE), training)
+        # In the file, the range of its quantizer clips.
+        exponential = ops.elu(inputs if self.lowered else ops.minimum(inputs, 0.0))
+        exponential = self._quantize_result("exponential", exponential, training)
+        negative = exponential * (_SELU_SCALE * _SELU_ALPHA)
+        negative = self._quantize_result("negative", negative, training)
+        outputs = positive + negative
+        for kernel in () if training else self._kernels:
+            outputs = kernel([positive, negative], outputs)
+        return outputs
+
+
+@keras.saving.register_keras_serializable("tfcompress")
 class RuntimePReLU(RuntimeLayer):
-    """The parametric ReLU of Keras with 8-bit slopes; at inference as the kernel computes it.
+    """The parametric ReLU of Keras with 8-bit slopes; at inference as the runtime computes it.
 
     Args:
         options: Constructor arguments of the Keras layer: its shared axes, and the initializer,
             regularizer and constraint of its slopes.
+        form: "kernel", the integer kernel of PRELU, or "float", between two conversions.
         **kwargs: Arguments of `keras.layers.Layer`.
     """
 
-    def __init__(self, options: dict[str, Any], **kwargs: Any) -> None:
+    def __init__(self, options: dict[str, Any], form: str = "kernel", **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.options = options
+        self.options, self.form = options, form
         arguments = {key: value for key, value in options.items() if key.startswith("alpha_")}
         self._like = layers.PReLU(shared_axes=options["shared_axes"], **arguments)
         self.alpha: Any = None
@@ -176,7 +214,9 @@ class RuntimePReLU(RuntimeLayer):
         )
 
     def kernels_for(self, read: Sequence[Any], result: Any) -> list[ElementwiseKernel]:
-        """Returns the one kernel."""
+        """Returns the one kernel; none where floats are quantized behind the layer."""
+        if self.form == "float":
+            return []
         slopes = functools.partial(ops.convert_to_tensor, self.alpha)
         return [ParametricReLU(tuple(read), result, slopes)]
 
@@ -187,7 +227,7 @@ class RuntimePReLU(RuntimeLayer):
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         """Returns the activation."""
         alpha = ops.convert_to_tensor(self.alpha)
-        if training:
+        if training or (self.form == "float" and not self.passes):
             slopes, scale = quantized_slopes(ops.cast(alpha, "float32"))
             alpha = straight_through(alpha, ops.cast(slopes * scale, alpha.dtype))
         # The converter recognizes a PReLU in this form.
@@ -198,7 +238,7 @@ class RuntimePReLU(RuntimeLayer):
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor arguments."""
-        return {**super().get_config(), "options": self.options}
+        return {**super().get_config(), "options": self.options, "form": self.form}
 
 
 @canonical_form
@@ -238,6 +278,21 @@ class GateHardSwish(Rule):
 
 
 @canonical_form
+class SplitSelu(Rule):
+    """A scaled exponential unit as a sum; the runtime has no operation for it."""
+
+    preferences = ("latency",)
+
+    def matches(self, layer: Any) -> bool:
+        """Returns whether `layer` is nothing but this activation."""
+        return type(layer) is layers.Activation and activation_name(layer) == "selu"
+
+    def parts(self, layer: Any) -> list[Any]:
+        """Returns the activation of the runtime."""
+        return [runtime_layer(RuntimeSelu, layer)]
+
+
+@canonical_form
 class RoundSwish(Rule):
     """`x * sigmoid(x)`, and hard swish, as the runtime quantizes them."""
 
@@ -254,6 +309,9 @@ class RoundSwish(Rule):
 class RoundSlopes(Rule):
     """A parametric ReLU with 8-bit slopes, as the runtime stores them."""
 
+    preferences = ("bytes", "exactness")
+    form = "kernel"
+
     def matches(self, layer: Any) -> bool:
         """Returns whether `layer` is a parametric ReLU."""
         return type(layer) is layers.PReLU
@@ -262,7 +320,16 @@ class RoundSlopes(Rule):
         """Returns the activation of the runtime."""
         config = layer.get_config()
         names = [name for name in config if name.startswith("alpha_") or name == "shared_axes"]
-        return [runtime_layer(RuntimePReLU, layer, options={name: config[name] for name in names})]
+        options = {name: config[name] for name in names}
+        return [runtime_layer(RuntimePReLU, layer, options=options, form=self.form)]
+
+
+@canonical_form
+class SlopesInFloat(RoundSlopes):
+    """The same, with products in float, which are faster than the integer kernel."""
+
+    preferences = ("latency",)
+    form = "float"
 
 
 @canonical_form

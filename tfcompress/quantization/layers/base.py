@@ -42,6 +42,7 @@ class RuntimeLayer(layers.Layer):
         non_negative: Those that cannot be negative.
         fixed_ranges: The ranges that the runtime prescribes, by name of the result.
         passes: Whether the layer computes as the Keras layer does, without quantizers.
+        lowered: Whether this copy is for the converter.
     """
 
     result_names: tuple[str, ...] = ()
@@ -49,6 +50,7 @@ class RuntimeLayer(layers.Layer):
     fixed_ranges: Mapping[str, tuple[float, float]] = types.MappingProxyType({})
     propagates_mask = True
     passes = False
+    lowered = False
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -135,6 +137,7 @@ class RuntimeLayer(layers.Layer):
     def frozen(self) -> RuntimeLayer:
         """Returns a copy in which the ranges are constants, for conversion."""
         copy = clone_layer(self, dtype="float32")
+        copy.lowered = True
         copy.rounding = {
             name: FixedFakeQuant(*quantizer.min_max(), name=name)
             for name, quantizer in self.rounding.items()

@@ -25,6 +25,8 @@ from tfcompress.quantization.layers.base import RuntimeLayer, runtime_layer
 
 _UNIT_RANGE = (-1.0, 127 / 128)
 
+FEWEST_IN_FLOAT = 256  # inverse roots or probabilities of a sample, from which on floats are faster
+
 
 def has_unit_length(operation: Any) -> bool:
     """Returns whether an operation scales vectors along one axis to a length of one."""
@@ -58,6 +60,8 @@ class RuntimeNormalization(RuntimeLayer):
             normalization, over the last axis alone.
         epsilon: A constant added to the variance.
         subtract_mean: False for RMS normalization.
+        form: How the inverse of the deviation is computed: "kernel" by RSQRT, or "float" between
+            two conversions, where there are many; XNNPACK makes a table of these three.
         **kwargs: Arguments of `keras.layers.Layer`.
     """
 
@@ -68,8 +72,10 @@ class RuntimeNormalization(RuntimeLayer):
         groups: int,
         epsilon: float,
         subtract_mean: bool = True,
+        form: str = "kernel",
         **kwargs: Any,
     ) -> None:
+        self.form = form
         self.groups, self.epsilon, self.subtract_mean = groups, epsilon, subtract_mean
         self.propagates_mask = subtract_mean  # RMSNormalization drops them
         centering = ("mean", "centered") if subtract_mean else ()
@@ -90,7 +96,8 @@ class RuntimeNormalization(RuntimeLayer):
             quantizers["mean"].producer = Mean(read[0], self._size)
         quantizers["squares"].producer = Product((centered, centered))
         quantizers["variance"].producer = Mean(quantizers["squares"], self._size, self.epsilon)
-        quantizers["inverse"].producer = InverseRoot(quantizers["variance"])
+        if not (self.form == "float" and self._count >= FEWEST_IN_FLOAT):
+            quantizers["inverse"].producer = InverseRoot(quantizers["variance"])
         return Product((centered, quantizers["inverse"]))
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
@@ -125,6 +132,8 @@ class RuntimeNormalization(RuntimeLayer):
         super().build(input_shape)
         positions = math.prod(input_shape[1:-1]) if self.groups else 1
         self._size = positions * (input_shape[-1] // max(self.groups, 1))
+        rows = input_shape[1:-1]
+        self._count = self.groups or (0 if None in rows else math.prod(rows))
 
     def _mean(self, x: Any, offset: float = 0.0) -> Any:
         count = x.shape[-1]
@@ -144,12 +153,16 @@ class RuntimeNormalization(RuntimeLayer):
             "groups": self.groups,
             "epsilon": self.epsilon,
             "subtract_mean": self.subtract_mean,
+            "form": self.form,
         }
 
 
 @canonical_form
 class NormalizeInIntegers(Rule):
     """Layer, RMS and group normalization as operations of the runtime."""
+
+    preferences = ("bytes", "exactness")
+    form = "kernel"
 
     def matches(self, layer: Any) -> bool:
         """Returns whether `layer` normalizes the last axis, or groups of it at known positions."""
@@ -177,6 +190,7 @@ class NormalizeInIntegers(Rule):
             groups,
             layer.epsilon,
             not rms,
+            self.form,
             name=f"{layer.name}_normalized" if scale or center else layer.name,
             dtype=layer.dtype_policy,
         )
@@ -187,6 +201,14 @@ class NormalizeInIntegers(Rule):
             normalized,
             runtime_layer(ChannelScale, layer, center=center, scale=scale, options=kept),
         ]
+
+
+@canonical_form
+class NormalizeWithTable(NormalizeInIntegers):
+    """The same, with a table in place of RSQRT, whose kernel is slow."""
+
+    preferences = ("latency",)
+    form = "float"
 
 
 _NORMALIZATIONS = (

@@ -44,17 +44,10 @@ class _OfWindows(RuntimeLayer):
     """
 
     propagates_mask = False  # as in Keras
-    lowered = False  # whether this copy is for the converter
 
     def __init__(self, counts: list[list[int]], **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.counts = counts
-
-    def frozen(self) -> RuntimeLayer:
-        """Returns a copy for the conversion."""
-        copy: Any = super().frozen()
-        copy.lowered = True
-        return copy
 
     def _count(self) -> np.ndarray:
         """Returns the number of values under each window, of shape (1, *positions, 1)."""
@@ -154,7 +147,9 @@ class AverageByConvolution(Rule):
             return False
         counts = self._counts(layer)
         factors = [1.0]
-        for axis, size in zip(counts or [], layer.pool_size, strict=True if counts else False):
+        for axis, size in zip(counts or [], layer.pool_size, strict=False):
+            if max(axis) < size:  # a window that is larger than the image
+                return False
             factors = [factor * size / n for factor in factors for n in set(axis)]
         return counts is not None and all(
             (factor / FACTOR_SCALE).is_integer() and factor / FACTOR_SCALE < 128
@@ -185,7 +180,8 @@ class AverageByConvolution(Rule):
             before = max((windows - 1) * stride + size - length, 0) // 2
             starts = [index * stride - before for index in range(windows)]
             counts.append([min(s + size, length) - max(s, 0) for s in starts])
-        return counts if any(set(c) != {k} for c, k in zip(counts, layer.pool_size)) else []
+        full = [[size] * len(axis) for axis, size in zip(counts, layer.pool_size, strict=True)]
+        return [] if counts == full else counts
 
 
 @canonical_form
