@@ -308,6 +308,9 @@ def _with_every_other_pixel(file: FastFile, operator: Any) -> Any:
     source, output = int(operator.inputs[0]), int(operator.outputs[0])
     channels = int(file.tensor(source).shape[3])
     quantization = copy.copy(file.tensor(source).quantization)
+    of_bias = copy.copy(quantization)
+    of_bias.scale = np.full(channels, quantization.scale[0] * np.float32(1 / 127), np.float32)
+    of_bias.zeroPoint, of_bias.quantizedDimension = np.zeros(channels, np.int64), 0
     quantization.scale = np.full(channels, 1 / 127, np.float32)
     quantization.zeroPoint = np.zeros(channels, np.int64)
     quantization.quantizedDimension = 3
@@ -318,11 +321,19 @@ def _with_every_other_pixel(file: FastFile, operator: Any) -> Any:
         shape=[1, 1, 1, channels],
         quantization=quantization,
     )
+    bias = file.new_tensor(
+        source,
+        np.zeros(channels, np.int32),
+        name=b"zeros",
+        shape=[channels],
+        type=file.schema.TensorType.INT32,
+        quantization=of_bias,
+    )
     shape = [*file.tensor(output).shape[:3], channels]
     picked = file.new_tensor(source, name=file.tensor(output).name + b"/picked", shape=shape)
     return file.operator(
         "DEPTHWISE_CONV_2D",
-        [source, ones],
+        [source, ones, bias],
         [picked],
         3,
         padding=file.schema.Padding.VALID,
