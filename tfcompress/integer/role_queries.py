@@ -8,10 +8,11 @@ import keras
 
 from tfcompress.graph.keras_internals import inbound_nodes, producing_operation
 from tfcompress.graph.layers import activation_name, is_float, plain
-from tfcompress.graph.read import Call, Graph
+from tfcompress.graph.read import Call, Graph, is_graph, read_graph
 from tfcompress.integer.roles import JOIN, MOVE, RELU, role
 from tfcompress.transforms.fake_quant import FakeQuant
 
+PRODUCTS = ("Matmul", "Dot")  # of matrices
 BINARY = ("Add", "Multiply", "Subtract", "Matmul")
 
 
@@ -62,6 +63,24 @@ def is_unjoined_input(graph: Graph, tensor: Any) -> bool:
     """
     joined = [reader for reader in graph.consumers[id(tensor)] if role(reader.operation) == JOIN]
     return isinstance(producing_operation(tensor), keras.layers.InputLayer) and not joined
+
+
+def is_second_factor(graph: Graph, tensor: Any) -> bool:
+    """Returns whether a tensor is the second factor of a product of matrices, moved or not."""
+    for reader in graph.consumers.get(id(tensor), []):
+        operation = plain(reader.operation)
+        if type(operation).__name__ in PRODUCTS:
+            if len(reader.inputs) == 2 and reader.inputs[1] is tensor:
+                return True
+        elif is_graph(operation):
+            inner = read_graph(operation)
+            pairs = zip(reader.inputs, operation.inputs, strict=False)  # masks may follow
+            if any(outer is tensor and is_second_factor(inner, t) for outer, t in pairs):
+                return True
+        elif role(operation) == MOVE:
+            if any(is_second_factor(graph, output) for output in reader.outputs):
+                return True
+    return False
 
 
 def quantizes_weights(layer: Any) -> bool:

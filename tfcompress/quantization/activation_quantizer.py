@@ -45,6 +45,8 @@ class ActivationQuantizer(keras.layers.Layer):
         bits: 8, or 16 for a range that is symmetric around zero.
         non_negative: True if the input cannot be negative; the minimum is 0 then.
         learned: Whether the range follows its gradient after the first batch (LSQ).
+        symmetric: Whether the zero point is 0, as XNNPACK needs it of the second factor of a product
+            of matrices.
         momentum: Weight of the past in the moving average, per training step.
         **kwargs: Arguments of `keras.layers.Layer`.
 
@@ -69,6 +71,7 @@ class ActivationQuantizer(keras.layers.Layer):
         bits: int = 8,
         non_negative: bool = False,
         learned: bool = False,
+        symmetric: bool = False,
         momentum: float = 0.99,
         **kwargs: Any,
     ) -> None:
@@ -82,6 +85,7 @@ class ActivationQuantizer(keras.layers.Layer):
         self.bits = bits
         self.non_negative = non_negative
         self.learned = learned
+        self.symmetric = symmetric
         self.momentum = momentum
         self.observer: Any = None
         self.frozen = False
@@ -220,6 +224,9 @@ class ActivationQuantizer(keras.layers.Layer):
         if self.bits == 16:
             maximum = ops.maximum(-minimum, maximum)
             minimum = -maximum
+        if self.symmetric:
+            scale = ops.maximum(divide(-minimum, 128), divide(maximum, 127))
+            minimum, maximum = -128 * scale, 127 * scale
         return minimum, maximum
 
     def _observe(self, inputs: Any) -> None:
@@ -262,6 +269,9 @@ class ActivationQuantizer(keras.layers.Layer):
             minimum, maximum = min(minimum, np.float32(0)), max(maximum, np.float32(_MIN_WIDTH))
         if self.bits == 16:
             minimum, maximum = -max(-minimum, maximum), max(-minimum, maximum)
+        if self.symmetric:
+            scale = max(-minimum / np.float32(128), maximum / np.float32(127))
+            minimum, maximum = -128 * scale, 127 * scale
         return float(minimum), float(maximum)
 
     def min_max(self) -> tuple[float, float]:
@@ -301,5 +311,6 @@ class ActivationQuantizer(keras.layers.Layer):
             "bits": self.bits,
             "non_negative": self.non_negative,
             "learned": self.learned,
+            "symmetric": self.symmetric,
             "momentum": self.momentum,
         }

@@ -43,6 +43,7 @@ class EmitQuantizers(Rewriter):
                 bits=bits,
                 non_negative=state.non_negative,
                 learned=self._learned and bits == 8,
+                symmetric=state.symmetric and bits == 8,
                 name=self._name(f"{name}_quantizer"),
             ),
             tensor,

@@ -24,6 +24,7 @@ from tfcompress.integer.role_queries import (
     is_identity,
     is_joined,
     is_one_relu,
+    is_second_factor,
     is_unjoined_input,
     quantizes_weights,
 )
@@ -111,10 +112,12 @@ class PlaceQuantizers(EmitQuantizers):
                 self._note(tensor, state or TensorState(quantized=True))
             return inputs
         capacity = min(self.keep_samples, samples_to_keep([tensor.shape for tensor in inputs]))
-        return [
-            InputSamples(capacity, self.prefer, name=self._name(f"{t.name}_samples"))(t)
-            for t in inputs
-        ]
+        kept = []
+        for old, tensor in zip(model.inputs, inputs, strict=True):
+            keeper = InputSamples(capacity, self.prefer, name=self._name(f"{tensor.name}_samples"))
+            symmetric = self._is_symmetric(self._graphs[id(model)], old)
+            kept.append(self._note(keeper(tensor), TensorState(symmetric=symmetric)))
+        return kept
 
     def leave(self, model: keras.Model, path: str, outputs: list[Any]) -> list[Any]:
         """Stores the states of a nested model's outputs for its calls."""
@@ -297,6 +300,9 @@ class PlaceQuantizers(EmitQuantizers):
         state = self._state(new)
         if state.quantized or not is_float(new):
             return new
+        if self._is_symmetric(graph, old):
+            state = dataclasses.replace(state, symmetric=True)
+            self._note(new, state)
         readers = graph.consumers.get(id(old), [])
         leaves = id(old) in graph.outputs
         if state.pending:
@@ -315,6 +321,10 @@ class PlaceQuantizers(EmitQuantizers):
         if role(call.operation) == RELU and is_one_relu(graph, graph.consumers[id(call.inputs[0])]):
             return self._quantize_alike(new, id(call.inputs[0]), plain(call.operation).name)
         return self._quantize(new, state.bits, plain(call.operation).name)
+
+    def _is_symmetric(self, graph: Graph, tensor: Any) -> bool:
+        """Returns whether a product of matrices is fast only with this zero point 0."""
+        return self.prefer == "latency" and is_second_factor(graph, tensor)
 
     def _quantize_alike(self, new: Any, key: int, name: str) -> Any:
         """Returns the result of a ReLU, with one quantizer for all ReLUs of the same tensor."""

@@ -19,6 +19,7 @@ class TensorState:
         quantizer: Its quantizer; None if that is in another model.
         leader: Its quantizer in another model, if that is the same for every call of the model.
         non_negative: Whether its values cannot be negative.
+        symmetric: Whether its quantizer must have the zero point 0.
         floating: The role of the operation that computed it, if that was left out of quantization.
     """
 
@@ -28,6 +29,7 @@ class TensorState:
     quantizer: ActivationQuantizer | None = None
     leader: ActivationQuantizer | None = None
     non_negative: bool = False
+    symmetric: bool = False
     floating: str | None = None
 
     def followed(self) -> ActivationQuantizer | None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from tfcompress.quantization.layers.normalization import FEWEST_IN_FLOAT
+from tfcompress.quantization.layers.normalization import FEWEST_ROOTS
 from tfcompress.quantization.layers.pooling import EXACT_FACTORS, FACTOR_SCALE, MOST_TAPS
 from tfcompress.tensorflow_internals import flatbuffer_schema
 from tfcompress.tflite.flatbuffer_edits import (
@@ -22,6 +22,7 @@ from tfcompress.tflite.flatbuffer_edits import (
     drop_unused_tensors,
 )
 
+_FEWEST_PROBABILITIES = 4096  # of a sample; the softmax of a classifier stays in integers
 _GROUP, _LARGEST_GROUP = 16, 48  # channels: computed at once; still faster than one at a time
 
 
@@ -345,6 +346,16 @@ def _with_every_other_pixel(file: FastFile, operator: Any) -> Any:
     )
 
 
+@_replaces("MAXIMUM", "MINIMUM", costs_bytes=True)
+def _with_number(file: FastFile, operator: Any) -> list[Any] | None:
+    """An extreme of a tensor and one number is computed in float: this keeps XNNPACK's part whole.
+
+    Of two tensors it stays: its kernel is fast.
+    """
+    counts = [np.prod(file.tensor(t).shape) for t in operator.inputs if file.data(t)]
+    return _in_float(file, operator) if counts == [1] else None
+
+
 @_replaces("EXP", "GELU", "PRELU", "RSQRT", "SOFTMAX", costs_bytes=True)
 def _in_float(file: FastFile, operator: Any) -> list[Any] | None:
     """Functions without int8 kernel in XNNPACK are computed in float, between two conversions.
@@ -354,9 +365,8 @@ def _in_float(file: FastFile, operator: Any) -> list[Any] | None:
     output = int(operator.outputs[0])
     if not file.is_int8(*operator.inputs, output):
         return None
-    count = int(np.prod(file.tensor(output).shape[1:]))
-    counted = (file.kinds.RSQRT, file.kinds.SOFTMAX)
-    if count < FEWEST_IN_FLOAT and file.kind(operator) in counted:
+    fewest = {file.kinds.RSQRT: FEWEST_ROOTS, file.kinds.SOFTMAX: _FEWEST_PROBABILITIES}
+    if np.prod(file.tensor(output).shape[1:]) < fewest.get(file.kind(operator), 0):
         return None
     before, inputs = [], []
     for index in map(int, operator.inputs):

@@ -22,7 +22,8 @@ def _product(layer: Any, inputs: Sequence[Any], result: Any) -> Product | None:
 
 
 def _matrix_product(layer: Any, inputs: Sequence[Any], result: Any) -> Product | None:
-    return _of_two(MatrixProduct, inputs)
+    symmetric = getattr(quantizer_of(inputs[-1]), "symmetric", False)  # else it is not XNNPACK's
+    return _of_two(Product if symmetric else MatrixProduct, inputs)
 
 
 def _of_two(kind: type[Product], inputs: Sequence[Any]) -> Product | None:

@@ -25,7 +25,7 @@ from tfcompress.quantization.layers.base import RuntimeLayer, runtime_layer
 
 _UNIT_RANGE = (-1.0, 127 / 128)
 
-FEWEST_IN_FLOAT = 256  # inverse roots or probabilities of a sample, from which on floats are faster
+FEWEST_ROOTS = 16  # of a sample, from which on a table is faster than RSQRT
 
 
 def has_unit_length(operation: Any) -> bool:
@@ -96,7 +96,7 @@ class RuntimeNormalization(RuntimeLayer):
             quantizers["mean"].producer = Mean(read[0], self._size)
         quantizers["squares"].producer = Product((centered, centered))
         quantizers["variance"].producer = Mean(quantizers["squares"], self._size, self.epsilon)
-        if not (self.form == "float" and self._count >= FEWEST_IN_FLOAT):
+        if not (self.form == "float" and self._count >= FEWEST_ROOTS):
             quantizers["inverse"].producer = InverseRoot(quantizers["variance"])
         return Product((centered, quantizers["inverse"]))
 
