@@ -53,6 +53,8 @@ from tfcompress.tflite.delegates import DelegateReport as DelegateReport
 from tfcompress.tflite.delegates import delegate_report as delegate_report
 from tfcompress.tflite.inspect import FileReport as FileReport
 from tfcompress.tflite.inspect import inspect_tflite as inspect_tflite
+from tfcompress.tflite.profile import Profile as Profile
+from tfcompress.tflite.profile import profile_tflite as profile_tflite
 from tfcompress.tflite.run import TFLiteModel as TFLiteModel
 from tfcompress.transforms.base import WeightTransform as WeightTransform
 from tfcompress.transforms.schedules import ConstantSparsity as ConstantSparsity

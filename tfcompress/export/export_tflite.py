@@ -17,6 +17,7 @@ from tfcompress.errors import CompressionWarning, ExportError
 from tfcompress.export.agreement import Accuracy, Check
 from tfcompress.export.compare_outputs import Agreement
 from tfcompress.export.io_metadata import labels_by_output, normalization_by_input
+from tfcompress.export.latency import Latency, measured_latency, slower_than_float
 from tfcompress.export.preflight import (
     backend_problem,
     batch_of,
@@ -33,6 +34,7 @@ from tfcompress.graph.preprocessing import check_no_tables
 from tfcompress.graph.read import input_specs, output_names
 from tfcompress.graph.resize import with_input_shape
 from tfcompress.lowering.lower import lower
+from tfcompress.lowering.strip import without_transforms
 from tfcompress.post_training.pipeline import post_training
 from tfcompress.quantization.kept_in_float import kept_in_float
 from tfcompress.quantization.state import (
@@ -56,7 +58,7 @@ from tfcompress.tflite.inspect import FileReport, inspect_tflite
 from tfcompress.tflite.metadata import write_metadata
 from tfcompress.tflite.run import interpreter_module
 from tfcompress.tflite.trial import claim, warm_up
-from tfcompress.wrap.state import recipe, warn_unfinished
+from tfcompress.wrap.state import is_wrapped, recipe, warn_unfinished
 
 CALIBRATION_SAMPLES = 512
 
@@ -78,6 +80,7 @@ class ExportResult:
             when nothing is quantized: what quantization costs. None for other models.
         accuracy: The accuracy of model and file, if the representative dataset has labels that are
             classes.
+        latency: The latency of the file and of the float file, if `benchmark=True`.
     """
 
     path: str
@@ -89,6 +92,7 @@ class ExportResult:
     kept_in_float: tuple[str, ...] = ()
     float_agreement: Agreement | None = None
     accuracy: Accuracy | None = None
+    latency: Latency | None = None
 
     @property
     def bytes(self) -> int:
@@ -125,6 +129,8 @@ class ExportResult:
             table.add_row("agreed with floats", str(self.float_agreement))
         if self.accuracy is not None:
             table.add_row("accuracy", str(self.accuracy))
+        if self.latency is not None:
+            table.add_row("latency", str(self.latency))
         if self.kept_in_float:
             table.add_row("in float, steep near zero", ", ".join(self.kept_in_float))
         return table
@@ -147,6 +153,7 @@ def export_tflite(
     normalization: Any = None,
     metadata: bool = True,
     verify: bool = True,
+    benchmark: bool = False,
     verbose: bool | str = "auto",
 ) -> ExportResult:
     """Writes a model to a `.tflite` file, and checks the file against the model first.
@@ -190,6 +197,8 @@ def export_tflite(
         metadata: Whether to write into the file (half a kilobyte) how it was made and how well it
             agrees with its model; see `inspect_tflite`.
         verify: False skips the check, for a model that cannot be run here.
+        benchmark: Whether to measure the file and the float file of the model on this machine, in
+            turns. Without, a file that is slower than in float is warned of by a table of costs.
         verbose: Whether to say what is being done; "auto" does for models that take long.
 
     Returns:
@@ -205,7 +214,8 @@ def export_tflite(
     Warns:
         CompressionWarning: If the file is a poor copy, a pruning schedule has not ended, or the
             samples make no sense: too few, constant, repeated, single values far from all others, a
-            range far from what the first layers expect.
+            range far from what the first layers expect; if an integer file is slower than the float
+            one.
 
     Example:
         >>> import keras, numpy as np, tempfile
@@ -324,6 +334,25 @@ def export_tflite(
             tried=verify,
         )
     report = dataclasses.replace(inspect_tflite(content), path=str(target), content=content)
+    latency = None
+    if benchmark:
+        say("measuring its latency")
+        with converter_process(keep=keep) as process:
+            in_float = convert(
+                lambda: lower(without_transforms(model) if is_wrapped(model) else model),
+                process,
+                inputs=[spec.name for spec in specs],
+                outputs=output_names(model),
+                scheme="float32",
+                io_dtype="float32",
+                batch_size=batch_size,
+                sparse=False,
+            )
+        claim(in_float)
+        latency = measured_latency(content, in_float)
+    fast = integer and scheme != "int16x8"  # which is known to be slow
+    if fast and (slow := slower_than_float(report, latency)):
+        warnings.warn(slow, CompressionWarning, stacklevel=2)
     write_whole(target, content)
     seconds = time.perf_counter() - started
     say(f"wrote {target} in {seconds:.1f} s")
@@ -338,6 +367,7 @@ def export_tflite(
         steep,
         verdict.float_agreement if verdict else None,
         verdict.accuracy if verdict else None,
+        latency,
     )
 
 

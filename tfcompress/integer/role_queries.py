@@ -77,9 +77,8 @@ def is_second_factor(graph: Graph, tensor: Any) -> bool:
             pairs = zip(reader.inputs, operation.inputs, strict=False)  # masks may follow
             if any(outer is tensor and is_second_factor(inner, t) for outer, t in pairs):
                 return True
-        elif role(operation) == MOVE:
-            if any(is_second_factor(graph, output) for output in reader.outputs):
-                return True
+        elif role(operation) == MOVE and any(is_second_factor(graph, t) for t in reader.outputs):
+            return True
     return False
 
 

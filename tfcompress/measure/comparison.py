@@ -21,6 +21,7 @@ from tfcompress.lowering.strip import without_transforms
 from tfcompress.tables import as_text, table
 from tfcompress.tflite.benchmark import benchmark
 from tfcompress.tflite.inspect import FileReport, inspect_tflite
+from tfcompress.tflite.profile import Profile, profile_tflite
 from tfcompress.tflite.run import TFLiteModel, accuracy
 
 
@@ -35,6 +36,7 @@ class ComparisonRow:
         bytes: Size of the file; a Keras model is measured as a float32 file.
         gzip_bytes: The same after gzip.
         latency_ms: Median latency of one inference.
+        outside: The share of the time outside of XNNPACK, from 0 to 1; see `profile_tflite`.
     """
 
     name: str
@@ -43,6 +45,7 @@ class ComparisonRow:
     bytes: int
     gzip_bytes: int
     latency_ms: float
+    outside: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +58,7 @@ class Comparison:
         threads: Number of threads of the interpreter.
         runtime: The runtime on which the latencies were measured.
         reports: The content of each file, by name.
+        profiles: Where the time of each file goes, by name.
     """
 
     rows: list[ComparisonRow]
@@ -62,6 +66,7 @@ class Comparison:
     threads: int
     runtime: str
     reports: dict[str, FileReport] = dataclasses.field(default_factory=dict, repr=False)
+    profiles: dict[str, Profile] = dataclasses.field(default_factory=dict, repr=False)
 
     def __getitem__(self, name: str) -> ComparisonRow:
         for row in self.rows:
@@ -81,16 +86,17 @@ class Comparison:
                 f"{first.gzip_bytes / row.gzip_bytes:.2f}x",
                 f"{row.latency_ms:.3f}",
                 f"{first.latency_ms / row.latency_ms:.2f}x",
+                f"{row.outside:.0%}",
             )
             for row in self.rows
         ]
 
     def __rich__(self) -> Any:
         columns = ("model", "accuracy", "bytes", "gzip bytes", "smaller", "latency ms", "faster")
-        result = table("", columns, self.cells())
+        result = table("", (*columns, "outside"), self.cells())
         result.caption = (
             f"{self.samples} samples; {self.threads} thread(s), {self.runtime}; Keras models are "
-            "measured as float32 .tflite files"
+            "measured as float32 .tflite files; outside: of XNNPACK, in slower kernels"
         )
         return result
 
@@ -118,7 +124,7 @@ class Comparison:
         """
         from tfcompress.measure.report import page  # likewise
 
-        write_whole(check_path(path), page(self, self.reports).encode())
+        write_whole(check_path(path), page(self, self.reports, self.profiles).encode())
 
 
 def compare(
@@ -175,6 +181,7 @@ def compare(
         files[name] = TFLiteModel(_as_file(model), num_threads)
     latencies = benchmark(files, runs=runs)
     rows, reports = [], {}
+    profiles = {name: profile_tflite(file.content, num_threads) for name, file in files.items()}
     for name, file in files.items():
         report = reports[name] = inspect_tflite(file.content)
         kind = "keras" if isinstance(loaded[name], keras.Model) else "tflite"
@@ -186,9 +193,11 @@ def compare(
                 report.bytes,
                 report.gzip_bytes,
                 latencies[name].median_ms,
+                profiles[name].outside,
             )
         )
-    return Comparison(rows, count, num_threads, next(iter(files.values())).runtime, reports)
+    runtime = next(iter(files.values())).runtime
+    return Comparison(rows, count, num_threads, runtime, reports, profiles)
 
 
 def _load(name: str, model: Any) -> Any:

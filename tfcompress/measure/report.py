@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
 from tfcompress.tflite.inspect import FileReport
+from tfcompress.tflite.profile import Profile
 
 _COLOURS = ("#177e6c", "#c98a1b", "#4c5a6b", "#b5443c", "#5a6fb0", "#8a5a9e")
 
@@ -85,12 +86,13 @@ def _plain(name: str) -> str:
     return name.replace("$", r"\$")
 
 
-def page(comparison: Any, reports: dict[str, FileReport]) -> str:
+def page(comparison: Any, reports: dict[str, FileReport], profiles: dict[str, Profile]) -> str:
     """Returns an HTML page without external scripts, fonts or images.
 
     Args:
         comparison: A `Comparison`.
         reports: The content of each file, by name.
+        profiles: Where the time of each file goes, by name.
     """
     head = ("model", "accuracy", "bytes", "after gzip", "smaller", "latency, ms", "faster")
     figures = {cost: pareto_figure(comparison.rows, [cost]) for cost in ("bytes", "latency")}
@@ -101,6 +103,12 @@ def page(comparison: Any, reports: dict[str, FileReport]) -> str:
     details = "\n".join(
         f"<details><summary>{html.escape(name)}</summary>{_table(None, report.rows())}</details>"
         for name, report in reports.items()
+    )
+    times = "\n".join(
+        f"<details><summary>{html.escape(name)}: {profile.total_ms:.3f} ms</summary>"
+        + "".join(f'<div class="wide">{_table(*part)}</div>' for part in profile.tables())
+        + "</details>"
+        for name, profile in profiles.items()
     )
     note = (
         f"{comparison.samples:,} samples; {comparison.threads} thread(s), {comparison.runtime}; "
@@ -117,11 +125,13 @@ def page(comparison: Any, reports: dict[str, FileReport]) -> str:
 <body>
 <main>
 <h1>Models compared</h1>
-<div class="wide">{_table(head, comparison.cells())}</div>
+<div class="wide">{_table((*head, "outside of XNNPACK"), comparison.cells())}</div>
 <p>{html.escape(note)}</p>
 <div class="pictures">{pictures}</div>
 <h2>What is in each file</h2>
 {details}
+<h2>Where its time goes</h2>
+{times}
 </main>
 </body>
 </html>

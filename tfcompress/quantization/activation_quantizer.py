@@ -45,8 +45,8 @@ class ActivationQuantizer(keras.layers.Layer):
         bits: 8, or 16 for a range that is symmetric around zero.
         non_negative: True if the input cannot be negative; the minimum is 0 then.
         learned: Whether the range follows its gradient after the first batch (LSQ).
-        symmetric: Whether the zero point is 0, as XNNPACK needs it of the second factor of a product
-            of matrices.
+        symmetric: Whether the zero point is 0, as XNNPACK needs it of the second factor of a
+            product of matrices.
         momentum: Weight of the past in the moving average, per training step.
         **kwargs: Arguments of `keras.layers.Layer`.
 

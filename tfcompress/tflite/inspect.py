@@ -13,7 +13,9 @@ import numpy as np
 
 from tfcompress.tables import as_text, size, table
 from tfcompress.tensorflow_internals import flatbuffer_schema, operation_details
+from tfcompress.tflite.costs import Estimate, estimate
 from tfcompress.tflite.metadata import read_metadata
+from tfcompress.tflite.parts import FAST_FLOAT
 from tfcompress.tflite.run import TFLiteModel
 
 
@@ -29,7 +31,14 @@ class FileReport:
         outputs: Likewise of each output.
         ops: Number of operations of each kind.
         dtypes: Number of tensors of each type.
-        float_tensors: Names of the float32 tensors other than inputs and outputs.
+        float_tensors: Names of the float32 tensors that no integer form replaces, other than inputs
+            and outputs.
+        fast_floats: Names of the float32 tensors of operations that compute in float because that
+            is faster (see `prefer` in `QuantizationScheme`).
+        outside: The operations that XNNPACK does not take, with the share of the time that each
+            kind takes, from the table in docs/operations.md; the most expensive first.
+        estimated_speedup: How many times as fast as the same operations in float the file is, from
+            the same table; None if it takes microseconds, or if no package can read its structure.
         sparsity: Share of zeros among the integers and floats of all constant matrices.
         weight_bytes: Bytes of constant matrices by type, "int4" where stored in 4 bits. Empty where
             no package can read the file's structure.
@@ -48,6 +57,9 @@ class FileReport:
     float_tensors: list[str]
     sparsity: float
     weight_bytes: dict[str, int] = dataclasses.field(default_factory=dict)
+    fast_floats: list[str] = dataclasses.field(default_factory=list)
+    outside: dict[str, float] = dataclasses.field(default_factory=dict)
+    estimated_speedup: float | None = None
     metadata: dict[str, Any] | None = None
     content: dataclasses.InitVar[Any] = None
 
@@ -95,6 +107,8 @@ class FileReport:
             ("operations", counts(self.ops)),
             ("tensor types", counts(self.dtypes)),
             ("float tensors inside", inside),
+            *([("float for speed", str(len(self.fast_floats)))] if self.fast_floats else []),
+            ("outside of XNNPACK", _shares(self.outside)),
             ("weights", ", ".join(f"{k} {v:,} B" for k, v in self.weight_bytes.items()) or "?"),
             ("zeros in the weights", f"{self.sparsity:.1%}"),
             *_metadata_rows(self.metadata or {}),
@@ -125,6 +139,7 @@ def inspect_tflite(path_or_bytes: Any) -> FileReport:
     """
     model = TFLiteModel(path_or_bytes, delegates=False)
     interpreter = model.interpreter
+    costs = _estimate(model)
     io_indices = {info.index for info in (*model.inputs, *model.outputs)}
     details = [d for d in interpreter.get_tensor_details() if d["name"]]
     ops = collections.Counter(op["op_name"] for op in operation_details(interpreter))
@@ -140,11 +155,34 @@ def inspect_tflite(path_or_bytes: Any) -> FileReport:
         [(i.name, i.shape, i.dtype) for i in model.outputs],
         dict(ops.most_common()),
         dict(dtypes.most_common()),
-        inside,
+        [name for name in inside if not name.endswith(FAST_FLOAT)],
         _sparsity(model),
         _weight_bytes(model.content),
+        [name for name in inside if name.endswith(FAST_FLOAT)],
+        {name: ns / costs.ns for name, ns in costs.outside.items()} if costs else {},
+        costs.float_ns / costs.ns if costs and costs.ns > _LEAST_NS else None,
         read_metadata(model.content),
         model.content,
+    )
+
+
+def _estimate(model: TFLiteModel) -> Estimate | None:
+    """Returns what a file costs by the table; None if no package can read the file's structure."""
+    if _schema() is None:
+        return None
+    return estimate(model.interpreter_of(model.content), model.content)
+
+
+_LEAST_NS = 50_000  # of a file whose time the table can tell
+
+
+def _shares(outside: dict[str, float]) -> str:
+    """Returns the shares of the time outside of XNNPACK as text."""
+    if not outside:
+        return "nothing"
+    parts = [f"{name} {share:.0%}" for name, share in outside.items() if share >= 0.005]
+    return f"about {sum(outside.values()):.0%} of the time" + (
+        f": {', '.join(parts)}" if parts else ""
     )
 
 

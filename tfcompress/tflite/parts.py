@@ -10,6 +10,8 @@ import numpy as np
 
 from tfcompress.tensorflow_internals import flatbuffer_schema
 
+FAST_FLOAT = "/fast_float"  # ends the names of tensors that are float because that is faster
+
 
 def objects_of(content: bytes) -> Any:
     """Returns a file as objects."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import os
+import pathlib
 import time
 from typing import Any
 
@@ -70,6 +71,11 @@ class Profile:
         total = sum(row.ms for row in self.operations)
         return self.outside_ms / total if total else 0.0
 
+    def shares(self) -> dict[str, float]:
+        """Returns the share of the time of each kind of operation outside of XNNPACK."""
+        total = sum(row.ms for row in self.operations) or 1.0
+        return {kind: ms / total for kind, inside, _, ms in self.by_operation() if not inside}
+
     def by_operation(self) -> list[tuple[str, bool, int, float]]:
         """Returns kind, whether delegated, number and milliseconds, the slowest kind first."""
         times: dict[tuple[str, bool], list[float]] = collections.defaultdict(list)
@@ -91,33 +97,33 @@ class Profile:
             rows.append((layer, text, sum(row.ms for row in parts), outside))
         return sorted(rows, key=lambda row: -row[2])
 
-    def __rich__(self) -> Any:
-        from rich.console import Group
-
+    def tables(self) -> list[tuple[tuple[str, ...], list[tuple[str, ...]]]]:
+        """Returns two tables, each as its head and its rows: by operation, and by layer."""
         total = sum(row.ms for row in self.operations) or 1.0
-        kinds = [
-            (kind, "XNNPACK" if delegated else "built-in", str(n), f"{ms:.3f}", f"{ms / total:.1%}")
+        kinds: list[tuple[str, ...]] = [
+            (kind, "XNNPACK" if delegated else "built-in", str(n), f"{ms:.4f}", f"{ms / total:.1%}")
             for kind, delegated, n, ms in self.by_operation()
         ]
-        layers = [
-            (layer, text, f"{ms:.3f}", f"{ms / total:.1%}", f"{outside:.3f}" if outside else "-")
+        layers: list[tuple[str, ...]] = [
+            (layer, text, f"{ms:.4f}", f"{ms / total:.1%}", f"{outside:.4f}" if outside else "-")
             for layer, text, ms, outside in self.by_layer()
         ]
         shown = layers[:_LAYERS_SHOWN]
         if len(layers) > len(shown):
             shown.append((f"... {len(layers) - len(shown)} more", "", "", "", ""))
+        by_kind: tuple[str, ...] = ("operation", "kernel", "number", "ms alone", "share")
+        by_layer: tuple[str, ...] = ("Keras layer", "operations", "ms alone", "share", "outside")
+        return [(by_kind, kinds), (by_layer, shown)]
+
+    def __rich__(self) -> Any:
+        from rich.console import Group
+
         title = (
             f"{self.path}: {self.total_ms:.3f} ms, {self.outside:.1%} of it outside of XNNPACK "
             f"({self.threads} thread(s))"
         )
-        return Group(
-            table(title, ("operation", "kernel", "number", "ms alone", "share"), kinds),
-            table(
-                "by Keras layer",
-                ("layer", "operations", "ms alone", "share", "outside of XNNPACK, ms"),
-                shown,
-            ),
-        )
+        by_operation, by_layer = self.tables()
+        return Group(title, table("", *by_operation), table("", *by_layer))
 
     def __str__(self) -> str:
         return as_text(self.__rich__())
@@ -143,7 +149,7 @@ class Profile:
         axes.set_xlabel("milliseconds, each operation alone")
         axes.set_title(f"{os.path.basename(self.path)}: {self.total_ms:.2f} ms", fontsize=10)
         axes.legend(loc="lower right")
-        with replacing(path) as partial:
+        with replacing(pathlib.Path(path)) as partial:
             figure.savefig(partial, dpi=150)
 
 
@@ -189,8 +195,12 @@ def profile_tflite(path_or_bytes: Any, num_threads: int = 1) -> Profile:
         key, content = part_of(whole, operator, shapes)
         keys.append((key, position in delegated))
         if keys[-1] not in opened:
-            opened[keys[-1]] = model.interpreter_of(content, delegates=position in delegated)
-    times = _least_times(opened)
+            opened[keys[-1]] = _opened(model, content, position in delegated)
+    times = _least_times({key: one for key, one in opened.items() if one is not None})
+    # What cannot be run alone, such as a loop, takes the rest of the time.
+    alone = sum(times.get(key, 0.0) for key in keys)
+    unknown = sum(key not in times for key in keys)
+    rest = max(times[None] - alone, 0.0) / max(unknown, 1)
     rows = []
     for position, (operator, key) in enumerate(zip(operators, keys, strict=True)):
         output = int(operator.outputs[0])
@@ -202,18 +212,33 @@ def profile_tflite(path_or_bytes: Any, num_threads: int = 1) -> Profile:
                 shapes.get(output, ()),
                 np.dtype(details[output]["dtype"]).name if output in details else "?",
                 position in delegated,
-                times[key],
+                times.get(key, rest),
             )
         )
     return Profile(model.name, times[None], rows, num_threads)
+
+
+def _opened(model: TFLiteModel, content: bytes, delegated: bool) -> Any:
+    """Returns an interpreter of one operation, or None if it cannot be run alone."""
+    try:
+        interpreter = model.interpreter_of(content, delegates=delegated)
+        _fill(interpreter)
+        interpreter.invoke()
+    except (RuntimeError, ValueError):
+        return None
+    return interpreter
+
+
+def _fill(interpreter: Any) -> None:
+    for detail in interpreter.get_input_details():
+        interpreter.set_tensor(detail["index"], _values(detail))
 
 
 def _least_times(interpreters: dict[Any, Any]) -> dict[Any, float]:
     """Returns the least milliseconds of each interpreter, measured in turns."""
     counts, times = {}, dict.fromkeys(interpreters, float("inf"))
     for key, interpreter in interpreters.items():
-        for detail in interpreter.get_input_details():
-            interpreter.set_tensor(detail["index"], _values(detail))
+        _fill(interpreter)
         start = time.perf_counter()
         interpreter.invoke()
         took = time.perf_counter() - start
@@ -243,7 +268,17 @@ def _values(detail: dict[str, Any]) -> np.ndarray:
 
 
 def layer_of(name: str) -> str:
-    """Returns the part of a tensor's name that names its layer: the last one that was fused."""
-    last = name.split(";")[-1]
-    parts = [part for part in last.split("/") if part]
-    return "/".join(parts[1:-1]) if len(parts) > 2 else last or "?"
+    """Returns the path of the Keras layer that a tensor is named after.
+
+    A name joins those of all operations that were fused; the one with weights counts. TensorFlow
+    opens the scope of a layer twice, so that it ends in "_1".
+    """
+    fused = [part for part in name.split(";") if part.count("/") > 1]
+    weighted = (part for part in fused if part.rsplit("/", 1)[1] in _WEIGHTED)
+    chosen = next(weighted, fused[0] if fused else "")
+    first, *inner = chosen.split("/")[1:-1] or [name or "?"]
+    scopes = [s for s in inner if not (s[:1].isupper() or s.endswith("_quantizer"))]
+    return "/".join(scope.removesuffix("_1") for scope in (first, *scopes))
+
+
+_WEIGHTED = ("BiasAdd", "MatMul", "convolution", "depthwise")

@@ -144,6 +144,7 @@ class TFLiteModel:
             self.content, delegates=delegates, keep_tensors=keep_tensors
         )
         self.inputs, self.outputs = self._signature()
+        self._varies = any(None in info.shape for info in self.inputs)
         self._shapes: dict[int, tuple[int, ...]] = {}
         self._one_at_a_time = threading.Lock()
 
@@ -309,23 +310,27 @@ class TFLiteModel:
         samples = len(features[self.inputs[0].name])
         fixed = self.inputs[0].shape[0]
         size = fixed or min(samples, _BATCH)
-        batches: list[list[np.ndarray]] = [[] for _ in self.outputs]
-        for start in range(0, samples, size):
-            count = min(size, samples - start)
-            values = []
-            for info in self.inputs:
-                batch = info.quantized(features[info.name][start : start + count])
-                if fixed and count < size:
-                    batch = np.concatenate([batch, np.repeat(batch[-1:], size - count, axis=0)])
-                values.append(batch)
+        chunk = size * max(1, _BATCH // size)  # quantized at once: numpy is slow on single samples
+        outputs = [_Collected(samples) for _ in self.outputs]
+        pairs = [(o, info.index) for o, info in zip(outputs, self.outputs, strict=True)]
+        for start in range(0, samples, chunk):
+            values = [
+                info.quantized(features[info.name][start : start + chunk]) for info in self.inputs
+            ]
+            missing = -len(values[0]) % size if fixed else 0
+            if missing:
+                values = [np.concatenate([v, np.repeat(v[-1:], missing, 0)]) for v in values]
             with self._one_at_a_time:
-                self.set_inputs(values)
-                self.invoke_once()
-                outputs = [self._interpreter.get_tensor(info.index) for info in self.outputs]
-            for parts, info, value in zip(batches, self.outputs, outputs, strict=True):
-                value = np.atleast_1d(info.dequantized(value))
-                parts.append(value[:count] if len(value) == (fixed or count) else value)
-        arrays = [np.concatenate(parts) for parts in batches]
+                for first in range(0, len(values[0]), size):
+                    batch = [value[first : first + size] for value in values]
+                    self.set_inputs(batch)
+                    self.invoke_once()
+                    for output, index in pairs:
+                        output.add(self._interpreter.get_tensor(index), len(batch[0]))
+        arrays = [
+            info.dequantized(output.array())
+            for output, info in zip(outputs, self.outputs, strict=True)
+        ]
         if len(arrays) == 1:
             return arrays[0]
         return {info.name: array for info, array in zip(self.outputs, arrays, strict=True)}
@@ -333,7 +338,7 @@ class TFLiteModel:
     def set_inputs(self, values: list[np.ndarray]) -> None:
         """Sets the input tensors, in the types of the file; resizes inputs of variable shape."""
         resized = False
-        for info, value in zip(self.inputs, values, strict=True):
+        for info, value in zip(self.inputs, values, strict=True) if self._varies else ():
             if self._shapes.get(info.index, info.shape) != value.shape and None in info.shape:
                 self._interpreter.resize_tensor_input(info.index, value.shape)
                 self._shapes[info.index] = value.shape
@@ -345,6 +350,28 @@ class TFLiteModel:
                 raise ValueError(f"{self.name} takes no such sizes: {_reason(error)}") from error
         for info, value in zip(self.inputs, values, strict=True):
             self._interpreter.set_tensor(info.index, value)
+
+
+class _Collected:
+    """Collects an output batch by batch, in one array where its first axis is the batch."""
+
+    def __init__(self, samples: int) -> None:
+        self._samples, self._filled = samples, 0
+        self._array: Any = None
+        self._parts: list[np.ndarray] = []
+
+    def add(self, value: np.ndarray, batch: int) -> None:
+        if self._parts or not value.ndim or len(value) != batch:
+            self._parts.append(np.atleast_1d(value))
+            return
+        if self._array is None:
+            self._array = np.empty((self._samples, *value.shape[1:]), value.dtype)
+        count = min(batch, self._samples - self._filled)
+        self._array[self._filled : self._filled + count] = value[:count]
+        self._filled += count
+
+    def array(self) -> np.ndarray:
+        return np.concatenate(self._parts) if self._parts else self._array
 
 
 def accuracy(outputs: np.ndarray, labels: Any) -> float:

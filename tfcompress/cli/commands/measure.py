@@ -86,7 +86,9 @@ def compare(
         comparison.to_html(html)
     if plot:
         comparison.plot(plot)
-    print_report(dataclasses.replace(comparison, reports={}) if as_json else comparison, as_json)
+    print_report(
+        dataclasses.replace(comparison, reports={}, profiles={}) if as_json else comparison, as_json
+    )
 
 
 @click.command()
@@ -152,6 +154,24 @@ def histograms(file: pathlib.Path, output: pathlib.Path) -> None:
     result = measure(loaded_model(file) if file.suffix == ".keras" else file)
     result.plot(output)
     show(result)
+
+
+@click.command()
+@click.argument("file", type=PATH)
+@click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True)
+@click.option("--plot", type=PATH, help="Write a picture of the slowest layers as well.")
+@json_option
+def profile(file: pathlib.Path, threads: int, plot: pathlib.Path | None, as_json: bool) -> None:
+    """Say where the time of FILE, a .tflite file, goes: by operation, and by Keras layer."""
+    from tfcompress.files import check_path
+    from tfcompress.tflite.profile import profile_tflite
+
+    if plot:
+        check_path(plot)
+    result = profile_tflite(file, threads)
+    if plot:
+        result.plot(plot)
+    print_report(result, as_json)
 
 
 @click.command()

@@ -309,7 +309,7 @@ class RoundSwish(Rule):
 class RoundSlopes(Rule):
     """A parametric ReLU with 8-bit slopes, as the runtime stores them."""
 
-    preferences = ("bytes", "exactness")
+    preferences: tuple[str, ...] = ("bytes", "exactness")
     form = "kernel"
 
     def matches(self, layer: Any) -> bool:

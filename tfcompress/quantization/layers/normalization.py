@@ -161,7 +161,7 @@ class RuntimeNormalization(RuntimeLayer):
 class NormalizeInIntegers(Rule):
     """Layer, RMS and group normalization as operations of the runtime."""
 
-    preferences = ("bytes", "exactness")
+    preferences: tuple[str, ...] = ("bytes", "exactness")
     form = "kernel"
 
     def matches(self, layer: Any) -> bool:
