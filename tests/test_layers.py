@@ -84,7 +84,7 @@ INTEGER = {
     "ReLU up to 1": chain(IMAGE, lambda: L.Conv2D(4, 3), lambda: L.ReLU(1.0)),
     **{
         name: act(name)
-        for name in "relu relu6 gelu silu hard_swish hard_sigmoid sigmoid tanh hard_tanh elu "
+        for name in "relu relu6 gelu silu hard_swish hard_sigmoid sigmoid tanh hard_tanh elu selu "
         "softmax log_softmax exponential".split()
     },
     "Add three": graph(lambda x: L.Add()([conv(x), x, conv(x)]), IMAGE),
@@ -138,7 +138,6 @@ INTEGER = {
 
 KEPT_IN_FLOAT = {
     "softplus": act("softplus"),
-    "selu": act("selu"),
     "mish": act("mish"),
     "divide": graph(lambda x: conv(x) / (ops.relu(conv(x)) + 1.0), IMAGE),
 }

@@ -50,7 +50,7 @@ X = np.random.default_rng(0).normal(size=(64, 10, 10, 3)).astype("float32")
 @pytest.mark.parametrize("activation_range", [None, "learned"])
 def test_four_bits_train_and_are_exact(weight_range, activation_range, tmp_path):
     model = net()
-    scheme = tfc.QuantizationScheme(4, weight_range, activation_range)
+    scheme = tfc.QuantizationScheme(4, weight_range, activation_range, prefer="bytes")
     aware = tfc.quantize(model, scheme)
     aware.compile(keras.optimizers.Adam(1e-3), "mse")
     aware.fit(X, model.predict(X, verbose=0), epochs=3, verbose=0)

@@ -26,7 +26,8 @@ def errors(make, **options):
     model = keras.Sequential([keras.Input((12, 12, 4)), layer])
     name = producing_operation(model.inputs[0]).name
     bits = 8 if isinstance(layer, L.DepthwiseConv2D) else 4
-    scheme = tfc.QuantizationScheme(bits, "mse", **{"correct_bias": False, **options})
+    options = {"correct_bias": False, "prefer": "bytes", **options}
+    scheme = tfc.QuantizationScheme(bits, "mse", **options)
     quantized = post_training(model, scheme, {name: x})
     error = quantized.predict(x, verbose=0) - model.predict(x, verbose=0)
     error = error.reshape(-1, error.shape[-1])

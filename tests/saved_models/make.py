@@ -39,6 +39,16 @@ def normalized_first():
     return keras.Model(inputs, L.Dense(3)(L.Flatten()(x))), (6, 6, 2)
 
 
+def fast_forms():
+    x = inputs = keras.Input((8, 8, 3))
+    x = L.Conv2D(4, 3, padding="same", activation="selu")(x)
+    x = L.Conv2D(4, 3, padding="same", activation="hard_swish")(x)
+    x = L.AveragePooling2D(3, 1, padding="same")(x)
+    x = L.PReLU(shared_axes=[1, 2])(x)
+    x = L.LayerNormalization()(x)
+    return keras.Model(inputs, L.Dense(3)(L.GlobalAveragePooling2D()(x))), (8, 8, 3)
+
+
 def chain():
     return keras.Sequential([keras.Input((6,)), L.Dense(4, "relu"), L.Dense(2)]), (6,)
 
@@ -155,6 +165,8 @@ def models():
     model, shape = bits_mixed()
     yield "int8_and_int16", trained(tfc.quantize(model, sixteen), shape), shape
     decay = tfc.PolynomialDecay(0.0, 0.5, begin_step=0, end_step=4)
+    model, shape = fast_forms()
+    yield "int8_fast_forms", trained(tfc.quantize(model), shape), shape
     yield "pruned_chain", tfc.prune(chain()[0], decay), (6,)
     constant = tfc.ConstantSparsity(0.5, begin_step=0)
     pruned = tfc.quantize(tfc.prune(chain()[0], constant))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import keras
@@ -201,4 +202,10 @@ def _schemes(
         for path in select(every, glob, argument=f"overrides[{glob!r}]"):
             overrides.setdefault(path, other)
     left_out = {path for path in chosen if overrides.get(path) == "float32"}
-    return {p: as_scheme(overrides.get(p, scheme)) for p in chosen - left_out}, left_out
+
+    def of(path: str) -> QuantizationScheme:
+        other = overrides.get(path, scheme)
+        named = isinstance(other, str)
+        return dataclasses.replace(as_scheme(other), prefer=scheme.prefer) if named else other
+
+    return {path: of(path) for path in chosen - left_out}, left_out

@@ -176,7 +176,7 @@ def _computes_on(op: dict[str, Any], types: dict[int, str]) -> set[str]:
 
 def _taken(operations: list[dict[str, Any]], delegates: list[dict[str, Any]]) -> set[int]:
     """Returns the `id` of each operation between the inputs and outputs of a delegate's node."""
-    producers = {int(t): op for op in operations for t in op["outputs"]}
+    producers = {int(t): op for op in operations for t in op["outputs"] if t >= 0}
     taken = set()
     for node in delegates:
         inputs = {int(t) for t in node["inputs"]}

@@ -21,7 +21,7 @@ def objects_of(content: bytes) -> Any:
 
 def content_of(model: Any) -> bytes:
     """Returns the file that objects describe."""
-    import flatbuffers
+    import flatbuffers  # a device may lack it
 
     builder = flatbuffers.Builder(1024)
     builder.Finish(model.Pack(builder), b"TFL3")

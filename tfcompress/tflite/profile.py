@@ -116,7 +116,7 @@ class Profile:
         return [(by_kind, kinds), (by_layer, shown)]
 
     def __rich__(self) -> Any:
-        from rich.console import Group
+        from rich.console import Group  # a device may lack it
 
         title = (
             f"{self.path}: {self.total_ms:.3f} ms, {self.outside:.1%} of it outside of XNNPACK "

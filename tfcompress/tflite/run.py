@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import os
 import pathlib
@@ -16,6 +15,7 @@ from tfcompress.data import InputSpec, collect
 from tfcompress.stderr import captured_stderr
 from tfcompress.tensorflow_internals import operation_details, signatures
 from tfcompress.tflite.benchmark import BenchmarkResult, benchmark
+from tfcompress.tflite.io_tensors import CollectedOutput, TensorInfo, info_of
 from tfcompress.tflite.trial import try_file
 
 RECIPE = "tfcompress.json"  # the JSON file in the appended zip that says how the file was made
@@ -49,45 +49,6 @@ def interpreter_module() -> Any:
         raise ImportError(
             "No TFLite runtime is installed: pip install ai-edge-litert (or tflite-runtime)."
         ) from None
-
-
-@dataclasses.dataclass(frozen=True)
-class TensorInfo:
-    """An input or output of a file.
-
-    Attributes:
-        name: Its name in the signature, or its tensor's name.
-        index: Its tensor's number.
-        shape: Its shape with the batch, None where it may vary.
-        dtype: numpy name of its type in the file.
-        scale: Its quantization scale; 0 if it is not quantized.
-        zero_point: The quantized value of 0.
-    """
-
-    name: str
-    index: int
-    shape: tuple[int | None, ...]
-    dtype: str
-    scale: float
-    zero_point: int
-
-    def quantized(self, values: np.ndarray) -> np.ndarray:
-        """Quantizes real values to the type of the tensor."""
-        if not self.scale:
-            return values.astype(self.dtype, copy=False)
-        limits = np.iinfo(self.dtype)
-        # Multiplied by the inverse scale, as the runtime and quantization-aware models do.
-        inverse = np.float32(1) / np.float32(self.scale)
-        q = np.round(values.astype(np.float32) * inverse) + self.zero_point
-        return np.clip(q, limits.min, limits.max).astype(self.dtype)
-
-    def dequantized(self, values: np.ndarray) -> np.ndarray:
-        """Dequantizes values of the tensor to real values."""
-        if not self.scale:
-            return values
-        return ((values.astype(np.int32) - self.zero_point) * np.float32(self.scale)).astype(
-            np.float32
-        )
 
 
 class TFLiteModel:
@@ -206,7 +167,7 @@ class TFLiteModel:
             sides.append([])
             for tensor in details:
                 unused = names.get(tensor["index"])
-                sides[-1].append(_info(tensor, unused.pop(0) if unused else tensor["name"]))
+                sides[-1].append(info_of(tensor, unused.pop(0) if unused else tensor["name"]))
         return sides[0], sides[1]
 
     def predict(self, x: Any) -> Any:
@@ -311,7 +272,7 @@ class TFLiteModel:
         fixed = self.inputs[0].shape[0]
         size = fixed or min(samples, _BATCH)
         chunk = size * max(1, _BATCH // size)  # quantized at once: numpy is slow on single samples
-        outputs = [_Collected(samples) for _ in self.outputs]
+        outputs = [CollectedOutput(samples) for _ in self.outputs]
         pairs = [(o, info.index) for o, info in zip(outputs, self.outputs, strict=True)]
         for start in range(0, samples, chunk):
             values = [
@@ -350,28 +311,6 @@ class TFLiteModel:
                 raise ValueError(f"{self.name} takes no such sizes: {_reason(error)}") from error
         for info, value in zip(self.inputs, values, strict=True):
             self._interpreter.set_tensor(info.index, value)
-
-
-class _Collected:
-    """Collects an output batch by batch, in one array where its first axis is the batch."""
-
-    def __init__(self, samples: int) -> None:
-        self._samples, self._filled = samples, 0
-        self._array: Any = None
-        self._parts: list[np.ndarray] = []
-
-    def add(self, value: np.ndarray, batch: int) -> None:
-        if self._parts or not value.ndim or len(value) != batch:
-            self._parts.append(np.atleast_1d(value))
-            return
-        if self._array is None:
-            self._array = np.empty((self._samples, *value.shape[1:]), value.dtype)
-        count = min(batch, self._samples - self._filled)
-        self._array[self._filled : self._filled + count] = value[:count]
-        self._filled += count
-
-    def array(self) -> np.ndarray:
-        return np.concatenate(self._parts) if self._parts else self._array
 
 
 def accuracy(outputs: np.ndarray, labels: Any) -> float:
@@ -417,18 +356,3 @@ def _read(path_or_bytes: Any) -> tuple[str, bytes]:
     if content[4:8] != b"TFL3":
         raise ValueError(f"{name} is not a TFLite model: it lacks the mark 'TFL3'.")
     return name, content
-
-
-def _info(details: dict[str, Any], name: str) -> TensorInfo:
-    scale, zero_point = details["quantization"]
-    shape = tuple(None if n == -1 else int(n) for n in details["shape_signature"])
-    dtype = np.dtype(details["dtype"]).name
-    quantized = np.dtype(details["dtype"]).kind in "iu" and scale
-    return TensorInfo(
-        name,
-        details["index"],
-        shape or tuple(details["shape"]),
-        dtype,
-        float(scale) if quantized else 0.0,
-        int(zero_point) if quantized else 0,
-    )

@@ -17,7 +17,7 @@ from tfcompress.files import write_whole
 from tfcompress.post_training.fold_batch_norm import fold_batch_norm
 from tfcompress.post_training.pipeline import post_training
 from tfcompress.quantization.quantize import weight_quantizer_for
-from tfcompress.scheme import QuantizationScheme, as_scheme, check_choice
+from tfcompress.scheme import PREFERENCES, QuantizationScheme, as_scheme, check_choice
 from tfcompress.tables import as_text, table
 from tfcompress.tune.noise import quantization_noise
 from tfcompress.tune.score import Metric, Scorer, weighted_layers
@@ -89,7 +89,7 @@ def assign_precision(
     all layers get the first candidate. If the metric drops too far, the noisiest layers get the
     next candidate: bisection finds how many need it, then each layer that does not need it returns
     to the cheaper one. With `target_bytes`, all layers get 8 bits, and those with the least noise
-    get 4 until the weights fit. Pass the result to `export_tflite` (with the representative
+    get 4 until the weights fit; the scheme then prefers "bytes". Pass the result to `export_tflite` (with the representative
     dataset) or to `quantize`.
 
     Args:
@@ -136,7 +136,8 @@ def assign_precision(
             "candidates must be two or more schemes from the cheapest to the most precise, of "
             f"{', '.join(_ORDER)}. Received: {list(candidates)}"
         )
-    search = _Search(model, x, y, metric, resume, verbose)
+    prefer = PREFERENCES[0] if target_bytes is None else "bytes"
+    search = _Search(model, x, y, metric, resume, verbose, prefer)
     if max_drop is not None:
         chosen = search.within_drop(float(max_drop), list(candidates))
     else:
@@ -146,8 +147,16 @@ def assign_precision(
 
 class _Search:
     def __init__(
-        self, model: keras.Model, x: Any, y: Any, metric: Any, resume: Any, verbose: bool
+        self,
+        model: keras.Model,
+        x: Any,
+        y: Any,
+        metric: Any,
+        resume: Any,
+        verbose: bool,
+        prefer: str,
     ) -> None:
+        self._prefer = prefer
         self._scorer = Scorer(model, x, y, metric)
         self._model = fold_batch_norm(self._scorer.model)
         self._sizes = {
@@ -225,8 +234,11 @@ class _Search:
         """Returns the chosen schemes as one scheme with few overrides."""
         base = self._base(chosen)
         others = {path: scheme for path, scheme in chosen.items() if scheme != base}
-        fields = dataclasses.asdict(as_scheme(base)) | {"overrides": others}
+        fields = dataclasses.asdict(self._scheme(base)) | {"overrides": others}
         return AssignedScheme(**fields, trials=tuple(self._trials))
+
+    def _scheme(self, name: str) -> QuantizationScheme:
+        return dataclasses.replace(as_scheme(name), prefer=self._prefer)
 
     @staticmethod
     def _base(chosen: dict[str, str]) -> str:
@@ -238,7 +250,7 @@ class _Search:
         if not reused:
             base = self._base(chosen)
             overrides = {path: scheme for path, scheme in chosen.items() if scheme != base}
-            scheme = dataclasses.replace(as_scheme(base), overrides=overrides)
+            scheme = dataclasses.replace(self._scheme(base), overrides=overrides)
             quantized = post_training(self._model, scheme, self._samples)
             self._known[key] = self._scorer.score(quantized)
             self._write()
@@ -253,7 +265,7 @@ class _Search:
         return drop
 
     def _noise(self, scheme: str) -> dict[str, float]:
-        options = dataclasses.replace(as_scheme(scheme), rounding="nearest", correct_bias=False)
+        options = dataclasses.replace(self._scheme(scheme), rounding="nearest", correct_bias=False)
         noise = quantization_noise(self._model, options, self._samples)
         return {path: _of_layer(noise, path) for path in self._sizes}
 
@@ -263,7 +275,7 @@ class _Search:
             count, layer = self._sizes[path]
             is_quantized = scheme != "float32"
             bits += count * (
-                weight_quantizer_for(layer, as_scheme(scheme)).bits if is_quantized else 32
+                weight_quantizer_for(layer, self._scheme(scheme)).bits if is_quantized else 32
             )
         return -(-bits // 8)
 

@@ -131,7 +131,9 @@ def sensitivity(
     for path in sorted(chosen):
         for candidate in candidates:
             scheme = QuantizationScheme(
-                correct_bias=False, overrides={path: candidate, "*": "float32"}
+                correct_bias=False,
+                prefer="bytes",  # 4 bits wherever there is a kernel
+                overrides={path: candidate, "*": "float32"},
             )
             quantized = post_training(scorer.model, scheme, scorer.calibration)
             drop = scorer.best - scorer.score(quantized)

@@ -77,10 +77,12 @@ def add_matrices(lowering: Lowering, site: Site) -> Any:
 
 
 def _is_moved(lowering: Lowering, tensor: Any) -> bool:
-    """Returns whether a tensor is a moved quantized tensor, or comes from a recurrent layer."""
+    """Returns whether a tensor is a moved or averaged one, or comes from a recurrent layer."""
     producer = lowering.producer_before(tensor, MOVE)
     operation = producer and plain(producer.operation)
     moved = producer is not lowering.producer(tensor)
+    if producer and isinstance(producer.kwargs.get("averaged"), float):  # by a convolution
+        return True
     kinds = (RuntimeRecurrent, ActivationQuantizer) if moved else RuntimeRecurrent
     return isinstance(operation, kinds)
 
