@@ -5,12 +5,12 @@ from __future__ import annotations
 import collections
 import dataclasses
 import os
-import pathlib
 import time
 from typing import Any
 
 import numpy as np
 
+from tfcompress.files import check_path, save_figure
 from tfcompress.tables import as_text, table
 from tfcompress.tensorflow_internals import operation_details
 from tfcompress.tflite.delegates import delegated_positions
@@ -136,8 +136,7 @@ class Profile:
         """
         from matplotlib.figure import Figure
 
-        from tfcompress.files import replacing
-
+        target = check_path(path)
         rows = self.by_layer()[:_LAYERS_SHOWN][::-1]
         figure = Figure(figsize=(8, 1.2 + 0.28 * len(rows)), layout="constrained")
         axes = figure.subplots()
@@ -149,8 +148,7 @@ class Profile:
         axes.set_xlabel("milliseconds, each operation alone")
         axes.set_title(f"{os.path.basename(self.path)}: {self.total_ms:.2f} ms", fontsize=10)
         axes.legend(loc="lower right")
-        with replacing(pathlib.Path(path)) as partial:
-            figure.savefig(partial, dpi=150)
+        save_figure(figure, target, dpi=150)
 
 
 _LAYERS_SHOWN = 20
@@ -178,8 +176,8 @@ def profile_tflite(path_or_bytes: Any, num_threads: int = 1) -> Profile:
     Example:
         >>> import tfcompress as tfc
         >>> report = tfc.profile_tflite("tflite_models/fashion_mnist_student_int8.tflite")
-        >>> report.outside
-        0.0
+        >>> [kind for kind, delegated, *_ in report.by_operation() if not delegated]
+        ['AVERAGE_POOL_2D']
     """
     model = TFLiteModel(path_or_bytes, num_threads)
     interpreter = model.interpreter

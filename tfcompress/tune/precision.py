@@ -89,8 +89,8 @@ def assign_precision(
     all layers get the first candidate. If the metric drops too far, the noisiest layers get the
     next candidate: bisection finds how many need it, then each layer that does not need it returns
     to the cheaper one. With `target_bytes`, all layers get 8 bits, and those with the least noise
-    get 4 until the weights fit; the scheme then prefers "bytes". Pass the result to `export_tflite` (with the representative
-    dataset) or to `quantize`.
+    get 4 until the weights fit; the scheme then prefers "bytes". Pass the result to `export_tflite`
+    (with the representative dataset) or to `quantize`.
 
     Args:
         model: A built Sequential or Functional model, trained. It is not changed.
