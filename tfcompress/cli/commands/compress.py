@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -22,7 +23,22 @@ from tfcompress.cli.options import (
     print_report,
     show,
 )
-from tfcompress.scheme import SCHEMES
+from tfcompress.scheme import INTEGER_SCHEMES, PREFERENCES, SCHEMES, as_scheme
+
+_prefer_option = click.option(
+    "--prefer",
+    type=click.Choice(PREFERENCES),
+    default=PREFERENCES[0],
+    show_default=True,
+    help="Which form a layer gets where the runtime has several.",
+)
+
+
+def _preferring(scheme: str | None, prefer: str) -> Any:
+    """Returns a scheme by name, or as an object if it prefers something else than by default."""
+    if prefer == PREFERENCES[0] or scheme not in (None, *INTEGER_SCHEMES):
+        return scheme
+    return dataclasses.replace(as_scheme(scheme or "int8"), prefer=prefer)
 
 
 @click.command()
@@ -34,6 +50,7 @@ from tfcompress.scheme import SCHEMES
     shell_complete=lambda context, option, typed: [s for s in SCHEMES if s.startswith(typed)],
     help=f"One of {', '.join(SCHEMES)}; int8 if there is data.",
 )
+@_prefer_option
 @click.option("--io-dtype", default="float32", show_default=True, help="int8, uint8 or int16.")
 @click.option(
     "--batch-size", type=click.IntRange(min=0), default=1, show_default=True, help="0: open."
@@ -47,6 +64,7 @@ from tfcompress.scheme import SCHEMES
 )
 @click.option("--sparse", is_flag=True, help="Store many zeros in TFLite's sparse format.")
 @click.option("--labels", type=PATH, help="A text file with a label in each line.")
+@click.option("--benchmark", is_flag=True, help="Measure the file beside the float one.")
 @normalize_option
 @json_option
 def export(
@@ -54,11 +72,13 @@ def export(
     output: pathlib.Path | None,
     data: str | None,
     scheme: str | None,
+    prefer: str,
     io_dtype: str,
     batch_size: int,
     input_shapes: tuple[str, ...],
     sparse: bool,
     labels: pathlib.Path | None,
+    benchmark: bool,
     normalize: Any,
     as_json: bool,
 ) -> None:
@@ -83,7 +103,7 @@ def export(
     result = export_tflite(
         loaded,
         output,
-        scheme=scheme,
+        scheme=_preferring(scheme, prefer),
         representative_dataset=dataset,
         io_dtype=io_dtype,
         batch_size=batch_size or None,
@@ -91,6 +111,7 @@ def export(
         sparse=sparse,
         labels=labels.read_text().splitlines() if labels else None,
         normalization=normalize,
+        benchmark=benchmark,
         verbose=False if as_json else "auto",
     )
     print_report(result, as_json)
@@ -217,8 +238,9 @@ def prune(sparsity: float | None, pattern: str, ranking: str, **options: Any) ->
 
 @click.command()
 @click.option("--scheme", default="int8", show_default=True, help="int8, w4a8 or int16x8.")
+@_prefer_option
 @_training
-def quantize(scheme: str, **options: Any) -> None:
+def quantize(scheme: str, prefer: str, **options: Any) -> None:
     """Train MODEL with the quantization of the file that `export` will write.
 
     A run that is stopped is resumed by the same command.
@@ -227,9 +249,11 @@ def quantize(scheme: str, **options: Any) -> None:
     def wrap(model: Any, steps: int) -> Any:
         from tfcompress.quantization.quantize import quantize as quantize_model
 
-        return quantize_model(model, scheme, layers=_layers(options))
+        return quantize_model(model, _preferring(scheme, prefer), layers=_layers(options))
 
     settings = {"scheme": scheme, "layers": options["layers"]}
+    if prefer != PREFERENCES[0]:
+        settings["prefer"] = prefer
     _train(options.pop("model"), wrap, settings, **options)
 
 
