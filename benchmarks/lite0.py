@@ -187,7 +187,9 @@ def main():
     print("mean confidence of the float network", probabilities.max(1).mean())
     rows = []
     for bits, granularity, name, options in RECIPES:
-        scheme = tfc.QuantizationScheme(bits, weight_granularity=granularity, **options)
+        scheme = tfc.QuantizationScheme(
+            bits, weight_granularity=granularity, prefer="bytes", **options
+        )
         with tempfile.TemporaryDirectory() as folder:
             # Not verified: what collapses would be refused, and is to be seen here.
             result = tfc.export_tflite(

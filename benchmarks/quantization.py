@@ -28,8 +28,8 @@ from tfcompress.demo.data import Data, load
 from tfcompress.demo.models import resnet as resnet_model
 from tfcompress.tables import table
 
-W4A8 = tfc.QuantizationScheme(4, "mse", correct_bias=False)
-LEARNED = tfc.QuantizationScheme(4, "learned")
+W4A8 = tfc.QuantizationScheme(4, "mse", correct_bias=False, prefer="bytes")
+LEARNED = tfc.QuantizationScheme(4, "learned", prefer="bytes")
 PTQ = {
     "PTQ int8": tfc.QuantizationScheme(correct_bias=False),
     "PTQ int8, biases corrected": tfc.QuantizationScheme(),

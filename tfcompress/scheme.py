@@ -72,10 +72,11 @@ class QuantizationScheme:
             Needs 8-bit weights.
         prefer: Which form is taken where the runtime can compute a layer by several. "latency":
             the form that XNNPACK computes fastest (docs/operations.md); with 4-bit weights, spatial
-            convolutions keep 8 bits, because there is no fast kernel for them. "bytes": the
-            smallest file; 4 bits wherever there is a kernel. "exactness": the operation that the
-            runtime has for the layer, which rounds least and computes in integers throughout, also
-            where its kernel is slow. Files equal their models in each of them.
+            convolutions keep 8 bits, because there is no fast kernel for them. "bytes": the same
+            where no kernel grows; 4 bits wherever there is a kernel for them. "exactness": the
+            operation that the runtime has for the layer, which rounds least and computes in
+            integers throughout, also where its kernel is slow, and for chips without floats. Files
+            equal their models in each of them.
         overrides: Other schemes for some layers, `{glob on the layer's path: scheme}`; the first
             glob that matches applies. A scheme is "float32", "int8", "w4a8", "int16x8" or a
             `QuantizationScheme`, of which the bits and the fields on weights apply (of `prefer`,

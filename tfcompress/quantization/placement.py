@@ -324,7 +324,7 @@ class PlaceQuantizers(EmitQuantizers):
 
     def _is_symmetric(self, graph: Graph, tensor: Any) -> bool:
         """Returns whether a product of matrices is fast only with this zero point 0."""
-        return self.prefer == "latency" and is_second_factor(graph, tensor)
+        return self.prefer != "exactness" and is_second_factor(graph, tensor)
 
     def _quantize_alike(self, new: Any, key: int, name: str) -> Any:
         """Returns the result of a ReLU, with one quantizer for all ReLUs of the same tensor."""

@@ -14,7 +14,7 @@ _SCALED_CHANNELS = 64  # from which on a scaling of channels is fast
 _GROUP, _LARGEST_GROUP = 16, 48  # channels: computed at once; still faster than one at a time
 
 
-@replaces("DEPTHWISE_CONV_2D", costs_bytes=True)
+@replaces("DEPTHWISE_CONV_2D", preferences=("latency",))
 def _group_channels(file: FastFile, operator: Any) -> list[Any] | None:
     """A depthwise convolution with a large kernel becomes one of groups of channels.
 
@@ -35,7 +35,7 @@ def _group_channels(file: FastFile, operator: Any) -> list[Any] | None:
     return _as_groups(file, operator, kernel.transpose(2, 0, 1)[..., None], channels)
 
 
-@replaces("CONV_2D", costs_bytes=True)
+@replaces("CONV_2D")
 def _by_group_or_row(file: FastFile, operator: Any) -> list[Any] | None:
     """Small groups of channels are merged; products with 4-bit weights are computed by rows."""
     source, index = (int(t) for t in operator.inputs[:2])
@@ -58,7 +58,7 @@ def _as_groups(file: FastFile, operator: Any, kernel: np.ndarray, groups: int) -
     """Returns a convolution with fewer, larger groups; `kernel` has the output channels first."""
     outputs, height, width, inputs = kernel.shape
     merged = _merged_groups(groups, inputs)
-    if merged == 1:
+    if merged == 1 or file.prefer != "latency":  # the larger kernels cost bytes
         return None
     larger = np.zeros((outputs, height, width, merged * inputs), np.int8)
     for channel in range(outputs):

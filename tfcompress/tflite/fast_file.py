@@ -17,11 +17,13 @@ class FastFile:
 
     Args:
         content: An integer `.tflite` file.
+        prefer: The `prefer` of its scheme.
     """
 
-    def __init__(self, content: bytes) -> None:
+    def __init__(self, content: bytes, prefer: str) -> None:
         from tensorflow.lite.tools import flatbuffer_utils
 
+        self.prefer = prefer
         self.schema = flatbuffer_schema()
         self.kinds = self.schema.BuiltinOperator
         self.model = flatbuffer_utils.convert_bytearray_to_object(bytearray(content))
@@ -108,14 +110,21 @@ _OPTIONS = {
 }
 
 Replacement = Callable[[FastFile, Any], list[Any] | None]
-REPLACEMENTS: dict[str, tuple[Replacement, bool]] = {}
+REPLACEMENTS: dict[str, tuple[Replacement, tuple[str, ...]]] = {}
 
 
-def replaces(*kinds: str, costs_bytes: bool = False) -> Callable[[Replacement], Replacement]:
-    """Registers what replaces some operations; it returns None where they stay."""
+def replaces(
+    *kinds: str, preferences: tuple[str, ...] = ("latency", "bytes")
+) -> Callable[[Replacement], Replacement]:
+    """Registers what replaces some operations; it returns None where they stay.
+
+    Args:
+        *kinds: Kinds of operations.
+        preferences: The values of `QuantizationScheme.prefer` with which they are replaced.
+    """
 
     def register(replacement: Replacement) -> Replacement:
-        REPLACEMENTS.update(dict.fromkeys(kinds, (replacement, costs_bytes)))
+        REPLACEMENTS.update(dict.fromkeys(kinds, (replacement, preferences)))
         return replacement
 
     return register

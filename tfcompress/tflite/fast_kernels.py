@@ -14,6 +14,7 @@ import numpy as np
 
 from tfcompress.quantization.layers.normalization import FEWEST_ROOTS
 from tfcompress.quantization.layers.pooling import EXACT_FACTORS, FACTOR_SCALE
+from tfcompress.scheme import PREFERENCES
 from tfcompress.tflite import fast_convolutions as _registers_them  # noqa: F401
 from tfcompress.tflite.fast_file import REPLACEMENTS, FastFile, replaces
 from tfcompress.tflite.flatbuffer_edits import (
@@ -30,14 +31,13 @@ def use_fast_kernels(content: bytes, prefer: str = "latency") -> bytes:
 
     Args:
         content: A `.tflite` file.
-        prefer: The `prefer` of the scheme. Replacements that need more bytes, or that only some
-            runtimes compute fast, are for "latency".
+        prefer: The `prefer` of the scheme.
     """
-    file = FastFile(content)
+    file = FastFile(content, prefer)
     replacements = {
         getattr(file.kinds, kind): replacement
-        for kind, (replacement, costs_bytes) in REPLACEMENTS.items()
-        if prefer == "latency" or not costs_bytes
+        for kind, (replacement, preferences) in REPLACEMENTS.items()
+        if prefer in preferences
     }
     changed = False
     for graph in file.model.subgraphs:
@@ -58,7 +58,7 @@ def use_fast_kernels(content: bytes, prefer: str = "latency") -> bytes:
     return bytes(flatbuffer_utils.convert_object_to_bytearray(file.model))
 
 
-@replaces("RELU", "RELU6")
+@replaces("RELU", "RELU6", preferences=PREFERENCES)
 def _add_zero(file: FastFile, operator: Any) -> list[Any] | None:
     """A ReLU that nothing fuses with becomes a sum with zero, fused with a ReLU."""
     (source,), (output,) = operator.inputs, operator.outputs
@@ -85,7 +85,7 @@ def _add_zero(file: FastFile, operator: Any) -> list[Any] | None:
     ]
 
 
-@replaces("MUL")
+@replaces("MUL", preferences=PREFERENCES)
 def _store_exact_factors(file: FastFile, operator: Any) -> list[Any] | None:
     """Factors that are multiples of a scale are stored with it; the converter chooses another."""
     for position, index in enumerate(operator.inputs):
@@ -106,7 +106,7 @@ def _store_exact_factors(file: FastFile, operator: Any) -> list[Any] | None:
     return None
 
 
-@replaces("MAXIMUM", "MINIMUM", costs_bytes=True)
+@replaces("MAXIMUM", "MINIMUM")
 def _with_number(file: FastFile, operator: Any) -> list[Any] | None:
     """An extreme of a tensor and one number is computed in float: this keeps XNNPACK's part whole.
 
@@ -119,7 +119,6 @@ def _with_number(file: FastFile, operator: Any) -> list[Any] | None:
 @replaces(
     *("ABS", "EXP", "GELU", "L2_NORMALIZATION", "LOG", "PRELU", "RSQRT", "SOFTMAX"),
     "SQUARED_DIFFERENCE",
-    costs_bytes=True,
 )
 def _in_float(file: FastFile, operator: Any) -> list[Any] | None:
     """Functions without int8 kernel in XNNPACK are computed in float, between two conversions.
@@ -154,7 +153,7 @@ def _float_copy(file: FastFile, index: int, values: np.ndarray | None) -> int:
     return file.new_tensor(index, values, name=name, type=kind, quantization=None)
 
 
-@replaces("STRIDED_SLICE", costs_bytes=True)
+@replaces("STRIDED_SLICE", preferences=("latency",))
 def _keep_axes(file: FastFile, operator: Any) -> list[Any] | None:
     """A slice that drops an axis, such as a time step, becomes a slice and a reshape."""
     options, (output,) = operator.builtinOptions, operator.outputs

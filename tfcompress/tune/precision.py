@@ -89,8 +89,8 @@ def assign_precision(
     all layers get the first candidate. If the metric drops too far, the noisiest layers get the
     next candidate: bisection finds how many need it, then each layer that does not need it returns
     to the cheaper one. With `target_bytes`, all layers get 8 bits, and those with the least noise
-    get 4 until the weights fit; the scheme then prefers "bytes". Pass the result to `export_tflite`
-    (with the representative dataset) or to `quantize`.
+    get 4 until the weights fit. Where 4 bits are among the choices, the scheme prefers "bytes".
+    Pass the result to `export_tflite` (with the representative dataset) or to `quantize`.
 
     Args:
         model: A built Sequential or Functional model, trained. It is not changed.
@@ -136,7 +136,8 @@ def assign_precision(
             "candidates must be two or more schemes from the cheapest to the most precise, of "
             f"{', '.join(_ORDER)}. Received: {list(candidates)}"
         )
-    prefer = PREFERENCES[0] if target_bytes is None else "bytes"
+    bytes_count = target_bytes is not None or "w4a8" in candidates
+    prefer = "bytes" if bytes_count else PREFERENCES[0]
     search = _Search(model, x, y, metric, resume, verbose, prefer)
     if max_drop is not None:
         chosen = search.within_drop(float(max_drop), list(candidates))

@@ -245,7 +245,7 @@ class RuntimePReLU(RuntimeLayer):
 class ZeroSlope(Rule):
     """A leaky ReLU with a slope of zero, or too small for any quantized value, as a ReLU."""
 
-    preferences = ("latency",)
+    preferences = ("latency", "bytes")
 
     def matches(self, layer: Any) -> bool:
         """Returns whether `layer` is such a leaky ReLU."""
@@ -266,7 +266,7 @@ _LEAST_SLOPE = 1e-6
 class GateHardSwish(Rule):
     """Hard swish as a product with its gate, where that is faster."""
 
-    preferences = ("latency",)
+    preferences = ("latency", "bytes")
 
     def matches(self, layer: Any) -> bool:
         """Returns whether `layer` is nothing but this activation."""
@@ -281,7 +281,7 @@ class GateHardSwish(Rule):
 class SplitSelu(Rule):
     """A scaled exponential unit as a sum; the runtime has no operation for it."""
 
-    preferences = ("latency",)
+    preferences = ("latency", "bytes")
 
     def matches(self, layer: Any) -> bool:
         """Returns whether `layer` is nothing but this activation."""
@@ -309,7 +309,7 @@ class RoundSwish(Rule):
 class RoundSlopes(Rule):
     """A parametric ReLU with 8-bit slopes, as the runtime stores them."""
 
-    preferences: tuple[str, ...] = ("bytes", "exactness")
+    preferences: tuple[str, ...] = ("exactness",)
     form = "kernel"
 
     def matches(self, layer: Any) -> bool:
@@ -328,7 +328,7 @@ class RoundSlopes(Rule):
 class SlopesInFloat(RoundSlopes):
     """The same, with products in float, which are faster than the integer kernel."""
 
-    preferences = ("latency",)
+    preferences = ("latency", "bytes")
     form = "float"
 
 

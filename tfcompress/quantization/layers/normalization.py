@@ -161,7 +161,7 @@ class RuntimeNormalization(RuntimeLayer):
 class NormalizeInIntegers(Rule):
     """Layer, RMS and group normalization as operations of the runtime."""
 
-    preferences: tuple[str, ...] = ("bytes", "exactness")
+    preferences: tuple[str, ...] = ("exactness",)
     form = "kernel"
 
     def matches(self, layer: Any) -> bool:
@@ -207,7 +207,7 @@ class NormalizeInIntegers(Rule):
 class NormalizeWithTable(NormalizeInIntegers):
     """The same, with a table in place of RSQRT, whose kernel is slow."""
 
-    preferences = ("latency",)
+    preferences = ("latency", "bytes")
     form = "float"
 
 

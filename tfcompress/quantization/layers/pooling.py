@@ -136,7 +136,7 @@ class BorderScale(_OfWindows):
 class AverageByConvolution(Rule):
     """An average over windows as a depthwise convolution, which is eight times as fast."""
 
-    preferences = ("latency",)
+    preferences = ("latency", "bytes")
 
     def matches(self, layer: Any) -> bool:
         """Returns whether `layer` averages small windows, and its border can be corrected."""
