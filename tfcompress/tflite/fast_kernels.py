@@ -160,14 +160,22 @@ def _keep_axes(file: FastFile, operator: Any) -> list[Any] | None:
     others = options.newAxisMask or options.ellipsisMask
     if others or not options.shrinkAxisMask or not file.is_int8(int(operator.inputs[0])):
         return None
-    if set(np.frombuffer(file.data(operator.inputs[3]), np.int32)) != {1}:
+    begin, end, strides = (file.data(t) for t in operator.inputs[1:4])
+    if not (begin and end) or set(np.frombuffer(strides, np.int32)) != {1}:
         return None
     kept = [int(n) for n in file.tensor(output).shape]
-    for axis in range(len(file.tensor(operator.inputs[0]).shape)):
+    bounds = [np.frombuffer(values, np.int32).copy() for values in (begin, end)]
+    for axis, length in enumerate(file.tensor(operator.inputs[0]).shape):
         if options.shrinkAxisMask >> axis & 1:
             kept.insert(axis, 1)
+            bounds[0][axis] %= length  # without the mask, the end of -1 would be 0
+            bounds[1][axis] = bounds[0][axis] + 1
     sliced = file.new_tensor(int(output), name=b"sliced", shape=kept)
     new = copy.copy(operator)
+    new.inputs = [int(t) for t in operator.inputs]
+    for position, (index, values) in enumerate(zip(operator.inputs[1:3], bounds, strict=True), 1):
+        if values.tobytes() != file.data(index):
+            new.inputs[position] = file.new_tensor(int(index), values)
     new.builtinOptions = copy.copy(options)
     new.builtinOptions.shrinkAxisMask = 0
     new.outputs = [sliced]

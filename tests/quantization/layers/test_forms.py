@@ -48,6 +48,8 @@ FORMS = {
     "product of matrices": lambda x: ops.matmul(L.Reshape((12, 96))(x), L.Reshape((96, 12))(x)),
     "softmax of many": lambda x: L.Softmax()(L.Conv2D(32, 1)(x)),
     "time step": lambda x: x[:, 3],
+    "last time step": lambda x: x[:, -1],
+    "pixel": lambda x: x[:, 2, -2],
 }
 
 
