@@ -104,7 +104,10 @@ def main():
     from importlib import metadata
 
     version = metadata.version("ai-edge-litert")
-    print(f"{processor()}, ai-edge-litert {version}, one thread, least of turns, milliseconds\n")
+    print(
+        f"{processor()}, ai-edge-litert {version}, one thread, least of turns, "
+        f"microseconds at {', '.join(SIZES)}\n"
+    )
     figures = {}
     for size, (side, channels) in SIZES.items():
         files = {}
@@ -114,16 +117,16 @@ def main():
                 files[name, dtype] = file.content(build(file, side, channels))
         for (name, dtype), row in measure(files, arguments.seconds).items():
             figures.setdefault(name, {}).setdefault(dtype, {})[size] = row
-    print("| operation | " + " | ".join(f"{d} {s}" for d in DTYPES for s in SIZES) + " | XNNPACK |")
-    print("|---" * (len(DTYPES) * len(SIZES) + 2) + "|")
+    print("| operation | " + " | ".join(DTYPES) + " | taken by XNNPACK |")
+    print("|---" * (len(DTYPES) + 2) + "|")
     for name, by_dtype in figures.items():
         cells = []
         for dtype in DTYPES:
-            for size in SIZES:
-                row = by_dtype.get(dtype, {}).get(size, {})
-                cells.append(f"{row['ms']:.4f}" if "ms" in row else "-" if row else "")
+            rows = [by_dtype.get(dtype, {}).get(size, {}) for size in SIZES]
+            times = [f"{row['ms'] * 1000:.3g}" for row in rows if "ms" in row]
+            cells.append(" / ".join(times) or ("no kernel" if any(rows) else ""))
         taken = [d for d in by_dtype if all(r.get("xnnpack") for r in by_dtype[d].values())]
-        print(f"| {name} | " + " | ".join(cells) + f" | {', '.join(taken) or 'no'} |")
+        print(f"| {name} | " + " | ".join(cells) + f" | {', '.join(taken) or 'none'} |")
     if arguments.json:
         with open(arguments.json, "w") as file:
             json.dump({"processor": processor(), "version": version, "figures": figures}, file)

@@ -138,6 +138,16 @@ def divide(x: Any, divisor: float) -> Any:
     return x / ops.where(ops.isfinite(x), divisor, 1.0)
 
 
+def inverse_root(x: Any) -> Any:
+    """Returns `1 / sqrt(x)`, each step rounded to the nearest float32.
+
+    TensorFlow approximates `rsqrt` and the reciprocal, and makes them of divisions by a plain root
+    and of a constant one. Here it sees neither.
+    """
+    one = ops.where(ops.isfinite(x), ops.ones_like(x), x)
+    return one / ops.maximum(ops.sqrt(x), 1e-30)
+
+
 def range_of_qparams(scale: float, qmin: float) -> tuple[float, float]:
     """Returns a range from which the converter computes exactly the given scale.
 

@@ -17,6 +17,7 @@ from tfcompress.integer.elementwise import (
     ElementwiseKernel,
     Subtraction,
 )
+from tfcompress.integer.fixed_point import inverse_root
 from tfcompress.integer.grid_ops import FixedFakeQuant
 from tfcompress.integer.producers import InverseRoot, Mean, Product
 from tfcompress.integer.roles import NORMALIZATION, OUTPUT, Range, integer_layer
@@ -119,7 +120,7 @@ class RuntimeNormalization(RuntimeLayer):
         variance = self._quantize_result("variance", self._mean(squares, self.epsilon), training)
         if not self.passes:  # a variance below half its scale is quantized to 0, without inverse
             variance = ops.maximum(variance, self._scale_of("variance"))
-        inverse = ops.rsqrt(variance)
+        inverse = ops.rsqrt(variance) if self.lowered else inverse_root(variance)
         inverse = self._quantize_result("inverse", inverse, training)
         x = x * inverse
         if self.groups:
