@@ -22,6 +22,8 @@ from ai_edge_litert.interpreter import Interpreter
 from benchmarks import operation_forms as _registers_them  # noqa: F401
 from benchmarks.operation_cases import CASES
 from benchmarks.operation_files import DTYPES, SIZES, File
+from tfcompress.tensorflow_internals import operation_details
+from tfcompress.tflite.delegates import delegated_positions
 
 
 def measure(cases, seconds):
@@ -35,9 +37,9 @@ def measure(cases, seconds):
         except (RuntimeError, ValueError) as error:
             rows[key] = {"error": str(error).strip().splitlines()[-1][:80]}
             continue
-        names = [op["op_name"] for op in interpreter._get_ops_details()]
-        left = _left(interpreter._get_ops_details())
-        rows[key] = {"ms": float("inf"), "xnnpack": "DELEGATE" in names and not left}
+        names = [op["op_name"] for op in operation_details(interpreter)]
+        whole = len(delegated_positions(interpreter)) == len(names) - names.count("DELEGATE")
+        rows[key] = {"ms": float("inf"), "xnnpack": whole}
         models[key] = interpreter
     for key, interpreter in models.items():
         for detail in interpreter.get_input_details():
@@ -63,25 +65,6 @@ def measure(cases, seconds):
     return rows
 
 
-def _left(operations):
-    """Returns the operations that no delegate's node covers."""
-    covered = set()
-    producers = {int(t): op for op in operations if op["op_name"] != "DELEGATE"
-                 for t in op["outputs"]}  # fmt: skip
-    for node in operations:
-        if node["op_name"] != "DELEGATE":
-            continue
-        pending, inputs = [int(t) for t in node["outputs"]], {int(t) for t in node["inputs"]}
-        while pending:
-            tensor = pending.pop()
-            producer = producers.get(tensor)
-            if producer is None or tensor in inputs or id(producer) in covered:
-                continue
-            covered.add(id(producer))
-            pending += [int(t) for t in producer["inputs"]]
-    return [op for op in operations if op["op_name"] != "DELEGATE" and id(op) not in covered]
-
-
 def processor():
     """Returns the name of the processor and its integer instructions."""
     try:
@@ -92,6 +75,10 @@ def processor():
     name = next((line.split(":")[1].strip() for line in text.splitlines() if "model name" in line),
                 platform.machine())  # fmt: skip
     return name + (" with AVX-512 VNNI" if "avx512_vnni" in text else "")
+
+
+def _microseconds(ms):
+    return f"{ms * 1000:.3g}" if ms < 1 else f"{ms * 1000:,.0f}"
 
 
 def main():
@@ -123,7 +110,7 @@ def main():
         cells = []
         for dtype in DTYPES:
             rows = [by_dtype.get(dtype, {}).get(size, {}) for size in SIZES]
-            times = [f"{row['ms'] * 1000:.3g}" for row in rows if "ms" in row]
+            times = [_microseconds(row["ms"]) for row in rows if "ms" in row]
             cells.append(" / ".join(times) or ("no kernel" if any(rows) else ""))
         taken = [d for d in by_dtype if all(r.get("xnnpack") for r in by_dtype[d].values())]
         print(f"| {name} | " + " | ".join(cells) + f" | {', '.join(taken) or 'none'} |")

@@ -55,7 +55,7 @@ def test_powers_of_two():
 
 @pytest.mark.parametrize("jit", [False, True])
 def test_inverse_roots_are_rounded_in_graphs_as_in_numpy(jit):
-    """TensorFlow approximates `rsqrt` and `1 / sqrt` in graphs, off by one unit in the last place."""
+    """In graphs, TensorFlow approximates `rsqrt`, and makes one of `1 / sqrt`."""
     x = np.float32(3.7e-5) * np.arange(1, 4096, dtype="float32")
     found = tf.function(inverse_root, jit_compile=jit)(tf.constant(x)).numpy()
     np.testing.assert_array_equal(found, np.float32(1) / np.sqrt(x))
