@@ -126,3 +126,19 @@ def test_a_batch_that_is_left_open(tmp_path):
         for batch in (1, None)
     )  # fmt: skip
     np.testing.assert_array_equal(any_number.predict(data), one.predict(data))
+
+
+def test_a_shared_pointwise_convolution(tmp_path):
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((8, 8, 16))
+    shared = L.Conv2D(16, 1, activation="relu")
+    model = keras.Model(inputs, L.Conv2D(4, 3)(shared(shared(inputs))))
+    data = np.random.default_rng(0).normal(size=(32, 8, 8, 16)).astype("float32")
+    aware = tfc.quantize(model, "w4a8")
+    aware(data, training=True)
+    result = tfc.export_tflite(aware, tmp_path / "m.tflite")
+    assert result.ops["FULLY_CONNECTED"] == 2
+    # Called on inputs with two scales, it rounds floats.
+    file = tfc.TFLiteModel(result.path)
+    off = np.abs(file.predict(data) - aware.predict(data, verbose=0)) > 1e-6
+    assert off.mean() < 0.02

@@ -105,13 +105,12 @@ def _by_row(file: FastFile, operator: Any) -> list[Any]:
         before = [_with_every_other_pixel(file, operator)]
         source = before[0].outputs[0]
     outputs, _, _, inputs = (int(n) for n in file.tensor(index).shape)
-    weights = file.tensor(index)
-    weights.shape, weights.shapeSignature = [outputs, inputs], None
+    weights = file.reshaped(index, [outputs, inputs])  # another call may read it as it is
     return [
         *before,
         file.operator(
             "FULLY_CONNECTED",
-            [source, index, *bias],
+            [source, weights, *bias],
             [*operator.outputs],
             10,
             fusedActivationFunction=options.fusedActivationFunction,

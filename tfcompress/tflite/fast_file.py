@@ -58,6 +58,12 @@ class FastFile:
         self.graph.tensors.append(tensor)
         return len(self.graph.tensors) - 1
 
+    def reshaped(self, index: int, shape: list[int]) -> int:
+        """Adds a constant in another shape, with the data of the old one."""
+        new = self.new_tensor(index, shape=shape)
+        self.tensor(new).buffer = self.tensor(index).buffer
+        return new
+
     def operator(
         self, kind: str, inputs: list[int], outputs: list[int], version: int, **fields: Any
     ) -> Any:
