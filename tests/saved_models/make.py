@@ -49,6 +49,12 @@ def fast_forms():
     return keras.Model(inputs, L.Dense(3)(L.GlobalAveragePooling2D()(x))), (8, 8, 3)
 
 
+def mean():
+    inputs = keras.Input((6, 6, 2))
+    x = L.GlobalAveragePooling2D()(L.Conv2D(4, 3)(inputs))
+    return keras.Model(inputs, L.Dense(2)(x)), (6, 6, 2)
+
+
 def chain():
     return keras.Sequential([keras.Input((6,)), L.Dense(4, "relu"), L.Dense(2)]), (6,)
 
@@ -167,6 +173,8 @@ def models():
     decay = tfc.PolynomialDecay(0.0, 0.5, begin_step=0, end_step=4)
     model, shape = fast_forms()
     yield "int8_fast_forms", trained(tfc.quantize(model), shape), shape
+    model, shape = mean()
+    yield "int8_mean", trained(tfc.quantize(model), shape), shape
     yield "pruned_chain", tfc.prune(chain()[0], decay), (6,)
     constant = tfc.ConstantSparsity(0.5, begin_step=0)
     pruned = tfc.quantize(tfc.prune(chain()[0], constant))

@@ -67,6 +67,20 @@ def round_averages(quantized: Any, middle: Any) -> Any:
     return ops.sign(quantized) * ops.floor(ops.abs(quantized) + (0.5 + 1e-4)) + middle
 
 
+def mean_of(averages: Any, count: int, zero_point: Any) -> Any:
+    """Returns means of quantized values, as XNNPACK's MEAN with equal scales rounds them.
+
+    It sums quantized values with their zero point, so that ties go to the even one of these.
+
+    Args:
+        averages: Means of quantized values, before rounding. The zero point is subtracted.
+        count: The number of values of each.
+        zero_point: The zero point.
+    """
+    total = ops.round(averages * count) + count * zero_point
+    return ops.round(total * np.float32(1 / count)) - zero_point
+
+
 def multiply_by_quantized_multiplier(quantized: Any, multiplier: Any, power: float = 1.0) -> Any:
     """Returns integers times a multiplier, rounded twice as in the runtime's built-in kernels.
 

@@ -20,6 +20,7 @@ from tfcompress.integer.fake_quant import (
 from tfcompress.integer.fixed_point import (
     Accumulator,
     divide,
+    mean_of,
     range_of_qparams,
     round_averages,
 )
@@ -38,7 +39,8 @@ class ActivationQuantizer(keras.layers.Layer):
     so that padding is exact. Before any training the layer returns activations unchanged. Called
     with `averaged=True`, it quantizes an average with the scale of the averaged values and learns
     nothing. With "up", ties are rounded up, as resizing does, instead of away from the middle of
-    the range; with a number, as by a convolution whose weights have that scale.
+    the range; with a float, as by a convolution whose weights have that scale; with an integer, as
+    by XNNPACK's MEAN of so many values.
 
     Args:
         fixed_range: (minimum, maximum) of operations whose range is known; nothing is learned.
@@ -162,6 +164,8 @@ class ActivationQuantizer(keras.layers.Layer):
         x = ops.cast(inputs, "float32")
         if isinstance(averaged, float):
             quantized = Accumulator(scale * averaged).requantize(x, scale)
+        elif type(averaged) is int:  # no boolean
+            quantized = mean_of(x / scale, averaged, -128 - qmin)
         elif averaged:
             quantized = round_averages(x / scale, 0.0 if averaged == "up" else qmin + 128)
         else:

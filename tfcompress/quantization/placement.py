@@ -277,7 +277,7 @@ class PlaceQuantizers(EmitQuantizers):
         if kind == AVERAGE and states and states[0].quantizer is not None:
             self._note(new, states[0])
             resized = isinstance(layer, (keras.layers.UpSampling2D, keras.layers.Resizing))
-            ties = "up" if resized else getattr(layer, "weight_scale", True)
+            ties = "up" if resized else getattr(layer, "averages", True)
             return self._apply(states[0].quantizer, new, states[0], averaged=ties)
         prescribed = fixed_range(layer)
         if prescribed is not None:

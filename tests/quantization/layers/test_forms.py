@@ -36,6 +36,10 @@ FORMS = {
         [L.AveragePooling2D(2)(x), L.Conv2D(4, 2, 2, activation="tanh")(x)]
     ),
     "average of time steps": lambda x: L.AveragePooling1D(2)(L.Reshape((12, 96))(x)),
+    "global average": lambda x: L.Multiply()([x, L.GlobalAveragePooling2D(keepdims=True)(x)]),
+    "global average in a concatenation": lambda x: L.Concatenate()(
+        [L.GlobalAveragePooling2D()(x), L.Dense(4, activation="tanh")(L.Flatten()(x))]
+    ),
     "large depthwise": lambda x: L.DepthwiseConv2D(7, padding="same")(x),
     "large depthwise, strided": lambda x: L.DepthwiseConv2D((5, 7), (2, 2))(x),
     "groups of one": lambda x: L.Conv2D(8, 3, groups=8)(x),

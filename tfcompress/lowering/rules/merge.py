@@ -81,8 +81,8 @@ def _is_moved(lowering: Lowering, tensor: Any) -> bool:
     producer = lowering.producer_before(tensor, MOVE)
     operation = producer and plain(producer.operation)
     moved = producer is not lowering.producer(tensor)
-    if producer and isinstance(producer.kwargs.get("averaged"), float):  # by a convolution
-        return True
+    if producer and type(producer.kwargs.get("averaged")) in (int, float):
+        return True  # by a convolution or MEAN, to which the converter would give other parameters
     kinds = (RuntimeRecurrent, ActivationQuantizer) if moved else RuntimeRecurrent
     return isinstance(operation, kinds)
 

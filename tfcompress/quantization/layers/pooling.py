@@ -27,7 +27,7 @@ integer_layer("MaxPooling1D MaxPooling2D", keeps_channels=True)
 integer_layer("AveragePooling1D AveragePooling2D AveragePool", role=AVERAGE, int16=True)
 integer_layer("AveragePooling3D AdaptiveAveragePooling1D AdaptiveAveragePooling2D", role=AVERAGE)
 integer_layer("Mean", int16=True)
-integer_layer("RuntimeAverage BorderScale", role=AVERAGE)
+integer_layer("RuntimeAverage BorderScale RuntimeMean", role=AVERAGE)
 
 MOST_TAPS = 25  # of a depthwise kernel, for which XNNPACK has code; larger ones are slow
 EXACT_FACTORS = "exact_factors"  # in the names of factors that are multiples of FACTOR_SCALE
@@ -78,8 +78,8 @@ class RuntimeAverage(_OfWindows):
         self._taps = math.prod(options["pool_size"])
 
     @property
-    def weight_scale(self) -> float:
-        """The scale of the weights in the file, whose quantized values are 127."""
+    def averages(self) -> float:
+        """How its averages are rounded: by weights of this scale, with quantized values of 127."""
         return float(np.float32(np.float64(np.float32(1 / self._taps)) / 127))
 
     def compute_output_shape(self, input_shape: Any) -> Any:
@@ -120,7 +120,7 @@ class RuntimeAverage(_OfWindows):
 class BorderScale(_OfWindows):
     """Multiplies averages at the border, which counted zeros, by the taps over the values."""
 
-    weight_scale = FACTOR_SCALE
+    averages = FACTOR_SCALE
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         """Returns the averages of the values alone."""
@@ -184,6 +184,39 @@ class AverageByConvolution(Rule):
         return [] if counts == full else counts
 
 
+@keras.saving.register_keras_serializable("tfcompress")
+class RuntimeMean(RuntimeLayer):
+    """The mean of an image of known size, as XNNPACK's MEAN: a sum, times a float.
+
+    Args:
+        count: The number of pixels.
+        **kwargs: Arguments of `keras.layers.Layer`.
+    """
+
+    propagates_mask = False
+
+    def __init__(self, count: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.count = count
+
+    @property
+    def averages(self) -> int:
+        """How its averages are rounded; see `ActivationQuantizer`."""
+        return self.count
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        """Returns the shape of the mean."""
+        return (input_shape[0], 1, 1, input_shape[3])
+
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
+        """Returns the mean."""
+        return ops.mean(inputs, axis=(1, 2), keepdims=True)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor arguments."""
+        return {**super().get_config(), "count": self.count}
+
+
 @canonical_form
 class PoolGlobally(Rule):
     """A global average of an image of known size becomes an average pooling over all of it.
@@ -191,6 +224,8 @@ class PoolGlobally(Rule):
     TFLite computes the first as MEAN, in which its kernels differ by one LSB, and the second as
     AVERAGE_POOL_2D, which they all round alike.
     """
+
+    preferences: tuple[str, ...] = ("exactness",)
 
     def matches(self, layer: Any) -> bool:
         """Returns whether `layer` averages images of one known size, channels last."""
@@ -206,6 +241,21 @@ class PoolGlobally(Rule):
         height, width, channels = inbound_nodes(layer)[0].input_tensors[0].shape[1:]
         shape = (1, 1, channels) if layer.keepdims else (channels,)
         return [
-            layers.AveragePooling2D((height, width), name=layer.name, dtype=layer.dtype_policy),
+            self.average(layer, height, width),
             layers.Reshape(shape, name=f"{layer.name}_reshape", dtype=layer.dtype_policy),
         ]
+
+    def average(self, layer: Any, height: int, width: int) -> Any:
+        """Returns the layer that averages over all of the image."""
+        return layers.AveragePooling2D((height, width), name=layer.name, dtype=layer.dtype_policy)
+
+
+@canonical_form
+class MeanGlobally(PoolGlobally):
+    """The same as MEAN, which XNNPACK takes."""
+
+    preferences = ("latency", "bytes")
+
+    def average(self, layer: Any, height: int, width: int) -> Any:
+        """Returns the mean."""
+        return runtime_layer(RuntimeMean, layer, count=height * width)
