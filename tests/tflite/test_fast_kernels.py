@@ -142,3 +142,16 @@ def test_a_shared_pointwise_convolution(tmp_path):
     file = tfc.TFLiteModel(result.path)
     off = np.abs(file.predict(data) - aware.predict(data, verbose=0)) > 1e-6
     assert off.mean() < 0.02
+
+
+def test_a_scale_for_the_whole_kernel(tmp_path):
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((12, 12, 3))
+    x = L.Conv2D(16, 1)(L.Rescaling([1.0, 2.0, 3.0])(inputs))
+    model = keras.Model(inputs, L.DepthwiseConv2D(7, padding="same")(x))
+    data = np.random.default_rng(0).normal(size=(32, 12, 12, 3)).astype("float32")
+    scheme = tfc.QuantizationScheme(weight_granularity="tensor")
+    result = tfc.export_tflite(
+        model, tmp_path / "m.tflite", scheme=scheme, representative_dataset=data
+    )
+    assert result.ops["CONV_2D"] == 2 and result.report.outside == {}

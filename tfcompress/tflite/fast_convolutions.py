@@ -182,8 +182,9 @@ def _scale_rows(file: FastFile, operator: Any) -> list[Any] | None:
     for index, axis in zip(map(int, operator.inputs[1:]), (3, 0), strict=True):
         tensor = file.tensor(index)
         quantization = copy.copy(tensor.quantization)
-        quantization.scale = np.tile(quantization.scale, pixels).astype(np.float32)
-        quantization.zeroPoint = np.zeros(len(quantization.scale), np.int64)
+        if len(quantization.scale) > 1:  # one for each channel
+            quantization.scale = np.tile(quantization.scale, pixels).astype(np.float32)
+            quantization.zeroPoint = np.zeros(len(quantization.scale), np.int64)
         quantization.quantizedDimension = axis
         kind = np.int8 if axis else np.int32
         values = np.tile(np.frombuffer(file.data(index), kind), pixels)
