@@ -76,7 +76,7 @@ class QuantizationScheme:
             where no kernel grows; 4 bits wherever there is a kernel for them. "exactness": the
             operation that the runtime has for the layer, which rounds least and computes in
             integers throughout, also where its kernel is slow, and for chips without floats. Files
-            equal their models in each of them.
+            equal their models in each of them, but for convolutions with 4 bits outside of XNNPACK.
         overrides: Other schemes for some layers, `{glob on the layer's path: scheme}`; the first
             glob that matches applies. A scheme is "float32", "int8", "w4a8", "int16x8" or a
             `QuantizationScheme`, of which the bits and the fields on weights apply (of `prefer`,

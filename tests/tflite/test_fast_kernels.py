@@ -144,6 +144,22 @@ def test_a_shared_pointwise_convolution(tmp_path):
     assert off.mean() < 0.02
 
 
+@pytest.mark.parametrize(
+    ("layer", "channels"), [(lambda: L.Conv2D(16, 1, groups=2), 16), (lambda: L.Conv2D(8, 1), 3)]
+)
+def test_what_has_no_fast_kernel_of_four_bits_keeps_eight(layer, channels, tmp_path):
+    """Groups, and an odd number of inputs."""
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((8, 8, channels)), layer(), L.Conv2D(4, 1)])
+    data = np.random.default_rng(0).normal(size=(32, 8, 8, channels)).astype("float32")
+    aware = tfc.quantize(model, "w4a8")
+    aware(data, training=True)
+    result = tfc.export_tflite(aware, tmp_path / "m.tflite")
+    assert result.report.outside == {} and set(result.report.weight_bytes) == {"int4", "int8"}
+    file = tfc.TFLiteModel(result.path)
+    np.testing.assert_array_equal(file.predict(data), aware.predict(data, verbose=0))
+
+
 def test_a_scale_for_the_whole_kernel(tmp_path):
     keras.utils.set_random_seed(0)
     inputs = keras.Input((12, 12, 3))

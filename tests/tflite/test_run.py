@@ -5,6 +5,7 @@ from keras import layers as L
 
 import tfcompress as tfc
 from tests import nets
+from tfcompress.tflite.io_tensors import CollectedOutput
 from tfcompress.tflite.run import accuracy
 
 
@@ -174,3 +175,14 @@ import sys, tfcompress
 print([m for m in ("tensorflow", "keras", "matplotlib") if m in sys.modules])
 """)
     assert out.strip() == "[]"
+
+
+def test_outputs_whose_first_axis_is_not_the_batch():
+    collected = CollectedOutput(5)
+    for value, batch in ((np.zeros((2, 3)), 2), (np.ones((2, 3)), 1), (np.ones((2, 3)), 2)):
+        collected.add(value, batch)
+    assert collected.array().shape == (6, 3) and collected.array()[:2].max() == 0
+    whole = CollectedOutput(3)
+    for value in (np.zeros((2, 3)), np.ones((2, 3))):
+        whole.add(value, 2)
+    np.testing.assert_array_equal(whole.array()[:, 0], [0, 0, 1])

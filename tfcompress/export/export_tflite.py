@@ -337,18 +337,20 @@ def export_tflite(
     latency = None
     if benchmark:
         say("measuring its latency")
-        with converter_process(keep=keep) as process:
-            in_float = convert(
-                lambda: lower(without_transforms(model) if is_wrapped(model) else model),
-                process,
-                inputs=[spec.name for spec in specs],
-                outputs=output_names(model),
-                scheme="float32",
-                io_dtype="float32",
-                batch_size=batch_size,
-                sparse=False,
-            )
-        claim(in_float)
+
+        def in_float() -> bytes:
+            with converter_process(keep=keep) as process:
+                return convert(
+                    lambda: lower(without_transforms(model) if is_wrapped(model) else model),
+                    process,
+                    inputs=[spec.name for spec in specs],
+                    outputs=output_names(model),
+                    scheme="float32",
+                    io_dtype="float32",
+                    batch_size=batch_size or 1,
+                    sparse=False,
+                )
+
         latency = measured_latency(content, in_float)
     fast = integer and scheme != "int16x8"  # which is known to be slow
     if fast and (slow := slower_than_float(report, latency)):

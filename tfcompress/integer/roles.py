@@ -144,7 +144,7 @@ def augments(operation: Any) -> bool:
     """Returns whether an operation is the identity at inference and is not registered."""
     layer = plain(operation)
     unknown = support_of(layer).role == OUTPUT and description(layer) is None
-    return unknown and trains_only(layer)
+    return unknown and not hasattr(layer, "qparams") and trains_only(layer)
 
 
 def _name(layer: Any) -> str:

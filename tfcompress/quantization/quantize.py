@@ -188,9 +188,16 @@ def _is_tensor(scheme: Any) -> bool:
 def weight_quantizer_for(layer: Any, scheme: QuantizationScheme) -> FakeQuant:
     """Returns the transform that fake-quantizes the weights of a layer in a scheme."""
     int4 = scheme.weight_bits == 4 and has_int4_kernels(layer)
-    if scheme.prefer == "latency" and any(size > 1 for size in getattr(layer, "kernel_size", ())):
-        int4 = False
+    int4 = int4 and (scheme.prefer != "latency" or _is_fast_in_four_bits(layer))
     return FakeQuant(4 if int4 else 8, scheme.weight_range, scheme.weight_granularity)
+
+
+def _is_fast_in_four_bits(layer: Any) -> bool:
+    """Returns whether XNNPACK has a kernel: for products with an even number of inputs."""
+    spatial = any(size > 1 for size in getattr(layer, "kernel_size", ()))
+    kernel = getattr(layer, "kernel", None)
+    odd = kernel is not None and len(kernel.shape) > 1 and kernel.shape[-2] % 2 == 1
+    return not (spatial or getattr(layer, "groups", 1) > 1 or odd)
 
 
 def _schemes(

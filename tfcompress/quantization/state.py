@@ -11,7 +11,6 @@ from tfcompress.graph.keras_internals import flatten_layers
 from tfcompress.graph.read import walk_layers
 from tfcompress.quantization.activation_quantizer import ActivationQuantizer
 from tfcompress.quantization.input_samples import sample_keepers
-from tfcompress.scheme import PREFERENCES
 from tfcompress.transforms.fake_quant import FakeQuant
 
 
@@ -48,7 +47,8 @@ def trained_scheme(model: keras.Model) -> str:
 
 def preference(model: keras.Model) -> str:
     """Returns the `prefer` of the scheme of a quantized model."""
-    return next((keeper.prefer for keeper in sample_keepers(model)), PREFERENCES[0])
+    # A part of a quantized model has no keepers: its forms may be any.
+    return next((keeper.prefer for keeper in sample_keepers(model)), "exactness")
 
 
 def uses_int16_activations(model: keras.Model) -> bool:

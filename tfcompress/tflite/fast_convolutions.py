@@ -43,9 +43,9 @@ def _by_group_or_row(file: FastFile, operator: Any) -> list[Any] | None:
     if not file.is_int8(source) or not file.data(index):
         return None
     outputs, height, width, inputs = (int(n) for n in kernel.shape)
-    if kernel.type == file.schema.TensorType.INT4:
-        return _by_row(file, operator) if height == width == 1 else None
     groups = int(file.tensor(source).shape[3]) // inputs
+    if kernel.type == file.schema.TensorType.INT4:
+        return _by_row(file, operator) if groups == height == width == 1 else None
     if groups < 2 or inputs >= _GROUP // 2 or not file.is_int8(index):
         return None
     values = np.frombuffer(file.data(index), np.int8).reshape(outputs, height, width, inputs)
@@ -173,6 +173,8 @@ def _scale_rows(file: FastFile, operator: Any) -> list[Any] | None:
     if channels >= _GROUP or max(options.strideH, options.strideW) > 1 or multiplier:
         return None
     if len(operator.inputs) < 3 or not file.is_int8(source, output) or width < 2:
+        return None
+    if not file.is_sized(source, output):
         return None
     divisors = [n for n in range(1, width + 1) if width % n == 0]
     pixels = next((n for n in divisors if n * channels >= _SCALED_CHANNELS), width)

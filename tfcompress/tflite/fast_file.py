@@ -47,6 +47,11 @@ class FastFile:
         """Returns whether tensors are int8."""
         return all(self.tensor(i).type == self.schema.TensorType.INT8 for i in indices)
 
+    def is_sized(self, *indices: int) -> bool:
+        """Returns whether all axes of tensors but the batch have fixed sizes."""
+        signatures = (self.tensor(i).shapeSignature for i in indices)
+        return all(s is None or min([*s[1:], 1]) > 0 for s in signatures)
+
     def new_tensor(self, like: int, data: np.ndarray | None = None, **fields: Any) -> int:
         """Adds a copy of a tensor with other fields and, if it is a constant, with its data."""
         tensor = copy.copy(self.tensor(like))

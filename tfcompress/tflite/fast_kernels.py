@@ -160,6 +160,8 @@ def _keep_axes(file: FastFile, operator: Any) -> list[Any] | None:
     others = options.newAxisMask or options.ellipsisMask
     if others or not options.shrinkAxisMask or not file.is_int8(int(operator.inputs[0])):
         return None
+    if not file.is_sized(int(operator.inputs[0]), int(output)):
+        return None
     begin, end, strides = (file.data(t) for t in operator.inputs[1:4])
     if not (begin and end) or set(np.frombuffer(strides, np.int32)) != {1}:
         return None
@@ -170,7 +172,7 @@ def _keep_axes(file: FastFile, operator: Any) -> list[Any] | None:
             kept.insert(axis, 1)
             bounds[0][axis] %= length  # without the mask, the end of -1 would be 0
             bounds[1][axis] = bounds[0][axis] + 1
-    sliced = file.new_tensor(int(output), name=b"sliced", shape=kept)
+    sliced = file.new_tensor(int(output), shape=kept)  # with its name
     new = copy.copy(operator)
     new.inputs = [int(t) for t in operator.inputs]
     for position, (index, values) in enumerate(zip(operator.inputs[1:3], bounds, strict=True), 1):

@@ -62,6 +62,9 @@ class CollectedOutput:
     def add(self, value: np.ndarray, batch: int) -> None:
         """Adds the output for a batch; samples beyond the last one are left out."""
         if self._parts or not value.ndim or len(value) != batch:
+            if self._array is not None:
+                self._parts.append(self._array[: self._filled])
+                self._array = None
             self._parts.append(np.atleast_1d(value))
             return
         if self._array is None:

@@ -40,6 +40,13 @@ FORMS = {
     "global average in a concatenation": lambda x: L.Concatenate()(
         [L.GlobalAveragePooling2D()(x), L.Dense(4, activation="tanh")(L.Flatten()(x))]
     ),
+    "average, then ReLU": lambda x: L.ReLU()(L.AveragePooling2D(2)(x)),
+    "hard swish, then ReLU": lambda x: L.ReLU()(L.Activation("hard_swish")(x)),
+    "selu, then ReLU": lambda x: L.ReLU()(L.Activation("selu")(x)),
+    "pooled, then ReLU": lambda x: L.ReLU()(L.MaxPooling2D(2)(x)),
+    "product with a tanh": lambda x: ops.matmul(
+        L.Reshape((12, 96))(x), L.Activation("tanh")(L.Reshape((96, 12))(L.Conv2D(8, 1)(x)))
+    ),
     "large depthwise": lambda x: L.DepthwiseConv2D(7, padding="same")(x),
     "large depthwise, strided": lambda x: L.DepthwiseConv2D((5, 7), (2, 2))(x),
     "groups of one": lambda x: L.Conv2D(8, 3, groups=8)(x),
@@ -94,6 +101,19 @@ def test_xnnpack_takes_every_operation(name, tmp_path):
         assert set(report.outside) <= {"AVERAGE_POOL_2D"}
     else:
         assert report.outside == {}, report.outside
+
+
+def test_sizes_that_are_left_open(tmp_path):
+    """A shape that only says the placeholder of an open axis must not be computed with."""
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((None, 8))
+    x = L.Dense(8)(L.BatchNormalization()(inputs))
+    model = keras.Model(inputs, L.Dense(4)(x[:, -1]))
+    data = np.random.default_rng(0).normal(size=(64, 7, 8)).astype("float32")
+    aware = tfc.quantize(model)
+    aware(data, training=True)
+    file = tfc.TFLiteModel(tfc.export_tflite(aware, tmp_path / "m.tflite").path)
+    np.testing.assert_array_equal(file.predict(data), aware.predict(data, verbose=0))
 
 
 @pytest.mark.parametrize("name", ["hard swish", "selu", "PReLU", "average at the border"])

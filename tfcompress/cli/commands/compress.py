@@ -30,15 +30,16 @@ _prefer_option = click.option(
     type=click.Choice(PREFERENCES),
     default=PREFERENCES[0],
     show_default=True,
-    help="Which form a layer gets where the runtime has several.",
+    help="Which form a layer gets where the runtime has several; a trained model keeps its own.",
 )
 
 
-def _preferring(scheme: str | None, prefer: str) -> Any:
+def _preferring(scheme: str | None, prefer: str, default: str | None = None) -> Any:
     """Returns a scheme by name, or as an object if it prefers something else than by default."""
-    if prefer == PREFERENCES[0] or scheme not in (None, *INTEGER_SCHEMES):
+    name = scheme or default
+    if prefer == PREFERENCES[0] or name not in INTEGER_SCHEMES:
         return scheme
-    return dataclasses.replace(as_scheme(scheme or "int8"), prefer=prefer)
+    return dataclasses.replace(as_scheme(name), prefer=prefer)
 
 
 @click.command()
@@ -103,7 +104,7 @@ def export(
     result = export_tflite(
         loaded,
         output,
-        scheme=_preferring(scheme, prefer),
+        scheme=_preferring(scheme, prefer, "int8" if data else None),
         representative_dataset=dataset,
         io_dtype=io_dtype,
         batch_size=batch_size or None,

@@ -6,11 +6,25 @@ from typing import Any
 
 from keras import layers
 
-from tfcompress.integer.roles import CLIP, RELU, role
+from tfcompress.graph.layers import plain
+from tfcompress.integer.grid_ops import Requantize
+from tfcompress.integer.roles import CLIP, MOVE, RELU, role
 from tfcompress.lowering.affine_conv import clip_range, image_form
 from tfcompress.lowering.clipping import clipped_by_range, has_int16_output
 from tfcompress.lowering.context import Lowering
 from tfcompress.lowering.lowering_rules import Site, Stage, lowering_rule
+from tfcompress.quantization.activation_quantizer import ActivationQuantizer
+
+
+@lowering_rule(Stage.OPERANDS, 30)
+def separate_relu(lowering: Lowering, site: Site) -> Any:
+    """Keeps the converter from fusing a ReLU of a quantized tensor into what computed that."""
+    if role(site.operation) != RELU or not site.call.inputs:
+        return None
+    before = lowering.producer_before(site.call.inputs[0], MOVE)
+    if before is None or not isinstance(plain(before.operation), ActivationQuantizer):
+        return None
+    return (Requantize.barrier(site.args[0]), *site.args[1:]), site.kwargs
 
 
 @lowering_rule(Stage.DEFERRED, 50)

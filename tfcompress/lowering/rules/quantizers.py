@@ -31,7 +31,7 @@ def remove_training_helpers(lowering: Lowering, site: Site) -> Any:
 @lowering_rule(Stage.WHOLE, 20)
 def remove_augmentation(lowering: Lowering, site: Site) -> Any:
     """Removes layers that change their input in training only."""
-    if isinstance(site.operation, ActivationQuantizer) or not augments(site.operation):
+    if not augments(site.operation):
         return None
     if site.is_deferred:  # in float32, as all that is deferred
         return site.args[0]

@@ -11,6 +11,7 @@ import keras
 import numpy as np
 from keras import layers, ops
 
+from tfcompress.graph.keras_internals import inbound_nodes
 from tfcompress.graph.layers import activation_name
 from tfcompress.integer.elementwise import (
     Addition,
@@ -284,8 +285,9 @@ class SplitSelu(Rule):
     preferences = ("latency", "bytes")
 
     def matches(self, layer: Any) -> bool:
-        """Returns whether `layer` is nothing but this activation."""
-        return type(layer) is layers.Activation and activation_name(layer) == "selu"
+        """Returns whether `layer` is nothing but this activation, and has one set of scales."""
+        selu = type(layer) is layers.Activation and activation_name(layer) == "selu"
+        return selu and len(inbound_nodes(layer)) <= 1
 
     def parts(self, layer: Any) -> list[Any]:
         """Returns the activation of the runtime."""

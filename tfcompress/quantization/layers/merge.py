@@ -10,7 +10,7 @@ from keras import layers, ops
 
 from tfcompress.graph.keras_internals import inbound_nodes
 from tfcompress.integer.elementwise import Addition, ElementwiseKernel
-from tfcompress.integer.producers import Concatenated, MatrixProduct, Product, Requantized
+from tfcompress.integer.producers import Concatenated, MatrixProduct, Product, Requantized, Table
 from tfcompress.integer.roles import JOIN, OUTPUT, PAIR, SUM, integer_layer
 from tfcompress.integer.trace import producer_of, quantizer_of
 from tfcompress.quantization.canonicalize import Rule, canonical_form
@@ -22,7 +22,11 @@ def _product(layer: Any, inputs: Sequence[Any], result: Any) -> Product | None:
 
 
 def _matrix_product(layer: Any, inputs: Sequence[Any], result: Any) -> Product | None:
-    symmetric = getattr(quantizer_of(inputs[-1]), "symmetric", False)  # else it is not XNNPACK's
+    second = quantizer_of(inputs[-1])
+    fixed = getattr(second, "fixed_range", None)
+    centered = fixed is not None and round(-255 * fixed[0] / (fixed[1] - fixed[0])) == 128
+    symmetric = isinstance(second, Table) or getattr(second, "symmetric", False) or centered
+    # Only a second factor with the zero point 0 is XNNPACK's.
     return _of_two(Product if symmetric else MatrixProduct, inputs)
 
 

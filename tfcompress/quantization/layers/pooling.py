@@ -132,6 +132,14 @@ class BorderScale(_OfWindows):
         return inputs * factors
 
 
+_MOST_GROWTH = 1.3  # of the squared rounding error, on average over an image
+
+
+def _growth_of_errors(counts: list[list[int]]) -> float:
+    """Returns by how much the factors at the border enlarge the squared error of rounding."""
+    return math.prod(float(np.mean((max(axis) / np.asarray(axis)) ** 2)) for axis in counts)
+
+
 @canonical_form
 class AverageByConvolution(Rule):
     """An average over windows as a depthwise convolution, which is eight times as fast."""
@@ -146,6 +154,8 @@ class AverageByConvolution(Rule):
         if math.prod(layer.pool_size) > MOST_TAPS or not inbound_nodes(layer):
             return False
         counts = self._counts(layer)
+        if counts and _growth_of_errors(counts) > _MOST_GROWTH:
+            return False
         factors = [1.0]
         for axis, size in zip(counts or [], layer.pool_size, strict=False):
             if max(axis) < size:  # a window that is larger than the image
