@@ -72,6 +72,7 @@ def test_names_of_inputs_and_outputs_survive(tmp_path):
 @pytest.mark.parametrize("batch_size", [1, 4, None])
 @pytest.mark.parametrize("trained", [True, False])
 def test_batches(batch_size, trained, tmp_path):
+    keras.utils.set_random_seed(0)
     model = nets.small_residual()
     x = nets.samples_for(model, 18)
     if trained:
