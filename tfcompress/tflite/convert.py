@@ -130,7 +130,8 @@ def convert(
             if not per_channel:
                 content = share_scales(content)
             if ranges:
-                content = use_fast_kernels(merge_requantizations(content), prefer)
+                content = use_integer_kernels(merge_requantizations(content), ("RELU", "RELU6"))
+                content = use_fast_kernels(content, prefer)
             return as_in_model(
                 content,
                 list(zip(inputs, file_names[0], strict=True)),

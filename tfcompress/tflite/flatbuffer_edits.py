@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -42,27 +42,28 @@ def without_copies(content: bytes) -> bytes:
 _BYTES_PER_BUFFER = 10  # bytes that rewriting a file adds for each buffer, about
 
 
-def use_integer_kernels(content: bytes) -> bytes:
+def use_integer_kernels(content: bytes, kinds: Sequence[str] = ("ELU",)) -> bytes:
     """Returns the file with integer kernels for operations that the converter leaves in float.
 
     The converter leaves `DEQUANTIZE, ELU, QUANTIZE` as it is. The runtime has an int8 kernel that
-    uses a lookup table, with the same results.
+    uses a lookup table, with the same results. Of a ReLU behind a barrier the same is left.
 
     Args:
         content: A `.tflite` file.
+        kinds: The operations.
     """
     schema = flatbuffer_schema()
     from tensorflow.lite.tools import flatbuffer_utils
 
-    known = {schema.BuiltinOperator.ELU}
+    known = {getattr(schema.BuiltinOperator, kind) for kind in kinds}
     view = schema.Model.GetRootAsModel(content, 0)
     codes = {view.OperatorCodes(i).BuiltinCode() for i in range(view.OperatorCodesLength())}
     if not codes & known:
         return content
     model = flatbuffer_utils.convert_bytearray_to_object(bytearray(content))
-    kinds = [code.builtinCode for code in model.operatorCodes]
+    codes_in_order = [code.builtinCode for code in model.operatorCodes]
     for graph in model.subgraphs:
-        _use_integer_kernels_in(graph, kinds, known, schema)
+        _use_integer_kernels_in(graph, codes_in_order, known, schema)
     drop_unused_tensors(model)
     return bytes(flatbuffer_utils.convert_object_to_bytearray(model))
 

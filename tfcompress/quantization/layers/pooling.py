@@ -132,7 +132,7 @@ class BorderScale(_OfWindows):
         return inputs * factors
 
 
-_MOST_GROWTH = 1.3  # of the squared rounding error, on average over an image
+_MOST_GROWTH = 2.0  # of the squared rounding error, on average over an image
 
 
 def _growth_of_errors(counts: list[list[int]]) -> float:
