@@ -22,8 +22,7 @@ from ai_edge_litert.interpreter import Interpreter
 from benchmarks import operation_forms as _registers_them  # noqa: F401
 from benchmarks.operation_cases import CASES
 from benchmarks.operation_files import DTYPES, SIZES, File
-from tfcompress.tensorflow_internals import operation_details
-from tfcompress.tflite.delegates import delegated_positions
+from tfcompress.tflite.delegates import kernels_of
 
 
 def measure(cases, seconds):
@@ -37,8 +36,7 @@ def measure(cases, seconds):
         except (RuntimeError, ValueError) as error:
             rows[key] = {"error": str(error).strip().splitlines()[-1][:80]}
             continue
-        names = [op["op_name"] for op in operation_details(interpreter)]
-        whole = len(delegated_positions(interpreter)) == len(names) - names.count("DELEGATE")
+        whole = all(delegated for _, delegated in kernels_of(interpreter))
         rows[key] = {"ms": float("inf"), "xnnpack": whole}
         models[key] = interpreter
     for key, interpreter in models.items():

@@ -7,7 +7,6 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 from keras import ops
 
 from tfcompress.integer.fake_quant import straight_through
@@ -16,6 +15,7 @@ from tfcompress.integer.fixed_point import (
     divide,
     multiply_by_quantized_multiplier,
     power_below,
+    scale_of_constant,
 )
 from tfcompress.integer.producers import Int8Quantizer
 
@@ -112,7 +112,7 @@ class ConstantAddition(ElementwiseKernel):
 
     def compute(self, inputs: list[Any], input_scales: list[Any], output_scale: Any) -> Any:
         """Returns the quantized sum."""
-        number_scale = np.float32(np.float64(np.float32(self.number)) / 255)
+        number_scale = scale_of_constant(self.number, 255)
         scales = [*input_scales, number_scale]
         return add_quantized([inputs[0], ops.full((), 255.0)], scales, output_scale)
 

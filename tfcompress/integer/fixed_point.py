@@ -143,6 +143,16 @@ def accumulator_scale(input_scale: Any, weight_max: Any, qmax: int, offset: Any)
     return ops.where(scale > 0, scale, bias_scale)
 
 
+def scale_of_constant(largest: float, qmax: int) -> np.float32:
+    """Returns the scale that the converter gives a constant, rounded as it does.
+
+    Args:
+        largest: Its largest value.
+        qmax: The quantized value of this; 255 where the smallest is 0, with the zero point -128.
+    """
+    return np.float32(np.float64(np.float32(largest)) / qmax)
+
+
 def divide(x: Any, divisor: float) -> Any:
     """Returns `x / divisor` rounded once, as the converter does.
 

@@ -33,6 +33,7 @@ from tfcompress.integer.fixed_point import (
     divide,
     multiply_by_quantized_multiplier,
     requantize_by_ratio,
+    scale_of_constant,
 )
 from tfcompress.transforms.fake_quant import FakeQuant
 
@@ -213,7 +214,7 @@ class Mean:
 
     def requantize(self, x: Any, output_scale: Any) -> Any:
         """Returns the requantized means."""
-        weight_scale = np.float32(np.float64(np.float32(1 / self.count)) / 127)
+        weight_scale = scale_of_constant(1 / self.count, 127)
         return Accumulator(
             self.input_quantizer.qparams()[0] * weight_scale, self.offset
         ).requantize(x, output_scale)

@@ -10,13 +10,10 @@ from __future__ import annotations
 import collections
 import dataclasses
 import math
-from collections.abc import Collection
 from typing import Any
 
-import numpy as np
-
-from tfcompress.tensorflow_internals import flatbuffer_schema, operation_details
-from tfcompress.tflite.delegates import delegated_positions
+from tfcompress.tensorflow_internals import flatbuffer_schema
+from tfcompress.tflite.delegates import kernels_of
 from tfcompress.tflite.parts import objects_of
 
 
@@ -115,14 +112,14 @@ def estimate(interpreter: Any, content: bytes) -> Estimate:
         interpreter: An interpreter of the file, with the default delegate.
         content: The file.
     """
-    names = [op["op_name"] for op in operation_details(interpreter) if op["op_name"] != "DELEGATE"]
-    taken = delegated_positions(interpreter)
     shapes = {d["index"]: d["shape"] for d in interpreter.get_tensor_details()}
     graph, schema = objects_of(content).subgraphs[0], flatbuffer_schema()
     total = in_float = 0.0
     outside: dict[str, float] = collections.defaultdict(float)
-    for position, operator in enumerate(graph.operators):
-        name, kind = names[position], graph.tensors[int(operator.outputs[0])].type
+    for operator, (operation, delegated) in zip(
+        graph.operators, kernels_of(interpreter), strict=True
+    ):
+        name, kind = operation["op_name"], graph.tensors[int(operator.outputs[0])].type
         cost = COSTS[TARGET].get(name, _OTHER)
         count = _count(name, operator, shapes)
         if kind == schema.TensorType.FLOAT32:
@@ -130,10 +127,10 @@ def estimate(interpreter: Any, content: bytes) -> Estimate:
         elif kind == schema.TensorType.INT16:
             ns = cost.int16
         else:
-            ns = cost.int8 if position in taken else cost.built_in
+            ns = cost.int8 if delegated else cost.built_in
         total += ns * count
         in_float += 0.0 if name in ("QUANTIZE", "DEQUANTIZE") else cost.float32 * count
-        if position not in taken:
+        if not delegated:
             outside[name] += ns * count + _OUTSIDE_NS
             total += _OUTSIDE_NS
     ordered = sorted(outside.items(), key=lambda item: -item[1])
@@ -143,17 +140,17 @@ def estimate(interpreter: Any, content: bytes) -> Estimate:
 def _count(name: str, operator: Any, shapes: dict[int, Any]) -> int:
     """Returns the multiplications of an operation with weights, else the values of its output."""
 
-    def shape(index: Any) -> Collection[int]:
+    def shape(index: Any) -> list[int]:
         return [int(n) for n in shapes.get(int(index), ())]
 
     inputs = [shape(t) for t in operator.inputs if int(t) >= 0]
     values = math.prod(shape(operator.outputs[0]))
     if name == "CONV_2D":
-        return values * math.prod(list(inputs[1])[1:])
+        return values * math.prod(inputs[1][1:])
     if name == "DEPTHWISE_CONV_2D":
-        return values * math.prod(list(inputs[1])[1:3])
+        return values * math.prod(inputs[1][1:3])
     if name in ("FULLY_CONNECTED", "BATCH_MATMUL"):
-        return values * int(np.asarray(list(inputs[0]))[-1])
+        return values * inputs[0][-1]
     if name == "TRANSPOSE_CONV":
-        return math.prod(inputs[2]) * math.prod(list(inputs[1])[:3])
+        return math.prod(inputs[2]) * math.prod(inputs[1][:3])
     return max(values, math.prod(inputs[0])) if name in ("SUM", "MEAN") else values

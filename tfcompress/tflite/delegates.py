@@ -138,9 +138,9 @@ def delegate_report(path_or_bytes: Any) -> DelegateReport:
         {}
     """
     model = TFLiteModel(path_or_bytes)
-    all_operations = operation_details(model.interpreter)
-    operations = [op for op in all_operations if op["op_name"] != "DELEGATE"]
-    taken = _taken(operations, [op for op in all_operations if op["op_name"] == "DELEGATE"])
+    kernels = kernels_of(model.interpreter)
+    operations = [op for op, _ in kernels]
+    taken = {id(op) for op, delegated in kernels if delegated}
     types = {d["index"]: np.dtype(d["dtype"]).name for d in model.interpreter.get_tensor_details()}
     rows = [_row("XNNPACK", operations, taken, "measured", "the CPU's own fast kernels")]
     for name, (supported, supported_types, note) in _KNOWN.items():
@@ -156,12 +156,12 @@ def delegate_report(path_or_bytes: Any) -> DelegateReport:
     return DelegateReport(model.name, len(operations), rows)
 
 
-def delegated_positions(interpreter: Any) -> set[int]:
-    """Returns the positions in the file of the operations that an interpreter's delegate takes."""
+def kernels_of(interpreter: Any) -> list[tuple[dict[str, Any], bool]]:
+    """Returns the details of each operation of a file, and whether the delegate takes it."""
     details = operation_details(interpreter)
     operations = [op for op in details if op["op_name"] != "DELEGATE"]
     taken = _taken(operations, [op for op in details if op["op_name"] == "DELEGATE"])
-    return {position for position, op in enumerate(operations) if id(op) in taken}
+    return [(op, id(op) in taken) for op in operations]
 
 
 def _computes_on(op: dict[str, Any], types: dict[int, str]) -> set[str]:

@@ -15,11 +15,13 @@ import numpy as np
 from tfcompress.quantization.layers.normalization import FEWEST_ROOTS
 from tfcompress.quantization.layers.pooling import EXACT_FACTORS, FACTOR_SCALE
 from tfcompress.scheme import PREFERENCES
+from tfcompress.tensorflow_internals import flatbuffer_schema
 from tfcompress.tflite import fast_convolutions as _registers_them  # noqa: F401
 from tfcompress.tflite.fast_file import REPLACEMENTS, FastFile, replaces
 from tfcompress.tflite.flatbuffer_edits import (
     drop_unused_codes,
     drop_unused_tensors,
+    kinds_in,
 )
 from tfcompress.tflite.parts import FAST_FLOAT
 
@@ -33,12 +35,15 @@ def use_fast_kernels(content: bytes, prefer: str = "latency") -> bytes:
         content: A `.tflite` file.
         prefer: The `prefer` of the scheme.
     """
-    file = FastFile(content, prefer)
+    kinds = flatbuffer_schema().BuiltinOperator
     replacements = {
-        getattr(file.kinds, kind): replacement
+        getattr(kinds, kind): replacement
         for kind, (replacement, preferences) in REPLACEMENTS.items()
         if prefer in preferences
     }
+    if not kinds_in(content) & replacements.keys():
+        return content
+    file = FastFile(content, prefer)
     changed = False
     for graph in file.model.subgraphs:
         file.graph = graph

@@ -42,6 +42,12 @@ def without_copies(content: bytes) -> bytes:
 _BYTES_PER_BUFFER = 10  # bytes that rewriting a file adds for each buffer, about
 
 
+def kinds_in(content: bytes) -> set[int]:
+    """Returns the kinds of operations of a file, without parsing all of it."""
+    view = flatbuffer_schema().Model.GetRootAsModel(content, 0)
+    return {view.OperatorCodes(i).BuiltinCode() for i in range(view.OperatorCodesLength())}
+
+
 def use_integer_kernels(content: bytes, kinds: Sequence[str] = ("ELU",)) -> bytes:
     """Returns the file with integer kernels for operations that the converter leaves in float.
 
@@ -56,9 +62,7 @@ def use_integer_kernels(content: bytes, kinds: Sequence[str] = ("ELU",)) -> byte
     from tensorflow.lite.tools import flatbuffer_utils
 
     known = {getattr(schema.BuiltinOperator, kind) for kind in kinds}
-    view = schema.Model.GetRootAsModel(content, 0)
-    codes = {view.OperatorCodes(i).BuiltinCode() for i in range(view.OperatorCodesLength())}
-    if not codes & known:
+    if not kinds_in(content) & known:
         return content
     model = flatbuffer_utils.convert_bytearray_to_object(bytearray(content))
     codes_in_order = [code.builtinCode for code in model.operatorCodes]

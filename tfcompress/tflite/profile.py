@@ -12,8 +12,7 @@ import numpy as np
 
 from tfcompress.files import check_path, save_figure
 from tfcompress.tables import as_text, table
-from tfcompress.tensorflow_internals import operation_details
-from tfcompress.tflite.delegates import delegated_positions
+from tfcompress.tflite.delegates import kernels_of
 from tfcompress.tflite.parts import objects_of, part_of
 from tfcompress.tflite.run import TFLiteModel
 
@@ -61,20 +60,17 @@ class Profile:
     threads: int
 
     @property
-    def outside_ms(self) -> float:
-        """Milliseconds in built-in kernels, outside of XNNPACK."""
-        return sum(row.ms for row in self.operations if not row.delegated)
-
-    @property
     def outside(self) -> float:
         """The share of the time that built-in kernels take, from 0 to 1."""
-        total = sum(row.ms for row in self.operations)
-        return self.outside_ms / total if total else 0.0
+        return sum(self.shares().values())
 
     def shares(self) -> dict[str, float]:
         """Returns the share of the time of each kind of operation outside of XNNPACK."""
-        total = sum(row.ms for row in self.operations) or 1.0
+        total = self._sum()
         return {kind: ms / total for kind, inside, _, ms in self.by_operation() if not inside}
+
+    def _sum(self) -> float:
+        return sum(row.ms for row in self.operations) or 1.0
 
     def by_operation(self) -> list[tuple[str, bool, int, float]]:
         """Returns kind, whether delegated, number and milliseconds, the slowest kind first."""
@@ -99,7 +95,7 @@ class Profile:
 
     def tables(self) -> list[tuple[tuple[str, ...], list[tuple[str, ...]]]]:
         """Returns two tables, each as its head and its rows: by operation, and by layer."""
-        total = sum(row.ms for row in self.operations) or 1.0
+        total = self._sum()
         kinds: list[tuple[str, ...]] = [
             (kind, "XNNPACK" if delegated else "built-in", str(n), f"{ms:.4f}", f"{ms / total:.1%}")
             for kind, delegated, n, ms in self.by_operation()
@@ -181,19 +177,18 @@ def profile_tflite(path_or_bytes: Any, num_threads: int = 1) -> Profile:
     """
     model = TFLiteModel(path_or_bytes, num_threads)
     interpreter = model.interpreter
-    names = [op["op_name"] for op in operation_details(interpreter) if op["op_name"] != "DELEGATE"]
-    delegated = delegated_positions(interpreter)
+    kernels = kernels_of(interpreter)
     details = {d["index"]: d for d in interpreter.get_tensor_details()}
     whole = objects_of(model.content)
     tensors, operators = whole.subgraphs[0].tensors, whole.subgraphs[0].operators
     shapes = {index: tuple(map(int, d["shape"])) for index, d in details.items()}
     opened: dict[Any, Any] = {None: interpreter}
     keys = []
-    for position, operator in enumerate(operators):
+    for operator, (_, delegated) in zip(operators, kernels, strict=True):
         key, content = part_of(whole, operator, shapes)
-        keys.append((key, position in delegated))
+        keys.append((key, delegated))
         if keys[-1] not in opened:
-            opened[keys[-1]] = _opened(model, content, position in delegated)
+            opened[keys[-1]] = _opened(model, content, delegated)
     times = _least_times({key: one for key, one in opened.items() if one is not None})
     # What cannot be run alone, such as a loop, takes the rest of the time.
     alone = sum(times.get(key, 0.0) for key in keys)
@@ -201,15 +196,15 @@ def profile_tflite(path_or_bytes: Any, num_threads: int = 1) -> Profile:
     rest = max(times[None] - alone, 0.0) / max(unknown, 1)
     rows = []
     for position, (operator, key) in enumerate(zip(operators, keys, strict=True)):
-        output = int(operator.outputs[0])
+        output, (operation, delegated) = int(operator.outputs[0]), kernels[position]
         rows.append(
             OperationTime(
                 position,
-                names[position],
+                operation["op_name"],
                 layer_of((tensors[output].name or b"").decode()),
                 shapes.get(output, ()),
                 np.dtype(details[output]["dtype"]).name if output in details else "?",
-                position in delegated,
+                delegated,
                 times.get(key, rest),
             )
         )

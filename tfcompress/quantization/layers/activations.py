@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
-import numpy as np
 from keras import layers, ops
 
 from tfcompress.graph.keras_internals import inbound_nodes
@@ -22,7 +21,7 @@ from tfcompress.integer.elementwise import (
     quantized_slopes,
 )
 from tfcompress.integer.fake_quant import fake_quant, straight_through
-from tfcompress.integer.fixed_point import SIGMOID_RANGE, TANH_RANGE
+from tfcompress.integer.fixed_point import SIGMOID_RANGE, TANH_RANGE, scale_of_constant
 from tfcompress.integer.producers import LeakyRelu, Product
 from tfcompress.integer.roles import CLIP, MOVE, OUTPUT, RELU, Range, integer_layer
 from tfcompress.integer.trace import quantizer_of
@@ -162,7 +161,7 @@ class RuntimeSelu(RuntimeLayer):
 
     def producer_for(self, read: Sequence[Any]) -> None:
         """Sets the producer of the positive part."""
-        number_scale = float(np.float32(np.float64(np.float32(_SELU_SCALE)) / 255))
+        number_scale = float(scale_of_constant(_SELU_SCALE, 255))
         self.rounding["positive"].producer = Product((read[0], number_scale))
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:

@@ -10,6 +10,7 @@ import numpy as np
 from keras import layers, ops
 
 from tfcompress.graph.keras_internals import inbound_nodes
+from tfcompress.integer.fixed_point import scale_of_constant
 from tfcompress.integer.grid_ops import FixedFakeQuant
 from tfcompress.integer.roles import AVERAGE, MOVE, integer_layer
 from tfcompress.quantization.canonicalize import Rule, canonical_form
@@ -80,7 +81,7 @@ class RuntimeAverage(_OfWindows):
     @property
     def averages(self) -> float:
         """How its averages are rounded: by weights of this scale, with quantized values of 127."""
-        return float(np.float32(np.float64(np.float32(1 / self._taps)) / 127))
+        return float(scale_of_constant(1 / self._taps, 127))
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         """Returns the shape of the averages."""
