@@ -43,6 +43,7 @@ from tfcompress.tflite.flatbuffer_edits import (
     use_integer_kernels,
     without_copies,
 )
+from tfcompress.tflite.integer_loops import carry_integers
 from tfcompress.tflite.mixed_bits import merge_requantizations
 from tfcompress.tflite.signature import as_in_model, safe_names
 
@@ -131,7 +132,7 @@ def convert(
                 content = share_scales(content)
             if ranges:
                 content = use_integer_kernels(merge_requantizations(content), ("RELU", "RELU6"))
-                content = use_fast_kernels(content, prefer)
+                content = carry_integers(use_fast_kernels(content, prefer))
             return as_in_model(
                 content,
                 list(zip(inputs, file_names[0], strict=True)),
@@ -166,12 +167,17 @@ def _float_inputs(content: bytes) -> list[str]:
     """Returns the names of the inputs of a file that are float32, or are read as float32.
 
     Where an operation compares float values of an integer input, the converter leaves the input of
-    the operation out.
+    the operation out, or lets it read a tensor that nothing computes.
     """
     schema = flatbuffer_schema()
-    graph = schema.Model.GetRootAsModel(content, 0).Subgraphs(0)
+    model = schema.Model.GetRootAsModel(content, 0)
+    graph = model.Subgraphs(0)
     operators = [graph.Operators(i) for i in range(graph.OperatorsLength())]
-    has_missing_input = any(op.InputsLength() and op.Inputs(0) < 0 for op in operators)
+    tensors = [graph.Tensors(i) for i in range(graph.TensorsLength())]
+    computed = {i for i, t in enumerate(tensors) if model.Buffers(t.Buffer()).DataLength()}
+    computed |= {graph.Inputs(i) for i in range(graph.InputsLength())}
+    computed |= {op.Outputs(i) for op in operators for i in range(op.OutputsLength())}
+    has_missing_input = any(op.InputsLength() and op.Inputs(0) not in computed for op in operators)
     inputs = [graph.Tensors(graph.Inputs(i)) for i in range(graph.InputsLength())]
     float_types = (schema.TensorType.FLOAT32, schema.TensorType.INT8 if has_missing_input else None)
     names = [t.Name().decode() for t in inputs if t.Type() in float_types]

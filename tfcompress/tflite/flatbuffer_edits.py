@@ -144,6 +144,16 @@ def plain_lookups(content: bytes) -> bytes:
     return bytes(flatbuffer_utils.convert_object_to_bytearray(model))
 
 
+def same_qparams(a: Any, b: Any) -> bool:
+    """Returns whether two tensors have the same type, scales and zero points."""
+
+    def qparams(tensor: Any) -> list[Any]:
+        values = tensor.quantization.scale, tensor.quantization.zeroPoint
+        return [tensor.type, *(None if value is None else list(value) for value in values)]
+
+    return qparams(a) == qparams(b)
+
+
 def drop_unread(graph: Any) -> None:
     """Removes operations whose outputs nothing reads."""
     kept: list[Any] = []

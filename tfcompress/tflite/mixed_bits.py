@@ -16,6 +16,7 @@ from tfcompress.tflite.flatbuffer_edits import (
     drop_unread,
     drop_unused_codes,
     drop_unused_tensors,
+    same_qparams,
 )
 
 
@@ -105,8 +106,8 @@ def _merge_requantization(
     operator.inputs = [input_index]
     if moves:
         _quantize_before_moves(graph, operator, moves)
-    if dequantized and _qparams(graph.tensors[input_index]) == _qparams(
-        graph.tensors[int(operator.outputs[0])]
+    if dequantized and same_qparams(
+        graph.tensors[input_index], graph.tensors[int(operator.outputs[0])]
     ):
         for consumer in graph.operators:  # the integers have these qparams already
             output = operator.outputs[0]
@@ -133,10 +134,6 @@ def _drop_casts(model: Any, graph: Any, producers: dict[int, Any], schema: Any) 
             if single is not None and graph.tensors[tensor].type == schema.TensorType.FLOAT32:
                 operator.inputs = [int(t) for t in operator.inputs]
                 operator.inputs[position] = single
-
-
-def _qparams(tensor: Any) -> tuple[Any, ...]:
-    return tensor.type, list(tensor.quantization.scale), list(tensor.quantization.zeroPoint)
 
 
 def _quantize_before_moves(graph: Any, operator: Any, moves: list[Any]) -> None:

@@ -1,8 +1,7 @@
-"""LSTM, GRU and SimpleRNN as operations of the runtime, unrolled over the time steps.
+"""LSTM, GRU and SimpleRNN as operations of the runtime, in integers.
 
-The runtime cannot keep integers in a loop, so the loop is unrolled in the file. The weights are
-stored once. Each time step adds about 17 operations to the file of an LSTM (about 2.5 KB), and 15
-to that of a GRU.
+A file holds some of the time steps in the body of a loop (`recurrent_blocks.py`). Sequences are of
+any length, which must be known: the loop counts its passes.
 """
 
 from __future__ import annotations
@@ -21,21 +20,14 @@ from tfcompress.quantization.activation_quantizer import ActivationQuantizer
 from tfcompress.quantization.canonicalize import Rule, canonical_form
 from tfcompress.quantization.layers.base import RuntimeLayer, runtime_layer
 from tfcompress.quantization.layers.recurrent_cells import ACTIVATIONS, CELLS, RESULTS, STATES
-from tfcompress.quantization.layers.recurrent_steps import Mask, RuntimeOps, Value
-
-MAX_TIME_STEPS = 128
-"""Time steps of the longest sequence that is unrolled."""
-
-
-BYTES_PER_TIME_STEP = 2500
-"""What each time step adds to a file, approximately."""
-
+from tfcompress.quantization.layers.recurrent_steps import RuntimeOps
+from tfcompress.quantization.layers.recurrent_values import Mask, Value
 
 _MERGE_RESULTS = {"ave": ("added", "merged")}
 
 
-def can_unroll(layer: Any) -> bool:
-    """Returns whether a layer is a recurrent one that can be unrolled, apart from its length."""
+def is_known(layer: Any) -> bool:
+    """Returns whether a layer is a recurrent one that operations of the runtime compute."""
     cells = [layer]
     if type(layer) is layers.Bidirectional:
         cells = [layer.forward_layer, layer.backward_layer]
@@ -55,12 +47,13 @@ class RuntimeRecurrent(RuntimeLayer):
 
     Args:
         inner: The Keras layer, or its config; it holds the weights.
+        unrolled: Whether a file holds each time step, for chips without loops.
         **kwargs: Arguments of `keras.layers.Layer`.
     """
 
     rounds_each_column = True
 
-    def __init__(self, inner: Any, **kwargs: Any) -> None:
+    def __init__(self, inner: Any, *, unrolled: bool = False, **kwargs: Any) -> None:
         if isinstance(inner, dict):
             inner = keras.saving.deserialize_keras_object(inner)
         self.directions = {"forward": inner}
@@ -87,7 +80,7 @@ class RuntimeRecurrent(RuntimeLayer):
             if type(cell) is layers.SimpleRNN and cell.activation is keras.activations.tanh
         }
         super().__init__(**kwargs)
-        self.inner = inner
+        self.inner, self.unrolled = inner, unrolled
 
     def output_quantizers(self) -> list[ActivationQuantizer]:
         """Returns the quantizers of the outputs, in this order."""
@@ -136,7 +129,8 @@ class RuntimeRecurrent(RuntimeLayer):
         # The first quantizer is that of the inputs, which every sequence has.
         first = next(iter(learned.values()), None)
         if first is None or first.observer is not None:
-            outputs = self._run([*map(Value, tensors)], mask, RuntimeOps(self.rounding), {})
+            runtime = RuntimeOps(self.rounding, unrolled=self.unrolled)
+            outputs = self._run([*map(Value, tensors)], mask, runtime, {})
             if first is None:  # the converter needs a fake-quantization of each output
                 outputs = [
                     quantizer(x)
@@ -220,7 +214,7 @@ class RuntimeRecurrent(RuntimeLayer):
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor arguments."""
         inner = keras.saving.serialize_keras_object(self.inner)
-        return {**super().get_config(), "inner": inner}
+        return {**super().get_config(), "inner": inner, "unrolled": self.unrolled}
 
 
 def _unpack(outputs: Any) -> Any:
@@ -240,12 +234,14 @@ def _merged(mode: str, results: list[Value], runtime: RuntimeOps) -> Value:
 
 
 @canonical_form
-class UnrollLoop(Rule):
-    """A recurrent layer of known, moderate length, unrolled over its time steps."""
+class RecurrentInIntegers(Rule):
+    """A recurrent layer on sequences of known length."""
+
+    preferences: tuple[str, ...] = ("latency", "bytes")
 
     def matches(self, layer: Any) -> bool:
-        """Returns whether `layer` can be unrolled; warns if only its length prevents it."""
-        if not (layer.built and inbound_nodes(layer) and can_unroll(layer)):
+        """Returns whether `layer` has integer steps; warns if only its length prevents it."""
+        if not (layer.built and inbound_nodes(layer) and is_known(layer)):
             return False
         for node in inbound_nodes(layer):
             options = {name: v for name, v in node.arguments.kwargs.items() if v is not None}
@@ -259,20 +255,25 @@ class UnrollLoop(Rule):
                 return False
             if len(node.arguments.args) not in (1, 2) or set(options) - {"training"}:
                 return False
-        lengths = {node.input_tensors[0].shape[1] for node in inbound_nodes(layer)}
-        longest = max(length or MAX_TIME_STEPS + 1 for length in lengths)
-        if longest > MAX_TIME_STEPS:
+        if any(node.input_tensors[0].shape[1] is None for node in inbound_nodes(layer)):
             warnings.warn(
-                f"layer {layer.name!r} stays in float: it reads sequences of "
-                f"{'unknown length' if None in lengths else f'{longest} time steps'}"
-                ", and only up to "
-                f"{MAX_TIME_STEPS} are unrolled in integers (about {BYTES_PER_TIME_STEP} bytes of "
-                "the file for each). Give the input a fixed, shorter length.",
+                f"layer {layer.name!r} stays in float: it reads sequences of unknown length. Give "
+                "the input a fixed length, as in keras.Input((100, 32)); shorter sequences can be "
+                "padded and masked.",
                 CompressionWarning,
                 stacklevel=2,
             )
-        return longest <= MAX_TIME_STEPS
+            return False
+        return True
 
     def parts(self, layer: Any) -> list[Any]:
-        """Returns the layer that the converter unrolls."""
-        return [runtime_layer(RuntimeRecurrent, layer, inner=clone_layer(layer))]
+        """Returns the layer of the runtime's operations."""
+        inner, unrolled = clone_layer(layer), "exactness" in self.preferences
+        return [runtime_layer(RuntimeRecurrent, layer, inner=inner, unrolled=unrolled)]
+
+
+@canonical_form
+class UnrolledRecurrent(RecurrentInIntegers):
+    """The same with every time step in the file: chips that lack floats lack loops too."""
+
+    preferences = ("exactness",)

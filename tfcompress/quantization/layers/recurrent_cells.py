@@ -9,7 +9,8 @@ from typing import Any
 import keras
 from keras import layers, ops
 
-from tfcompress.quantization.layers.recurrent_steps import RuntimeOps, Value
+from tfcompress.quantization.layers.recurrent_steps import RuntimeOps
+from tfcompress.quantization.layers.recurrent_values import Value
 
 RESULTS = {
     layers.LSTM: (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,65 +15,23 @@ from tfcompress.integer.fixed_point import (
     Accumulator,
     accumulator_scale,
     add_quantized,
-    divide,
     requantize_by_ratio,
 )
 from tfcompress.integer.grid_ops import FixedFakeQuant, Requantize
+from tfcompress.quantization.layers.recurrent_blocks import before_loop, block_of, loop_of_blocks
+from tfcompress.quantization.layers.recurrent_values import (
+    Mask,
+    RecurrentKernel,
+    Value,
+    compiled,
+    straight_through,
+    with_tensor,
+)
 
 _SWAP_BATCH_AND_TIME = (1, 0, 2)
 
 
 _VALID = "counts"  # the key of the mask among the inputs of the gates
-
-
-@dataclasses.dataclass(frozen=True)
-class Value:
-    """A tensor of one pass.
-
-    Args:
-        x: The tensor.
-        scale: Its scale, where the pass computes in integers (see `integer/producers.py`).
-        quantizer: Its quantizer, unless the runtime prescribes its range.
-    """
-
-    x: Any
-    scale: Any = None
-    quantizer: Any = None
-
-    def quantized(self) -> Any:
-        """Returns the quantized values, as floats."""
-        return straight_through(self.x / self.scale, ops.round(self.x / self.scale))
-
-
-@dataclasses.dataclass(frozen=True)
-class Mask:
-    """The time steps that are not masked; masked ones leave the recurrent states unchanged.
-
-    Args:
-        valid: Booleans of shape (samples, time steps); false where a time step is masked.
-        zeros: Whether the output of a masked time step is zero instead of the previous output.
-    """
-
-    valid: Any
-    zeros: bool
-
-
-class RecurrentKernel:
-    """A quantized kernel, with one symmetric scale per output channel.
-
-    Args:
-        value: Of shape (inputs, outputs).
-        bias: Of shape (outputs,), if there is one.
-        exact: Whether the pass computes in integers, so that quantized weights are needed.
-    """
-
-    def __init__(self, value: Any, bias: Any, exact: bool) -> None:
-        self.value, self.bias = value, bias
-        if exact:
-            self.max_abs = ops.max(ops.abs(value), axis=0)
-            self.scale = ops.where(self.max_abs > 0, divide(self.max_abs, 127), 1.0)
-            self.quantized = straight_through(value / self.scale, ops.round(value / self.scale))
-            self.offset = ops.zeros(value.shape[-1:]) if bias is None else bias
 
 
 class RuntimeOps:
@@ -85,9 +42,16 @@ class RuntimeOps:
         rounds: Whether results are quantized, that is, whether the ranges were trained. In
             training a tensor, 1.0 or 0.0; `min_max` then covers all time steps.
         exact: Whether to compute in integers as the runtime does; every input then has a `scale`.
+        unrolled: Whether a file holds every time step, instead of a loop.
     """
 
-    def __init__(self, quantizers: dict[str, Any], rounds: Any = True, exact: bool = False) -> None:
+    def __init__(
+        self,
+        quantizers: dict[str, Any],
+        rounds: Any = True,
+        exact: bool = False,
+        unrolled: bool = False,
+    ) -> None:
         self.prefix = ""
         self.state_names: tuple[str, ...] = ()  # of the recurrent states; the output comes first
         self.count = 0  # time steps of a sequence
@@ -98,12 +62,12 @@ class RuntimeOps:
         self._exact = exact
         self._seen: dict[str, list[Any]] = {name: [] for name in quantizers}
         self._frozen = isinstance(next(iter(quantizers.values())), FixedFakeQuant)
-        self.unrolled = self._frozen or any(q.observer for q in quantizers.values())
+        self._unrolled = unrolled if self._frozen else any(q.observer for q in quantizers.values())
         # All at once: a tensor that is computed inside a loop cannot be used after it.
         self._ranges = {
             name: quantizer.qparams() if exact else quantizer.current_range()
             for name, quantizer in quantizers.items()
-            if rounds is not False and not self.unrolled
+            if rounds is not False and not (self._frozen or self._unrolled)
         }
 
     def kernel(self, value: Any, bias: Any = None) -> RecurrentKernel:
@@ -149,10 +113,14 @@ class RuntimeOps:
 
         def at(time_step: int) -> dict[str, Value]:
             # Slices, not unstack: the converter leaves an unstack with an unused result in float.
-            return {name: _with(value, value.x[:, time_step]) for name, value in inputs.items()}
+            return {
+                name: with_tensor(value, value.x[:, time_step]) for name, value in inputs.items()
+            }
 
         # The initial states may have other scales than those of later time steps.
-        unrolled_count = count if self.unrolled else min(count, 1 + self._exact)
+        unrolled_count = count if self._unrolled else min(count, 1 + self._exact)
+        if self._frozen and not self._unrolled:
+            unrolled_count = before_loop(count)
         outputs = []
         for time_step in order[:unrolled_count]:
             states, output = self._time_step(advance, states, at(time_step), zero_output)
@@ -165,11 +133,19 @@ class RuntimeOps:
                 ops.stack(outputs[::-1] if reverse_outputs else outputs, axis=1), scale
             ), states
         remaining = {
-            name: _with(
-                v, ops.flip(v.x[:, :-unrolled_count], 1) if backwards else v.x[:, unrolled_count:]
-            )
+            name: with_tensor(v, v.x[:, :-unrolled_count] if backwards else v.x[:, unrolled_count:])
             for name, v in inputs.items()
         }
+        if self._frozen:
+            rest, states = self._blocks(
+                advance, remaining, states, zero_output, backwards, reverse_outputs
+            )
+            if reverse_outputs is None:
+                return Value(rest), states
+            parts = [ops.stack(outputs[::-1] if reverse_outputs else outputs, axis=1), rest]
+            return Value(ops.concatenate(parts[::-1] if reverse_outputs else parts, axis=1)), states
+        if backwards:
+            remaining = {name: with_tensor(v, ops.flip(v.x, 1)) for name, v in remaining.items()}
         scanned, states = self._scan(advance, remaining, states, zero_output)
         if reverse_outputs is None:
             return Value(scanned[-1], scale), states
@@ -205,6 +181,34 @@ class RuntimeOps:
         x = ops.where(valid, new, old)
         return self._quantizers[self.prefix + name].call(x) if self._frozen else x
 
+    def _blocks(
+        self,
+        advance: Any,
+        inputs: dict[str, Value],
+        states: Sequence[Value],
+        zero_output: Any,
+        backwards: bool,
+        reverse_outputs: bool | None,
+    ) -> tuple[Any, Sequence[Value]]:
+        """Returns the outputs of the remaining time steps in a file, and the last states."""
+        # The previous output follows the states where it differs from the first one.
+        names = [*self.state_names, self.state_names[0]]
+
+        def requantize(index: int, x: Any) -> Any:
+            return self._quantizers[self.prefix + names[index]].call(x)
+
+        def step(before: Sequence[Any], slices: dict[str, Any]) -> tuple[Sequence[Any], Any]:
+            values = {name: with_tensor(inputs[name], x) for name, x in slices.items()}
+            after, output = self._time_step(advance, [*map(Value, before)], values, zero_output)
+            return [value.x for value in after], output
+
+        tensors = {name: value.x for name, value in inputs.items()}
+        before, size = [value.x for value in states], block_of(self.count)
+        outputs, last = loop_of_blocks(
+            step, tensors, before, size, requantize, backwards, reverse_outputs
+        )
+        return outputs, [*map(Value, last)]
+
     def _scan(
         self, advance: Any, inputs: dict[str, Value], states: Sequence[Value], zero_output: Any
     ) -> tuple[Any, Sequence[Value]]:
@@ -217,7 +221,7 @@ class RuntimeOps:
             tensors, ranges = carried
             seen, self._seen = self._seen, {name: [] for name in self._seen}
             before = [Value(x, scale) for x, scale in zip(tensors, scales, strict=True)]
-            slices = {name: _with(inputs[name], x) for name, x in slices.items()}
+            slices = {name: with_tensor(inputs[name], x) for name, x in slices.items()}
             new_states, output = self._time_step(advance, before, slices, zero_output)
             after = [value.x for value in new_states]
             if names:
@@ -235,7 +239,7 @@ class RuntimeOps:
             name: ops.transpose(value.x, _SWAP_BATCH_AND_TIME) for name, value in inputs.items()
         }
         start = [value.x for value in states]
-        (last, ranges), ((outputs, *_), _) = ops.scan(body, (start, no_ranges), slices)
+        (last, ranges), ((outputs, *_), _) = compiled(ops.scan)(body, (start, no_ranges), slices)
         for index, name in enumerate(names):
             self._seen[name] += [bound[index] for bound in ranges]
         return outputs, [Value(x, scale) for x, scale in zip(last, scales, strict=True)]
@@ -303,7 +307,7 @@ class RuntimeOps:
     def relu(self, a: Value) -> Value:
         """Returns the ReLU of a value, with the scale of the value."""
         x = ops.relu(a.x)
-        return _with(a, a.quantizer.call(x) if self._frozen else x)
+        return with_tensor(a, a.quantizer.call(x) if self._frozen else x)
 
     def linear(self, a: Value) -> Value:
         """Returns a value."""
@@ -351,18 +355,6 @@ class RuntimeOps:
     def min_max(self) -> dict[str, tuple[Any, Any]]:
         """Returns the minimum and maximum of every result over all time steps."""
         return {name: _min_max(values) for name, values in self._seen.items()}
-
-
-def _with(value: Value, x: Any) -> Value:
-    return dataclasses.replace(value, x=x)
-
-
-def straight_through(x: Any, rounded: Any) -> Any:
-    """Returns a rounded tensor with the gradient of `x` (a straight-through estimator).
-
-    Not as a custom gradient: unrolled layers would contain thousands of those functions.
-    """
-    return x + ops.stop_gradient(rounded - x)
 
 
 def _min_max(values: list[Any]) -> tuple[Any, Any]:
