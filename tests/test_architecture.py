@@ -79,6 +79,7 @@ TESTED_ELSEWHERE = {
     "quantization/canonical_wrapping": "quantization/test_canonicalize.py",
     "quantization/emit_quantizers": "quantization/test_placement.py",
     "quantization/layers/recurrent_cells": "quantization/layers/test_recurrent.py",
+    "quantization/layers/recurrent_values": "quantization/layers/test_recurrent.py",
     "quantization/layers/activations": "quantization/test_canonicalize.py",
     "quantization/layers/base": "quantization/test_canonicalize.py integer/test_producers.py",
     "quantization/layers/linear": "quantization/test_canonicalize.py",

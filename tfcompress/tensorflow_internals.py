@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import sys
+from collections.abc import Callable
 from typing import Any
 
 
@@ -15,6 +16,17 @@ def has_computed() -> bool:
     """Returns whether TensorFlow has started its threads in this process."""
     context: Any = sys.modules.get("tensorflow.python.eager.context")
     return getattr(getattr(context, "_context", None), "_initialized", False)
+
+
+def as_graph(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns a function that runs as a graph where TensorFlow would run a loop eagerly."""
+    import keras
+
+    if keras.backend.backend() != "tensorflow":
+        return function
+    import tensorflow as tf
+
+    return tf.function(function, autograph=False) if tf.executing_eagerly() else function
 
 
 def operation_details(interpreter: Any) -> list[dict[str, Any]]:

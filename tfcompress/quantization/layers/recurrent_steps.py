@@ -23,10 +23,10 @@ from tfcompress.quantization.layers.recurrent_values import (
     Mask,
     RecurrentKernel,
     Value,
-    compiled,
     straight_through,
     with_tensor,
 )
+from tfcompress.tensorflow_internals import as_graph
 
 _SWAP_BATCH_AND_TIME = (1, 0, 2)
 
@@ -239,7 +239,7 @@ class RuntimeOps:
             name: ops.transpose(value.x, _SWAP_BATCH_AND_TIME) for name, value in inputs.items()
         }
         start = [value.x for value in states]
-        (last, ranges), ((outputs, *_), _) = compiled(ops.scan)(body, (start, no_ranges), slices)
+        (last, ranges), ((outputs, *_), _) = as_graph(ops.scan)(body, (start, no_ranges), slices)
         for index, name in enumerate(names):
             self._seen[name] += [bound[index] for bound in ranges]
         return outputs, [Value(x, scale) for x, scale in zip(last, scales, strict=True)]

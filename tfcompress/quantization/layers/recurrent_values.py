@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
-import keras
 from keras import ops
 
 from tfcompress.integer.fixed_point import divide
@@ -60,15 +58,6 @@ class RecurrentKernel:
             self.scale = ops.where(self.max_abs > 0, divide(self.max_abs, 127), 1.0)
             self.quantized = straight_through(value / self.scale, ops.round(value / self.scale))
             self.offset = ops.zeros(value.shape[-1:]) if bias is None else bias
-
-
-def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns a function that runs as a graph where TensorFlow would run each time step eagerly."""
-    if keras.backend.backend() != "tensorflow":
-        return function
-    import tensorflow as tf
-
-    return tf.function(function, autograph=False) if tf.executing_eagerly() else function
 
 
 def with_tensor(value: Value, x: Any) -> Value:
