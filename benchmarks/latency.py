@@ -354,7 +354,8 @@ def main():
             figures,
         ),
         "recurrent": lambda f: part(
-            "Recurrent layers", recurrent, ("LSTM 64", "GRU 64", "SimpleRNN 64", "LSTM 256", "LSTM 1000"),
+            "Recurrent layers", recurrent,
+            ("LSTM 64", "GRU 64", "SimpleRNN 64", "LSTM 256", "LSTM 1000"),
             {**both, "dynamic": "dynamic_int8"}, f, options, figures,
         ),
         "threads": lambda f: threads(f, options, figures),
