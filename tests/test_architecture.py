@@ -13,12 +13,12 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "tfcompress"
 FLOORS = (
     "errors files tensorflow_internals archives process stderr progress tables scheme data "
-    "transforms graph integer wrap quantization samples distill rewrite tflite lowering "
+    "transforms graph integer wrap quantization samples distill rewrite tflite devices lowering "
     "post_training export measure testing tune callbacks backup legacy demo cli __main__"
 ).split()
 INTERNALS = ("graph/keras_internals.py", "tensorflow_internals.py")
 # Scripts of processes of their own, which import nothing of tfcompress.
-SCRIPTS = ("tflite/converter_child.py", "tflite/trial_child.py")
+SCRIPTS = ("tflite/converter_child.py", "tflite/trial_child.py", "devices/micro_child.py")
 MODULES = sorted(PACKAGE.rglob("*.py"))
 IDS = [str(path.relative_to(PACKAGE)) for path in MODULES]
 
@@ -29,12 +29,15 @@ TESTED_ELSEWHERE = {
     "cli/data": "cli/test_work.py cli/test_mistakes.py",
     "cli/fitting": "cli/test_train.py",
     "cli/commands/compress": "cli/test_work.py",
+    "cli/commands/devices": "devices/test_micro.py devices/test_ethos_u.py",
     "cli/commands/measure": "cli/test_work.py",
     "cli/options": "cli/test_mistakes.py",
     "demo/data": "demo/test_demo.py",
     "demo/main": "demo/test_demo.py",
     "demo/models": "demo/test_demo.py",
     "demo/plot": "demo/test_demo.py",
+    "devices/micro_child": "devices/test_micro.py",
+    "devices/outcome": "devices/test_ethos_u.py measure/test_comparison.py",
     "distill/cached": "distill/test_cache.py",
     "distill/losses/base": "distill/losses/test_response.py distill/test_distiller.py",
     "distill/shards": "distill/test_cache.py",

@@ -7,6 +7,12 @@ from tfcompress.backup import BackupAndRestore as BackupAndRestore
 from tfcompress.callbacks import CompressionSummaries as CompressionSummaries
 from tfcompress.callbacks import FreezeQuantization as FreezeQuantization
 from tfcompress.callbacks import TeacherAgreement as TeacherAgreement
+from tfcompress.devices.c_source import write_c_source as write_c_source
+from tfcompress.devices.c_source import write_golden as write_golden
+from tfcompress.devices.ethos_u import EthosUResult as EthosUResult
+from tfcompress.devices.ethos_u import compile_ethos_u as compile_ethos_u
+from tfcompress.devices.micro import MicroResult as MicroResult
+from tfcompress.devices.micro import run_micro as run_micro
 from tfcompress.distill.cache import cache_teacher as cache_teacher
 from tfcompress.distill.cached import CachedTeacher as CachedTeacher
 from tfcompress.distill.distiller import Distiller as Distiller

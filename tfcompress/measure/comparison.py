@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 
 from tfcompress.data import collect
+from tfcompress.devices.outcome import check_device, outcome
 from tfcompress.export.export_tflite import export_tflite
 from tfcompress.files import check_path, save_figure, temporary_folder, write_whole
 from tfcompress.graph.inline import as_graph
@@ -37,6 +38,7 @@ class ComparisonRow:
         gzip_bytes: The same after gzip.
         latency_ms: Median latency of one inference.
         outside: The share of the time outside of XNNPACK, from 0 to 1; see `profile_tflite`.
+        devices: What each device makes of the file, in words, by its name.
     """
 
     name: str
@@ -46,6 +48,7 @@ class ComparisonRow:
     gzip_bytes: int
     latency_ms: float
     outside: float = 0.0
+    devices: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,13 +90,14 @@ class Comparison:
                 f"{row.latency_ms:.3f}",
                 f"{first.latency_ms / row.latency_ms:.2f}x",
                 f"{row.outside:.0%}",
+                *row.devices.values(),
             )
             for row in self.rows
         ]
 
     def __rich__(self) -> Any:
         columns = ("model", "accuracy", "bytes", "gzip bytes", "smaller", "latency ms", "faster")
-        result = table("", (*columns, "outside"), self.cells())
+        result = table("", (*columns, "outside", *self.rows[0].devices), self.cells())
         result.caption = (
             f"{self.samples} samples; {self.threads} thread(s), {self.runtime}; Keras models are "
             "measured as float32 .tflite files; outside: of XNNPACK, in slower kernels"
@@ -134,6 +138,7 @@ def compare(
     *,
     num_threads: int = 1,
     runs: int = 200,
+    devices: Sequence[str] = (),
 ) -> Comparison:
     """Measures accuracy, bytes and latency of models and files side by side.
 
@@ -149,12 +154,15 @@ def compare(
         y: Labels: integers or one-hot rows.
         num_threads: Number of threads of the interpreter.
         runs: Number of inferences to measure for each.
+        devices: Devices for a column each: "tflite-micro" for its working memory, or an NPU that
+            `compile_ethos_u` takes.
 
     Returns:
         Plain data that prints as a table.
 
     Raises:
         FileNotFoundError: If a file does not exist.
+        ImportError: If a tool of `devices` is not installed.
         TypeError: If an entry is neither a model nor a path.
         ValueError: If there are no models, a file is damaged or unsafe to load, or data and models
             do not match.
@@ -170,6 +178,8 @@ def compare(
             "models must be a non-empty dict of models or paths by name. "
             f"Received: models={models!r}"
         )
+    for device in devices:
+        check_device(device)
     loaded = {name: _load(name, model) for name, model in models.items()}
     files: dict[str, TFLiteModel] = {}
     accuracies: dict[str, float | None] = {}
@@ -194,6 +204,7 @@ def compare(
                 report.gzip_bytes,
                 latencies[name].median_ms,
                 profiles[name].outside,
+                {device: outcome(file.content, device) for device in devices},
             )
         )
     runtime = next(iter(files.values())).runtime

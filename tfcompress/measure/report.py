@@ -95,6 +95,7 @@ def page(comparison: Any, reports: dict[str, FileReport], profiles: dict[str, Pr
         profiles: Where the time of each file goes, by name.
     """
     head = ("model", "accuracy", "bytes", "after gzip", "smaller", "latency, ms", "faster")
+    head = (*head, "outside of XNNPACK", *comparison.rows[0].devices)
     figures = {cost: pareto_figure(comparison.rows, [cost]) for cost in ("bytes", "latency")}
     pictures = "".join(
         f"<figure>{_svg(figure, f'Accuracy against {cost}')}</figure>"
@@ -125,7 +126,7 @@ def page(comparison: Any, reports: dict[str, FileReport], profiles: dict[str, Pr
 <body>
 <main>
 <h1>Models compared</h1>
-<div class="wide">{_table((*head, "outside of XNNPACK"), comparison.cells())}</div>
+<div class="wide">{_table(head, comparison.cells())}</div>
 <p>{html.escape(note)}</p>
 <div class="pictures">{pictures}</div>
 <h2>What is in each file</h2>

@@ -66,6 +66,13 @@ def _preferring(scheme: str | None, prefer: str, default: str | None = None) -> 
 @click.option("--sparse", is_flag=True, help="Store many zeros in TFLite's sparse format.")
 @click.option("--labels", type=PATH, help="A text file with a label in each line.")
 @click.option("--benchmark", is_flag=True, help="Measure the file beside the float one.")
+@click.option("--c-array", is_flag=True, help="Write C source and header for tflite-micro as well.")
+@click.option(
+    "--golden",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Write inputs and the integers that the file must put out, for N samples.",
+)
 @normalize_option
 @json_option
 def export(
@@ -80,6 +87,8 @@ def export(
     sparse: bool,
     labels: pathlib.Path | None,
     benchmark: bool,
+    c_array: bool,
+    golden: int | None,
     normalize: Any,
     as_json: bool,
 ) -> None:
@@ -92,12 +101,14 @@ def export(
         raise ValueError(f"--output must end in .tflite. Received: {str(output)!r}")
     if labels and not labels.is_file():
         raise FileNotFoundError(f"--labels: no such file: {str(labels)!r}")
+    if golden and not data:
+        raise ValueError("--golden needs --data, the samples to take.")
     input_shape = _shapes(input_shapes)
     loaded = loaded_model(model)
     from tfcompress.export.export_tflite import export_tflite
     from tfcompress.graph.read import input_specs
 
-    dataset = None
+    dataset = x = None
     if data:
         x, y = loaded_data(data, input_specs(loaded), normalize)
         dataset = x if y is None else (x, y)
@@ -116,6 +127,14 @@ def export(
         verbose=False if as_json else "auto",
     )
     print_report(result, as_json)
+    from tfcompress.devices.c_source import write_c_source, write_golden
+
+    written = write_c_source(output, output.with_suffix(".c")) if c_array else []
+    if golden:
+        beside = output.with_name(f"{output.stem}_golden.npz")
+        written += write_golden(output, x, beside, golden)
+    for path in written:
+        click.echo(f"wrote {path}", err=True)
 
 
 def _shapes(options: tuple[str, ...]) -> Any:

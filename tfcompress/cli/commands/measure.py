@@ -60,6 +60,9 @@ def evaluate(model: pathlib.Path, data: str, normalize: Any, as_json: bool) -> N
 @click.option("--html", type=PATH, help="Write a page as well.")
 @click.option("--plot", type=PATH, help="Write a picture as well.")
 @click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True)
+@click.option(
+    "--device", "devices", multiple=True, help="A column: tflite-micro, or an NPU of `vela`."
+)
 @json_option
 def compare(
     models: tuple[pathlib.Path, ...],
@@ -68,6 +71,7 @@ def compare(
     html: pathlib.Path | None,
     plot: pathlib.Path | None,
     threads: int,
+    devices: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Put accuracy, bytes and latency of MODELS, .keras or .tflite, side by side."""
@@ -81,7 +85,8 @@ def compare(
     x = y = None
     if data:
         x, y = loaded_data(data, loaded_specs(models[0])[1], normalize, "test")
-    comparison = compare_models({str(path): path for path in models}, x, y, num_threads=threads)
+    named = {str(path): path for path in models}
+    comparison = compare_models(named, x, y, num_threads=threads, devices=devices)
     if html:
         comparison.to_html(html)
     if plot:

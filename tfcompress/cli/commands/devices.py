@@ -1,0 +1,51 @@
+"""Commands that run a file as microcontrollers and their NPUs do."""
+
+from __future__ import annotations
+
+import pathlib
+
+import click
+
+from tfcompress.cli.options import PATH, json_option, print_report
+
+
+@click.command()
+@click.argument("file", type=PATH)
+@json_option
+def micro(file: pathlib.Path, as_json: bool) -> None:
+    """Run FILE, a .tflite file, on tflite-micro: working memory, operations, what is missing."""
+    from tfcompress.devices.micro import run_micro
+
+    result = run_micro(file)
+    print_report(result, as_json)
+    if result.missing:
+        raise click.exceptions.Exit(1)
+
+
+@click.command()
+@click.argument("file", type=PATH)
+@click.option("--accelerator", default="ethos-u55-128", show_default=True)
+@click.option("--system-config", help="Vela's name of clock and memories.")
+@click.option("--memory-mode", help="Vela's name of how memories are used.")
+@click.option("--output", "-o", type=PATH, help="Write the compiled file.")
+@json_option
+def vela(
+    file: pathlib.Path,
+    accelerator: str,
+    system_config: str | None,
+    memory_mode: str | None,
+    output: pathlib.Path | None,
+    as_json: bool,
+) -> None:
+    """Compile FILE, a .tflite file, for an Ethos-U NPU: where it runs, memory, estimated time."""
+    from tfcompress.devices.ethos_u import compile_ethos_u
+    from tfcompress.files import check_path
+
+    if output:
+        check_path(output, ".tflite")
+    result = compile_ethos_u(
+        file, accelerator, system_config=system_config, memory_mode=memory_mode
+    )
+    if output:
+        result.save(output)
+    print_report(result, as_json)

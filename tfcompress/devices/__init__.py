@@ -1,0 +1,1 @@
+"""What microcontrollers and their NPUs make of a file, run on this machine."""

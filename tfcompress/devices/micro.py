@@ -1,0 +1,240 @@
+"""run_micro: runs a file on tflite-micro, the runtime of microcontrollers."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import importlib.util
+import pathlib
+import pickle
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from tfcompress.data import collect
+from tfcompress.tables import as_text, size, table
+from tfcompress.tensorflow_internals import flatbuffer_schema
+from tfcompress.tflite.parts import objects_of, part_of
+from tfcompress.tflite.run import TFLiteModel
+
+_CHILD = pathlib.Path(__file__).with_name("micro_child.py")
+_ARENA = 1 << 28  # bytes on this machine; what a file really needs is measured
+_SECONDS = 600.0
+
+
+@dataclasses.dataclass(frozen=True)
+class MicroResult:
+    """What tflite-micro made of a file.
+
+    Attributes:
+        path: The file.
+        version: The version of the package tflite-micro.
+        outputs: Real values, of shape (samples, ...); a dict by output name if there are several.
+            None without inputs, and where the file does not run.
+        quantized: The same as the runtime puts them out: integers, where the output has a scale.
+        arena_bytes: Working memory that the runtime allocated, its own structures included; None
+            where the file does not run.
+        operations: Number of operations of each kind, which a resolver on the device must add.
+        missing: Why the file does not run, by kind of operation; empty where it does.
+    """
+
+    path: str
+    version: str
+    outputs: Any
+    quantized: Any
+    arena_bytes: int | None
+    operations: dict[str, int]
+    missing: dict[str, str]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns the result without the outputs, as a dict for JSON."""
+        return {
+            "path": self.path,
+            "version": self.version,
+            "arena_bytes": self.arena_bytes,
+            "operations": self.operations,
+            "missing": self.missing,
+        }
+
+    def __rich__(self) -> Any:
+        rows = [
+            (name, count, self.missing.get(name, "runs"))
+            for name, count in sorted(self.operations.items(), key=lambda item: -item[1])
+        ]
+        arena = "does not run" if self.arena_bytes is None else f"arena {size(self.arena_bytes)}"
+        title = f"{self.path} on tflite-micro {self.version}: {arena}"
+        return table(title, ("operation", "number", "on tflite-micro"), rows)
+
+    def __str__(self) -> str:
+        return as_text(self.__rich__())
+
+
+def run_micro(path_or_bytes: Any, x: Any = None) -> MicroResult:
+    """Runs a `.tflite` file on tflite-micro, in a process of its own.
+
+    tflite-micro computes with its reference kernels, which round some operations in another way
+    than XNNPACK does. A device computes the same unless its vendor replaced kernels.
+
+    Args:
+        path_or_bytes: Path of the file, or its content.
+        x: Real inputs, as for `TFLiteModel.predict`. None to only open the file.
+
+    Returns:
+        Outputs, working memory, and the operations that the runtime lacks, if any.
+
+    Raises:
+        ImportError: If tflite-micro is not installed.
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is not a TFLite model or crashes tflite-micro, or if `x` does not
+            fit its inputs.
+
+    Example:
+        >>> import tfcompress as tfc
+        >>> result = tfc.run_micro("tflite_models/fashion_mnist_student_int8.tflite")
+        >>> result.missing, 10_000 < result.arena_bytes < 20_000
+        ({}, True)
+    """
+    version = require("tflite_micro", "tflite-micro", "micro")
+    model = TFLiteModel(path_or_bytes, delegates=False)
+    operations = operations_of(model.content)
+    features = None if x is None else collect(x, model.specs(), argument="x")[0]
+    answer, log = _ask(model.content, None if features is None else [*_batches(model, features)])
+    if answer is None:
+        raise ValueError(f"{model.name} crashes tflite-micro {version}.{_last_line(log)}")
+    if "error" in answer:
+        missing = _missing(model) or {_culprit(log, operations): _reason(log) or answer["error"]}
+        return MicroResult(model.name, version, None, None, None, operations, missing)
+    arena = re.search(r"Arena allocation total (\d+)", log)
+    outputs: Any = None
+    quantized: Any = None
+    if features is not None:
+        samples = len(next(iter(features.values())))
+        order = _places(model.content, "outputs")
+        values = {
+            info.name: np.concatenate([parts[order[info.index]] for parts in answer["outputs"]])
+            for info in model.outputs
+        }
+        quantized = {name: value[:samples] for name, value in values.items()}
+        outputs = {info.name: info.dequantized(quantized[info.name]) for info in model.outputs}
+        if len(outputs) == 1:
+            (outputs,), (quantized,) = outputs.values(), quantized.values()
+    return MicroResult(
+        model.name, version, outputs, quantized, int(arena[1]) if arena else None, operations, {}
+    )
+
+
+def is_installed(module: str) -> bool:
+    """Returns whether an optional package is installed."""
+    return importlib.util.find_spec(module) is not None
+
+
+def require(module: str, package: str, extra: str) -> str:
+    """Returns the version of an optional package.
+
+    Raises:
+        ImportError: If it is not installed; the message names the extra.
+    """
+    if not is_installed(module):
+        raise ImportError(
+            f"{package} is not installed: pip install 'tfcompress[{extra}]' (Linux, x86-64)."
+        )
+    return importlib.metadata.version(package)
+
+
+def operations_of(content: bytes) -> dict[str, int]:
+    """Returns the number of operations of each kind in all graphs of a file."""
+    names, objects = _names(), objects_of(content)
+    counts: dict[str, int] = {}
+    for graph in objects.subgraphs:
+        for operator in graph.operators:
+            code = objects.operatorCodes[operator.opcodeIndex]
+            name = names[code.builtinCode]
+            if name == "CUSTOM":
+                name = code.customCode.decode()
+            counts[name] = counts.get(name, 0) + 1
+    return counts
+
+
+def _ask(content: bytes, inputs: Sequence[Any] | None) -> tuple[dict[str, Any] | None, str]:
+    """Returns the answer of a process that runs a file, None if it crashed; and what it printed."""
+    outputs = len(_places(content, "outputs"))
+    request = {"content": content, "inputs": inputs, "outputs": outputs, "arena": _ARENA}
+    try:
+        process = subprocess.run(
+            [sys.executable, "-I", str(_CHILD)],
+            input=pickle.dumps({**request, "path": list(sys.path)}),
+            capture_output=True,
+            timeout=_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise ValueError(f"tflite-micro took more than {_SECONDS:.0f} seconds.") from error
+    log = process.stderr.decode(errors="replace")
+    return pickle.loads(process.stdout) if process.stdout else None, log
+
+
+def _places(content: bytes, side: str) -> dict[int, int]:
+    """Returns the positions of the inputs or outputs of a file, by number of the tensor."""
+    return {
+        int(t): place for place, t in enumerate(getattr(objects_of(content).subgraphs[0], side))
+    }
+
+
+def _batches(model: TFLiteModel, features: Mapping[str, np.ndarray]) -> Iterator[list[np.ndarray]]:
+    """Yields the inputs of one inference each, quantized, in the order of the runtime."""
+    place = _places(model.content, "inputs")
+    infos = sorted(model.inputs, key=lambda info: place[info.index])
+    size = infos[0].shape[0] or 1
+    samples = len(features[infos[0].name])
+    for start in range(0, samples, size):
+        rows = np.minimum(np.arange(start, start + size), samples - 1)
+        yield [info.quantized(features[info.name][rows]) for info in infos]
+
+
+def _names() -> dict[int, str]:
+    """Returns the names of the kinds of operations by number."""
+    kinds = flatbuffer_schema().BuiltinOperator
+    return {value: name for name, value in vars(kinds).items() if isinstance(value, int)}
+
+
+def _missing(model: TFLiteModel) -> dict[str, str]:
+    """Returns why kinds of operations do not run, each tried in a file of its own."""
+    names, objects = _names(), objects_of(model.content)
+    shapes = {d["index"]: tuple(d["shape"]) for d in model.interpreter.get_tensor_details()}
+    tried: set[Any] = set()
+    missing: dict[str, str] = {}
+    for operator in objects.subgraphs[0].operators:
+        name = names[objects.operatorCodes[operator.opcodeIndex].builtinCode]
+        if name in ("WHILE", "IF") or name in missing:
+            continue
+        key, content = part_of(objects, operator, shapes)
+        if key in tried:
+            continue
+        tried.add(key)
+        answer, log = _ask(content, None)
+        if answer is None or "error" in answer:
+            missing[name] = _reason(log) or "crashes"
+    return missing
+
+
+def _culprit(log: str, operations: dict[str, int]) -> str:
+    """Returns the operation that a log names last."""
+    named = [word for word in re.findall(r"[A-Z][A-Z0-9_]+", log) if word in operations]
+    return named[-1] if named else "the file"
+
+
+def _reason(log: str) -> str:
+    """Returns the first line of a log in words."""
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    if any("Didn't find op" in line for line in lines):
+        return "no kernel"
+    return lines[0] if lines else ""
+
+
+def _last_line(log: str) -> str:
+    lines = log.strip().splitlines()
+    return f" It printed: {lines[-1]}" if lines else ""
