@@ -29,6 +29,7 @@ from tfcompress.quantization.layers.recurrent_values import (
 from tfcompress.tensorflow_internals import as_graph
 
 _SWAP_BATCH_AND_TIME = (1, 0, 2)
+_FEW_TIME_STEPS = 32  # which run faster eagerly than it takes to make a graph of one
 
 
 _VALID = "counts"  # the key of the mask among the inputs of the gates
@@ -239,7 +240,8 @@ class RuntimeOps:
             name: ops.transpose(value.x, _SWAP_BATCH_AND_TIME) for name, value in inputs.items()
         }
         start = [value.x for value in states]
-        (last, ranges), ((outputs, *_), _) = as_graph(ops.scan)(body, (start, no_ranges), slices)
+        scan = as_graph(ops.scan) if self.count > _FEW_TIME_STEPS else ops.scan
+        (last, ranges), ((outputs, *_), _) = scan(body, (start, no_ranges), slices)
         for index, name in enumerate(names):
             self._seen[name] += [bound[index] for bound in ranges]
         return outputs, [Value(x, scale) for x, scale in zip(last, scales, strict=True)]
