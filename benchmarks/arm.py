@@ -54,7 +54,7 @@ def families(folder):
         tfc.export_tflite(
             model, path, representative_dataset=samples, metadata=False, verify=False, verbose=False
         )
-        yield name, path, {model.inputs[0].name: samples[:SAMPLES]}, None
+        yield name, path, samples[:SAMPLES], None
 
 
 def student(folder):
@@ -63,7 +63,7 @@ def student(folder):
 
     path = folder / "000.tflite"
     shutil.copy(STUDENT / "fashion_mnist_student_int8.tflite", path)
-    yield "the demo's student", path, {"image": load().x_test[:300]}, None
+    yield "the demo's student", path, load().x_test[:300], None
 
 
 def kerashub(folder):
@@ -124,6 +124,7 @@ def stored_inputs(path, data):
     infos = {info.index: info for info in model.inputs}
     details = model.interpreter.get_input_details()
     named = [infos[d["index"]] for d in details]
+    data = data if isinstance(data, dict) else {named[0].name: data}
     arrays = {str(i): info.quantized(data[info.name]) for i, info in enumerate(named)}
     np.savez(path.with_suffix(".npz"), **arrays)
     return {str(i): _lsb(model, d["index"]) for i, d in enumerate(_outputs(model))}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import warnings
 from typing import Any
@@ -166,8 +165,7 @@ class _Strip(Rewriter):
     def _restored(self, wrappers: list[CompressionWrapper]) -> Any:
         def make() -> Any:
             origin = wrappers[0].origin or {}
-            # Some layers change their config.
-            layer = keras.saving.deserialize_keras_object(copy.deepcopy(origin["layer"]))
+            layer = keras.saving.deserialize_keras_object(_copied(origin["layer"]))
             self.carry(wrappers, layer)
             return layer
 
@@ -180,3 +178,16 @@ class _Strip(Rewriter):
             return super().match(old, new)
         parts = [wrapper.layer for wrapper in old]
         return zip(original_variables(parts), new.variables, strict=True)
+
+
+def _copied(config: Any) -> Any:
+    """Returns a copy of a config, which some layers change.
+
+    Keras stores the config of a layer in containers that hold the layer itself, which `deepcopy`
+    would copy as well.
+    """
+    if isinstance(config, dict):
+        return {key: _copied(value) for key, value in config.items()}
+    if isinstance(config, list | tuple):
+        return [_copied(value) for value in config]
+    return config

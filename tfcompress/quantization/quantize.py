@@ -85,7 +85,7 @@ def quantize(
     if not isinstance(model_or_layer, keras.Model):
         wrapped = wrap_layer(model_or_layer, weight_quantizer_for(plain(model_or_layer), scheme))
         if wrapped.built:
-            wrapped.start()
+            wrapped.start(FakeQuant)
         return wrapped
     model = as_graph(model_or_layer)
     check_no_tables(model)
@@ -144,7 +144,7 @@ def quantized(
     placed = placing.run(model)
     for _, layer in walk_layers(placed):
         if isinstance(layer, CompressionWrapper):
-            layer.start()
+            layer.start(FakeQuant)
     return placed
 
 

@@ -5,12 +5,14 @@
 import keras  # noqa: F401
 
 from tfcompress.transforms.base import WeightTransform
+from tfcompress.transforms.clusters import Clusters
 from tfcompress.transforms.fake_quant import FakeQuant
 from tfcompress.transforms.keep import KeepZeros
 from tfcompress.transforms.mask import MagnitudeMask
 from tfcompress.transforms.schedules import ConstantSparsity, PolynomialDecay, SparsitySchedule
 
 __all__ = [
+    "Clusters",
     "ConstantSparsity",
     "FakeQuant",
     "KeepZeros",

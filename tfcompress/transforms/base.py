@@ -67,6 +67,7 @@ class WeightTransform(keras.layers.Layer):
         self.built: bool
         self.channel_axes: tuple[int, ...] = ()
         self.input_axis: int | None = None
+        self._shape: tuple[int, ...] = ()
 
     def attach(
         self, shape: Sequence[int], channel_axes: Sequence[int], input_axis: int | None = None
@@ -83,8 +84,21 @@ class WeightTransform(keras.layers.Layer):
             return
         self.channel_axes = tuple(channel_axes)
         self.input_axis = input_axis
-        self.build(tuple(shape))
+        self._shape = tuple(shape)
+        self.build(self._shape)
         self.built = True
+
+    def get_build_config(self) -> dict[str, Any] | None:
+        """Returns the arguments of `attach`, from which Keras builds a copy."""
+        if not self.built:
+            return None
+        axes = {"channel_axes": self.channel_axes, "input_axis": self.input_axis}
+        return {"shape": self._shape, **axes}
+
+    def build_from_config(self, config: dict[str, Any] | None) -> None:
+        """Builds a copy by what `get_build_config` returned."""
+        if config:
+            self.attach(**config)
 
     def build(self, shape: tuple[int, ...]) -> None:
         """Creates the state; the default transform has none."""

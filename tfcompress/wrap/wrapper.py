@@ -130,12 +130,13 @@ class CompressionWrapper(keras.layers.Layer):
         for index, weight in enumerate(weights):
             yield weight, list(self.weight_transforms[index * count : (index + 1) * count])
 
-    def start(self) -> None:
-        """Sets the state of every transform by the weights as they are now."""
+    def start(self, kind: type = WeightTransform) -> None:
+        """Sets the state of the transforms of a kind by the weights as they are now."""
         for weight, transforms in self.pipelines():
             value = ops.cast(ops.convert_to_tensor(weight), "float32")
             for index, transform in enumerate(transforms):
-                transform.start(value)
+                if isinstance(transform, kind):
+                    transform.start(value)
                 if index + 1 < len(transforms):
                     value = transform.call(value)
 
