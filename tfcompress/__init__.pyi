@@ -11,6 +11,8 @@ from tfcompress.devices.c_source import write_c_source as write_c_source
 from tfcompress.devices.c_source import write_golden as write_golden
 from tfcompress.devices.ethos_u import EthosUResult as EthosUResult
 from tfcompress.devices.ethos_u import compile_ethos_u as compile_ethos_u
+from tfcompress.devices.lut import LutResult as LutResult
+from tfcompress.devices.lut import compress_lut as compress_lut
 from tfcompress.devices.micro import MicroResult as MicroResult
 from tfcompress.devices.micro import run_micro as run_micro
 from tfcompress.distill.cache import cache_teacher as cache_teacher

@@ -10,8 +10,9 @@ import tfcompress as tfc
 from tests.cli.conftest import run
 from tests.devices.conftest import export
 from tfcompress.devices.ethos_u import ACCELERATORS
-from tfcompress.devices.micro import operations_of
+from tfcompress.devices.micro_file import operations_of
 from tfcompress.devices.outcome import DEVICES, check_device, outcome
+from tfcompress.tflite.parts import objects_of
 
 pytest.importorskip("ethosu")
 
@@ -20,7 +21,7 @@ pytest.importorskip("ethosu")
 def test_an_integer_file_runs_wholly_on_the_npu(integer_file, accelerator):
     result = tfc.compile_ethos_u(integer_file[0], accelerator)
     assert result.share_on_npu == 1 and result.on_cpu == {} and result.reasons == []
-    assert set(operations_of(result.content)) == {"ethos-u"}
+    assert set(operations_of(objects_of(result.content))) == {"ethos-u"}
     assert result.cycles > 100 and 0 < result.milliseconds < 10
     assert result.sram_bytes > 12 * 12 * 8 and result.flash_bytes + result.dram_bytes > 500
 

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from tfcompress.data import collect
-from tfcompress.devices.micro import is_installed, operations_of, run_micro
+from tfcompress.devices.micro import is_installed, run_micro
+from tfcompress.devices.micro_file import MicroFile
 from tfcompress.files import check_path, write_whole
 from tfcompress.tflite.run import TFLiteModel
 
@@ -48,8 +49,8 @@ def write_c_source(path_or_bytes: Any, path: str | os.PathLike[str]) -> list[pat
     target = check_path(path)
     if target.suffix != ".c":
         raise ValueError(f"path must end in .c. Received: {str(target)!r}")
-    model = TFLiteModel(path_or_bytes, delegates=False)
-    operations = operations_of(model.content)
+    model = MicroFile(path_or_bytes)
+    operations = model.operations
     unknown = [name for name in operations if name.startswith("Flex")]
     arena = None
     if is_installed("tflite_micro"):

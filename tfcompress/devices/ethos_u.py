@@ -12,10 +12,11 @@ import sys
 import tempfile
 from typing import Any
 
-from tfcompress.devices.micro import operations_of, require
+from tfcompress.devices.micro import require
+from tfcompress.devices.micro_file import DECODE, MicroFile, operations_of
 from tfcompress.files import check_path, write_whole
 from tfcompress.tables import as_text, size, table
-from tfcompress.tflite.run import TFLiteModel
+from tfcompress.tflite.parts import objects_of
 
 ACCELERATORS = (
     *(f"ethos-u55-{macs}" for macs in (32, 64, 128, 256)),
@@ -139,7 +140,12 @@ def compile_ethos_u(
             f"accelerator must be one of {', '.join(ACCELERATORS)}. Received: {accelerator!r}"
         )
     version = require("ethosu", "ethos-u-vela", "micro")
-    model = TFLiteModel(path_or_bytes, delegates=False)
+    model = MicroFile(path_or_bytes)
+    if DECODE in model.operations:
+        raise ValueError(
+            f"{model.name} is compressed for tflite-micro (compress_lut), and Vela does not read "
+            "that: compile the file that it was made of."
+        )
     options = ["--accelerator-config", accelerator]
     for name, value in (("--system-config", system_config), ("--memory-mode", memory_mode)):
         options += [name, value] if value else []
@@ -152,14 +158,15 @@ def compile_ethos_u(
         with summary.open() as file:
             figures = next(csv.DictReader(file))
     reasons = [(m[1], m[2], m[3].strip()) for m in _WARNING.finditer(log)]
-    on_cpu = {name: n for name, n in operations_of(compiled).items() if name != "ethos-u"}
+    left = operations_of(objects_of(compiled))
+    on_cpu = {name: count for name, count in left.items() if name != "ethos-u"}
     flash = sum(float(figures[f"{kind}_flash_memory_used"]) for kind in ("on_chip", "off_chip"))
     return EthosUResult(
         model.name,
         accelerator,
         f"{figures['system_config']}, {figures['memory_mode']}",
         version,
-        sum(operations_of(model.content).values()),
+        sum(model.operations.values()),
         on_cpu,
         reasons,
         round(float(figures["sram_memory_used"]) * _KIB),

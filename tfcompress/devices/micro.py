@@ -16,10 +16,9 @@ from typing import Any
 import numpy as np
 
 from tfcompress.data import collect
+from tfcompress.devices.micro_file import MicroFile
 from tfcompress.tables import as_text, size, table
-from tfcompress.tensorflow_internals import flatbuffer_schema
-from tfcompress.tflite.parts import objects_of, part_of
-from tfcompress.tflite.run import TFLiteModel
+from tfcompress.tflite.parts import part_of
 
 _CHILD = pathlib.Path(__file__).with_name("micro_child.py")
 _ARENA = 1 << 28  # bytes on this machine; what a file really needs is measured
@@ -99,10 +98,10 @@ def run_micro(path_or_bytes: Any, x: Any = None) -> MicroResult:
         ({}, True)
     """
     version = require("tflite_micro", "tflite-micro", "micro")
-    model = TFLiteModel(path_or_bytes, delegates=False)
-    operations = operations_of(model.content)
+    model = MicroFile(path_or_bytes)
+    operations = model.operations
     features = None if x is None else collect(x, model.specs(), argument="x")[0]
-    answer, log = _ask(model.content, None if features is None else [*_batches(model, features)])
+    answer, log = _ask(model, None if features is None else [*_batches(model, features)])
     if answer is None:
         raise ValueError(f"{model.name} crashes tflite-micro {version}.{_last_line(log)}")
     if "error" in answer:
@@ -113,10 +112,9 @@ def run_micro(path_or_bytes: Any, x: Any = None) -> MicroResult:
     quantized: Any = None
     if features is not None:
         samples = len(next(iter(features.values())))
-        order = _places(model.content, "outputs")
         values = {
-            info.name: np.concatenate([parts[order[info.index]] for parts in answer["outputs"]])
-            for info in model.outputs
+            info.name: np.concatenate([parts[place] for parts in answer["outputs"]])
+            for place, info in enumerate(model.outputs)
         }
         quantized = {name: value[:samples] for name, value in values.items()}
         outputs = {info.name: info.dequantized(quantized[info.name]) for info in model.outputs}
@@ -145,28 +143,14 @@ def require(module: str, package: str, extra: str) -> str:
     return importlib.metadata.version(package)
 
 
-def operations_of(content: bytes) -> dict[str, int]:
-    """Returns the number of operations of each kind in all graphs of a file."""
-    names, objects = _names(), objects_of(content)
-    counts: dict[str, int] = {}
-    for graph in objects.subgraphs:
-        for operator in graph.operators:
-            code = objects.operatorCodes[operator.opcodeIndex]
-            name = names[code.builtinCode]
-            if name == "CUSTOM":
-                name = code.customCode.decode()
-            counts[name] = counts.get(name, 0) + 1
-    return counts
-
-
-def _ask(content: bytes, inputs: Sequence[Any] | None) -> tuple[dict[str, Any] | None, str]:
+def _ask(file: MicroFile, inputs: Sequence[Any] | None) -> tuple[dict[str, Any] | None, str]:
     """Returns the answer of a process that runs a file, None if it crashed; and what it printed."""
-    outputs = len(_places(content, "outputs"))
-    request = {"content": content, "inputs": inputs, "outputs": outputs, "arena": _ARENA}
+    request = {"content": file.content, "inputs": inputs, "outputs": len(file.outputs)}
+    request |= {"arena": _ARENA, "path": list(sys.path)}
     try:
         process = subprocess.run(
             [sys.executable, "-I", str(_CHILD)],
-            input=pickle.dumps({**request, "path": list(sys.path)}),
+            input=pickle.dumps(request),
             capture_output=True,
             timeout=_SECONDS,
             check=False,
@@ -177,45 +161,28 @@ def _ask(content: bytes, inputs: Sequence[Any] | None) -> tuple[dict[str, Any] |
     return pickle.loads(process.stdout) if process.stdout else None, log
 
 
-def _places(content: bytes, side: str) -> dict[int, int]:
-    """Returns the positions of the inputs or outputs of a file, by number of the tensor."""
-    return {
-        int(t): place for place, t in enumerate(getattr(objects_of(content).subgraphs[0], side))
-    }
-
-
-def _batches(model: TFLiteModel, features: Mapping[str, np.ndarray]) -> Iterator[list[np.ndarray]]:
+def _batches(model: MicroFile, features: Mapping[str, np.ndarray]) -> Iterator[list[np.ndarray]]:
     """Yields the inputs of one inference each, quantized, in the order of the runtime."""
-    place = _places(model.content, "inputs")
-    infos = sorted(model.inputs, key=lambda info: place[info.index])
-    size = infos[0].shape[0] or 1
-    samples = len(features[infos[0].name])
+    size = model.inputs[0].shape[0] or 1
+    samples = len(features[model.inputs[0].name])
     for start in range(0, samples, size):
         rows = np.minimum(np.arange(start, start + size), samples - 1)
-        yield [info.quantized(features[info.name][rows]) for info in infos]
+        yield [info.quantized(features[info.name][rows]) for info in model.inputs]
 
 
-def _names() -> dict[int, str]:
-    """Returns the names of the kinds of operations by number."""
-    kinds = flatbuffer_schema().BuiltinOperator
-    return {value: name for name, value in vars(kinds).items() if isinstance(value, int)}
-
-
-def _missing(model: TFLiteModel) -> dict[str, str]:
+def _missing(model: MicroFile) -> dict[str, str]:
     """Returns why kinds of operations do not run, each tried in a file of its own."""
-    names, objects = _names(), objects_of(model.content)
-    shapes = {d["index"]: tuple(d["shape"]) for d in model.interpreter.get_tensor_details()}
     tried: set[Any] = set()
     missing: dict[str, str] = {}
-    for operator in objects.subgraphs[0].operators:
-        name = names[objects.operatorCodes[operator.opcodeIndex].builtinCode]
+    for operator in model.objects.subgraphs[0].operators:
+        name = model.kind_of(operator)
         if name in ("WHILE", "IF") or name in missing:
             continue
-        key, content = part_of(objects, operator, shapes)
+        key, content = part_of(model.objects, operator, {})
         if key in tried:
             continue
         tried.add(key)
-        answer, log = _ask(content, None)
+        answer, log = _ask(MicroFile(content), None)
         if answer is None or "error" in answer:
             missing[name] = _reason(log) or "crashes"
     return missing

@@ -20,6 +20,7 @@ from tfcompress.tflite.trial import try_file
 
 RECIPE = "tfcompress.json"  # the JSON file in the appended zip that says how the file was made
 
+_DECODE = b"TFLM_DECODE"  # the operation that decompresses weights
 _BATCH = 64  # batch size where the file leaves the batch open
 
 
@@ -93,13 +94,18 @@ class TFLiteModel:
     ) -> None:
         if isinstance(num_threads, bool) or not isinstance(num_threads, int) or num_threads < 1:
             raise ValueError(f"num_threads must be an integer >= 1. Received: {num_threads!r}")
-        self.name, self.content = _read(path_or_bytes)
+        self.name, self.content = read_content(path_or_bytes)
         self.num_threads = num_threads
         self.delegates = delegates
         self._module = interpreter_module()
         try:
             try_file(self.content, self._module.__name__)
         except ValueError as error:
+            if _DECODE in self.content:
+                raise ValueError(
+                    f"{self.name} is compressed for tflite-micro (compress_lut), which alone can "
+                    "run it: use run_micro."
+                ) from None
             raise ValueError(f"{self.name} is not a usable TFLite model: {error}.") from None
         self._interpreter = self.interpreter_of(
             self.content, delegates=delegates, keep_tensors=keep_tensors
@@ -338,7 +344,8 @@ def _reason(error: Exception) -> str:
     return (str(error).strip() or "no reason given").splitlines()[0]
 
 
-def _read(path_or_bytes: Any) -> tuple[str, bytes]:
+def read_content(path_or_bytes: Any) -> tuple[str, bytes]:
+    """Returns the name of a file, and its content; raises an error if it is no TFLite model."""
     if isinstance(path_or_bytes, (bytes, bytearray)):
         name, content = "the content given", bytes(path_or_bytes)
     elif isinstance(path_or_bytes, (str, os.PathLike)):

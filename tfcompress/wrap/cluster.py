@@ -37,7 +37,7 @@ def cluster(
     the centroids other quantized values there.
 
     Pays in: bytes after gzip; flash after Vela's compression; bytes of the file itself by
-    `export_tflite(compressed="lut")`. The file itself and its latency stay as they were.
+    `compress_lut`. The file itself and its latency stay as they were.
 
     Args:
         model_or_layer: A built model, wrapped or not (a subclassed one becomes Functional), or one

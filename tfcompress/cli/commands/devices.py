@@ -49,3 +49,14 @@ def vela(
     if output:
         result.save(output)
     print_report(result, as_json)
+
+
+@click.command("compress-lut")
+@click.argument("file", type=PATH)
+@click.option("--output", "-o", type=PATH, required=True, help="File to write.")
+@json_option
+def compress_lut(file: pathlib.Path, output: pathlib.Path, as_json: bool) -> None:
+    """Store weights of few values in FILE, a .tflite file, as indices, for tflite-micro alone."""
+    from tfcompress.devices.lut import compress_lut as compress
+
+    print_report(compress(file, output), as_json)
