@@ -49,7 +49,7 @@ def compressed(net, data, options, seed):
     """Returns the network that is pruned, clustered and quantized in one training."""
     keras.utils.set_random_seed(seed)
     steps = options.epochs * math.ceil(len(data.x_train) / BATCH)
-    student = net
+    student = tfc.fold_batch_norm(net) if options.folded else net
     if options.sparsity:
         schedule = tfc.PolynomialDecay(
             0.0, options.sparsity, begin_step=0, end_step=steps // 2, frequency=10
@@ -62,7 +62,7 @@ def compressed(net, data, options, seed):
             per_channel=options.per_channel,
             assignment=options.assignment,
         )
-    granularity = "channel" if options.per_channel or not options.clusters else "tensor"
+    granularity = "tensor" if options.folded and not options.per_channel else "channel"
     student = tfc.quantize(student, tfc.QuantizationScheme(weight_granularity=granularity))
     distiller = tfc.Distiller(net, student, alpha=0.3, temperature=4.0)
     fit(distiller, data, options.epochs, options.rate)
@@ -91,6 +91,7 @@ def main():
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--per-channel", action="store_true")
+    parser.add_argument("--folded", action="store_true", help="fold BatchNormalization first")
     parser.add_argument("--assignment", default="hard")
     parser.add_argument("--nets", default=tempfile.gettempdir(), help="where float nets are kept")
     options = parser.parse_args()

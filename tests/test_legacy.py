@@ -203,7 +203,17 @@ def test_a_clustered_model_keeps_its_centroids(tfmot):
     new = tfc.from_tf_keras(old)
     stripped = cluster.strip_clustering(old)
     assert difference(stripped, new) < 1e-5
-    assert len(np.unique(np.array(new.get_layer("b").kernel))) <= 8
+    ordinary = tfc.strip(new)
+    assert len(np.unique(np.array(ordinary.get_layer("b").kernel))) <= 8
+    before = [v.numpy() for v in new.trainable_variables if "centroids" in v.path]
+    x = inputs_of(old, 32)
+    new.compile("sgd", "mse")
+    new.fit(x, np.zeros((32, *new.output_shape[1:])), verbose=0)
+    after = [v.numpy() for v in new.trainable_variables if "centroids" in v.path]
+    assert len(before) > 1 and any(
+        np.abs(a - b).max() > 0 for a, b in zip(before, after, strict=True)
+    )
+    assert len(np.unique(np.array(tfc.strip(new).get_layer("b").kernel))) <= 9
 
 
 @pytest.mark.parametrize("make", [mnist, residual], ids=["mnist", "residual"])

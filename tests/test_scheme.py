@@ -98,9 +98,13 @@ def test_one_scale_for_all_of_a_kernel(bits, trained, tmp_path):
 
 def test_one_scale_for_all_is_refused_where_channels_have_their_own(tmp_path):
     scheme = tfc.QuantizationScheme(weight_granularity="tensor")
-    normalized = keras.Sequential([keras.Input((4,)), L.Dense(3), L.BatchNormalization(name="n")])
+    normalized = keras.Sequential(
+        [keras.Input((4,)), L.Dense(3, name="dense"), L.BatchNormalization(name="n")]
+    )
     with pytest.raises(ValueError, match="not possible with 'n'"):
         tfc.quantize(normalized, scheme)
+    folded = tfc.quantize(tfc.fold_batch_norm(normalized), scheme)
+    assert [layer.name for layer in folded.layers if hasattr(layer, "layer")] == ["dense"]
     first = keras.Sequential([keras.Input((4,)), L.BatchNormalization(name="n"), L.Dense(3)])
     with pytest.raises(ValueError, match="not possible with 'n'"):
         tfc.export_tflite(

@@ -49,6 +49,7 @@ from tfcompress.measure.summary import Summary as Summary
 from tfcompress.measure.summary import summary as summary
 from tfcompress.measure.weight_histograms import Histograms as Histograms
 from tfcompress.measure.weight_histograms import histograms as histograms
+from tfcompress.post_training.fold_batch_norm import fold_batch_norm as fold_batch_norm
 from tfcompress.quantization.input_samples import forget_samples as forget_samples
 from tfcompress.quantization.quantize import quantize as quantize
 from tfcompress.rewrite.channels.regularize import GroupLasso as GroupLasso

@@ -13,9 +13,13 @@ import numpy as np
 from keras import ops, tree
 
 from tfcompress.graph.keras_internals import is_keras_2_graph, keras_2_structs
+from tfcompress.graph.read import walk_layers
+from tfcompress.graph.weights import compressible_weights
 from tfcompress.legacy.convert import Converter
 from tfcompress.legacy.ranges import trained_ranges, with_ranges
 from tfcompress.quantization.state import fake_quantizing_in_float, quantizers
+from tfcompress.transforms.clusters import MOST_CLUSTERS, Clusters
+from tfcompress.wrap.cluster import with_clusters
 
 _TOLERANCE = 1e-5
 
@@ -23,8 +27,9 @@ _TOLERANCE = 1e-5
 def from_tf_keras(model: Any, *, verify: bool = True) -> keras.Model:
     """Converts a Keras 2 model (tf_keras) to an equivalent Keras 3 model.
 
-    Models wrapped by tensorflow-model-optimization 0.8.1 are supported: pruned and clustered models
-    become ordinary models with their zeros and centroids. Quantization-aware models become
+    Models wrapped by tensorflow-model-optimization 0.8.1 are supported: pruned models become
+    ordinary models with their zeros, clustered ones become clustered models of tfcompress with
+    their centroids, which can be trained further. Quantization-aware models become
     quantization-aware models of tfcompress with the trained ranges at the same tensors, so that
     they can be trained further and exported without data. The result is compared with the original
     on random samples.
@@ -80,14 +85,34 @@ def _converted_model(model: Any, verify: bool) -> keras.Model:
             f"model {model.name!r} is subclassed: its code is for Keras 2. Only Sequential and "
             "Functional models can be converted."
         )
+    clustered = {
+        wrapper.layer.name
+        for wrapper in model.submodules
+        if type(wrapper).__name__ == "ClusterWeights"
+    }
     plain = _without_tfmot_wrappers(model)
     converted = Converter().run(plain)
     ranges = trained_ranges(plain)
     if ranges:
         converted = with_ranges(converted, ranges)
+    if clustered:
+        converted = with_clusters(converted, _clusters(converted, clustered))
     if verify:
         _compare(model, converted)
     return converted
+
+
+def _clusters(model: keras.Model, names: set[str]) -> dict[str, Clusters]:
+    """Returns the transform of each layer that has centroids, by path: as many as it has values."""
+    chosen = {}
+    for path, layer in walk_layers(model):
+        weights = compressible_weights(layer) if layer.name in names else []
+        counts = [np.unique(w) for w in map(ops.convert_to_numpy, weights)]
+        # One of ours is zero.
+        most = max((np.count_nonzero(values) + 1 for values in counts), default=0)
+        if 1 < most <= MOST_CLUSTERS:
+            chosen[path] = Clusters(int(most))
+    return chosen
 
 
 def _without_tfmot_wrappers(model: Any) -> Any:

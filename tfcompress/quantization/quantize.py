@@ -166,9 +166,9 @@ def _check_granularity(model: keras.Model, scheme: QuantizationScheme) -> None:
     if normalized:
         raise ValueError(
             f"weight_granularity='tensor' is not possible with {normalized[0]!r}, which gives each "
-            "channel a scale of its own. A BatchNormalization directly behind a convolution or "
-            "dense layer is folded into it if the float model is exported with this scheme and a "
-            "representative_dataset."
+            "channel a scale of its own. Quantize fold_batch_norm(model), in which those directly "
+            "behind a convolution or dense layer are folded into it; export without training does "
+            "that by itself."
         )
     others = [glob for glob, other in scheme.overrides.items() if not _is_tensor(other)]
     if others:

@@ -14,7 +14,9 @@ from tfcompress.transforms.base import WeightTransform
 
 INITS = ("kmeans++", "linear", "density")
 ASSIGNMENTS = ("hard", "soft")
-_MOST = 128  # values that tflite-micro's tables hold
+MOST_CLUSTERS = 128
+"""The values that tflite-micro's tables hold."""
+
 _SAMPLE = 50_000  # weights from which k-means finds centroids
 
 
@@ -53,9 +55,11 @@ class Clusters(WeightTransform):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if isinstance(number_of_clusters, bool) or number_of_clusters not in range(2, _MOST + 1):
+        if isinstance(number_of_clusters, bool) or number_of_clusters not in range(
+            2, MOST_CLUSTERS + 1
+        ):
             raise ValueError(
-                f"number_of_clusters must be a whole number from 2 to {_MOST}. Received: "
+                f"number_of_clusters must be a whole number from 2 to {MOST_CLUSTERS}. Received: "
                 f"{number_of_clusters!r}"
             )
         self.number_of_clusters = number_of_clusters

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -88,11 +89,22 @@ def cluster(
     ]
     if not candidates:
         raise nothing_to_compress(model_or_layer)
-    chosen = set(select(candidates, layers))
-    clustered = WrapLayers(lambda path, layer: transform, chosen).run(model_or_layer)
+    chosen = select(candidates, layers)
+    clustered = with_clusters(model_or_layer, dict.fromkeys(chosen, transform))
+    if check:
+        check_wrapped(model_or_layer, clustered, "cluster")
+    return clustered
+
+
+def with_clusters(model: keras.Model, chosen: Mapping[str, Clusters]) -> keras.Model:
+    """Returns a copy of a model whose layers are clustered.
+
+    Args:
+        model: A Sequential or Functional model.
+        chosen: The transform of each layer to cluster, by path.
+    """
+    clustered = WrapLayers(lambda path, layer: chosen[path], set(chosen)).run(model)
     for path, layer in walk_layers(clustered):
         if path in chosen and isinstance(layer, CompressionWrapper):
             layer.start(Clusters)
-    if check:
-        check_wrapped(model_or_layer, clustered, "cluster")
     return clustered
