@@ -1,12 +1,14 @@
 """Pruned, clustered and quantized in one training: accuracy, bytes after gzip, flash after Vela.
 
-The ResNet of 78,426 parameters on all of Fashion-MNIST (Debian's dataset-fashion-mnist), trained in
+--part resnet: the ResNet of 78,426 parameters on all of Fashion-MNIST (Debian's dataset-fashion-mnist), trained in
 float for 6 epochs, then pruned, clustered and quantized together for as many as tfmot's PCQAT takes
-in its three steps, with the float network as teacher. Run by hand, ten minutes a seed:
-python -m benchmarks.clustering [--seeds 3] [--sparsity 0.7] [--clusters 16]
+in its three steps, with the float network as teacher. --part lut: the ResNet-8 of MLPerf Tiny on the same images as
+32x32 pixels of three colours, in int8 and clustered, its file in tflite-micro's compressed form. Run
+by hand, ten minutes a seed: python -m benchmarks.clustering [--seeds 3] [--sparsity 0.7]
 """
 
 import argparse
+import dataclasses
 import json
 import math
 import pathlib
@@ -69,6 +71,51 @@ def compressed(net, data, options, seed):
     return distiller.student
 
 
+def resnet8():
+    """Returns the ResNet-8 of MLPerf Tiny, for 32x32 pixels of three colours."""
+    from keras import layers as L
+
+    def conv(x, filters, size=3, strides=1):
+        x = L.Conv2D(filters, size, strides, padding="same", kernel_initializer="he_normal")(x)
+        return L.BatchNormalization(momentum=0.9)(x)
+
+    inputs = keras.Input((32, 32, 3), name="image")
+    x = L.ReLU()(conv(inputs, 16))
+    for width, strides in ((16, 1), (32, 2), (64, 2)):
+        y = conv(L.ReLU()(conv(x, width, 3, strides)), width)
+        x = L.ReLU()(L.Add()([y, x if strides == 1 else conv(x, width, 1, strides)]))
+    x = L.Flatten()(L.AveragePooling2D(8)(x))
+    return keras.Model(inputs, L.Dense(10, name="logits")(x))
+
+
+def in_colour(data):
+    """Returns the data as 32x32 pixels of three colours."""
+
+    def padded(x):
+        return np.repeat(np.pad(x, [(0, 0), (2, 2), (2, 2), (0, 0)]), 3, -1)
+
+    return dataclasses.replace(data, x_train=padded(data.x_train), x_test=padded(data.x_test))
+
+
+def tables(options):
+    """Prints accuracy and bytes of the ResNet-8, in int8 and in tflite-micro's compressed form."""
+    data = in_colour(load(full=True))
+    keras.utils.set_random_seed(0)
+    net = resnet8()
+    fit(net, data, FLOAT_EPOCHS, 3e-3)
+    options.sparsity, options.folded = 0.0, True
+    for clusters in (0, 16, 8):
+        options.clusters = clusters
+        with tempfile.TemporaryDirectory() as folder:
+            student = compressed(net, data, options, 0)
+            row = {"clusters": clusters, **measured(student, data, folder)}
+            if clusters:
+                small = tfc.compress_lut(f"{folder}/m.tflite", f"{folder}/lut.tflite")
+                row |= {"lut_bytes": small.bytes, "lut_arena": small.arena_bytes}
+                row["arena"] = small.arena_bytes_before
+        print(json.dumps(row), flush=True)
+
+
 def measured(net, data, folder):
     """Returns accuracy, bytes and flash of the exported file."""
     path = pathlib.Path(folder) / "m.tflite"
@@ -85,6 +132,7 @@ def measured(net, data, folder):
 
 def main():
     parser = argparse.ArgumentParser()
+    parser.add_argument("--part", choices=["resnet", "lut"], default="resnet")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--sparsity", type=float, default=0.7)
     parser.add_argument("--clusters", type=int, default=16)
@@ -95,6 +143,8 @@ def main():
     parser.add_argument("--assignment", default="hard")
     parser.add_argument("--nets", default=tempfile.gettempdir(), help="where float nets are kept")
     options = parser.parse_args()
+    if options.part == "lut":
+        return tables(options)
     data, rows = load(full=True), []
     for seed in range(options.seeds):
         net = float_net(data, seed, options.nets)
