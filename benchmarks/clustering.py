@@ -2,8 +2,8 @@
 
 --part resnet: the ResNet of 78,426 parameters on all of Fashion-MNIST (Debian's
 dataset-fashion-mnist), trained in float for 6 epochs, then pruned, clustered and quantized together
-for as many as tfmot's PCQAT takes in its three steps, with the float network as teacher. --part lut:
-the ResNet-8 of MLPerf Tiny on the same images as 32x32 pixels of three colours, in int8 and
+for as many as tfmot's PCQAT takes in three steps, with the float network as teacher. --part lut: the
+ResNet-8 of MLPerf Tiny on the same images as 32x32 pixels of three colours, in int8 and
 clustered, its file in tflite-micro's compressed form. Run by hand, ten minutes a seed:
 python -m benchmarks.clustering --folded [--seeds 3] [--sparsity 0.7] [--clusters 16]
 """
