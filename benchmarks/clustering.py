@@ -2,9 +2,9 @@
 
 --part resnet: the ResNet of 78,426 parameters on all of Fashion-MNIST (Debian's
 dataset-fashion-mnist), trained in float for 6 epochs, then pruned, clustered and quantized together
-for as many as tfmot's PCQAT takes in three steps, with the float network as teacher. --part lut: the
-ResNet-8 of MLPerf Tiny on the same images as 32x32 pixels of three colours, in int8 and
-clustered, its file in tflite-micro's compressed form. Run by hand, ten minutes a seed:
+with the float network as teacher. --part lut: the ResNet-8 of MLPerf Tiny on the same images as
+32x32 pixels of three colours, in int8 and clustered, its file in tflite-micro's compressed form.
+Run by hand, ten minutes a seed:
 python -m benchmarks.clustering --folded [--seeds 3] [--sparsity 0.7] [--clusters 16]
 """
 
@@ -67,7 +67,7 @@ def compressed(net, data, options, seed):
         )
     granularity = "tensor" if options.folded and not options.per_channel else "channel"
     student = tfc.quantize(student, tfc.QuantizationScheme(weight_granularity=granularity))
-    distiller = tfc.Distiller(net, student, alpha=0.3, temperature=4.0)
+    distiller = tfc.Distiller(net, student, alpha=options.alpha, temperature=3.0)
     fit(distiller, data, options.epochs, options.rate)
     return distiller.student
 
@@ -139,6 +139,7 @@ def main():
     parser.add_argument("--clusters", type=int, default=16)
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--rate", type=float, default=1e-3)
+    parser.add_argument("--alpha", type=float, default=0.8)
     parser.add_argument("--per-channel", action="store_true")
     parser.add_argument("--folded", action="store_true", help="fold BatchNormalization first")
     parser.add_argument("--assignment", default="hard")
