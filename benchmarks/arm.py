@@ -74,9 +74,9 @@ def kerashub(folder):
     small = {"vocabulary_size": 50, "num_layers": 2, "num_heads": 2, "hidden_dim": 16}
     text = {**small, "intermediate_dim": 32, "max_sequence_length": 12}
     resnet = {
-        "input_conv_filters": [8],
+        "input_conv_filters": [64],
         "input_conv_kernel_sizes": [3],
-        "stackwise_num_filters": [8, 16],
+        "stackwise_num_filters": [64, 128],
         "stackwise_num_blocks": [1, 1],
         "stackwise_num_strides": [1, 2],
         "image_shape": (32, 32, 3),

@@ -179,6 +179,8 @@ def models():
     constant = tfc.ConstantSparsity(0.5, begin_step=0)
     pruned = tfc.quantize(tfc.prune(chain()[0], constant))
     yield "pruned_int8_chain", trained(pruned, (6,)), (6,)
+    clustered = tfc.quantize(tfc.cluster(chain()[0], 4, per_channel=True))
+    yield "clustered_int8_chain", trained(clustered, (6,)), (6,)
     yield "kept_zeros", tfc.prune(tfc.strip(tfc.prune(chain()[0], 0.5)), "keep"), (6,)
     yield "averaged_teachers", tfc.ensemble([chain()[0], chain()[0]], [0.25, 0.75]), (6,)
     lasso = tfc.regularize_channels(student(), 1e-3)

@@ -99,6 +99,21 @@ def multiply_by_quantized_multiplier(quantized: Any, multiplier: Any, power: flo
     return ops.sign(product) * ops.floor(ops.abs(product) * (shift * power / left_shift) + 0.5)
 
 
+def without_ties(scale: Any, factor_scale: Any) -> Any:
+    """Returns the scale of a product, a little smaller if quantized products could be ties.
+
+    XNNPACK rounds ties of a product to even on x86, and up on ARM. A multiplier of few bits has
+    ties: a half, for a gate that is a half everywhere.
+
+    Args:
+        scale: The scale.
+        factor_scale: The product of the scales of the factors.
+    """
+    multiplier = factor_scale / scale
+    bits = multiplier / power_below(multiplier) * 2.0**10
+    return ops.where(ops.abs(bits - ops.round(bits)) < 2.0**-10, scale * (1 - 2.0**-21), scale)
+
+
 def add_quantized(inputs: list[Any], input_scales: list[Any], output_scale: Any) -> Any:
     """Returns the quantized sum of two quantized tensors with different scales.
 

@@ -34,6 +34,7 @@ from tfcompress.integer.fixed_point import (
     multiply_by_quantized_multiplier,
     requantize_by_ratio,
     scale_of_constant,
+    without_ties,
 )
 from tfcompress.transforms.fake_quant import FakeQuant
 
@@ -185,8 +186,15 @@ class Product:
 
     def requantize(self, x: Any, output_scale: Any) -> Any:
         """Returns the requantized products."""
+        return Accumulator(self._scale()).requantize(x, output_scale)
+
+    def adjusted(self, scale: Any) -> Any:
+        """Returns the scale of the output, such that no product is a tie."""
+        return without_ties(scale, self._scale())
+
+    def _scale(self) -> Any:
         a, b = (f if isinstance(f, float) else f.qparams()[0] for f in self.factors)
-        return Accumulator(a * b).requantize(x, output_scale)
+        return a * b
 
 
 class MatrixProduct(Product):

@@ -32,7 +32,8 @@ integer_layer("RuntimeAverage BorderScale RuntimeMean", role=AVERAGE)
 
 MOST_TAPS = 25  # of a depthwise kernel, for which XNNPACK has code; larger ones are slow
 EXACT_FACTORS = "exact_factors"  # in the names of factors that are multiples of FACTOR_SCALE
-FACTOR_SCALE = 0.25  # of the factors at the border of averages: 1, 6/4 and 9/4 for 3 by 3
+_QUARTER = 0.25  # of which the factors at the border of averages are multiples: 1, 6/4, 9/4
+FACTOR_SCALE = _QUARTER * (1 + 2.0**-21)  # a little more, so that no product is a tie
 
 
 class _OfWindows(RuntimeLayer):
@@ -163,8 +164,7 @@ class AverageByConvolution(Rule):
                 return False
             factors = [factor * size / n for factor in factors for n in set(axis)]
         return counts is not None and all(
-            (factor / FACTOR_SCALE).is_integer() and factor / FACTOR_SCALE < 128
-            for factor in factors
+            (factor / _QUARTER).is_integer() and factor / _QUARTER < 128 for factor in factors
         )
 
     def parts(self, layer: Any) -> list[Any]:
