@@ -69,6 +69,7 @@ def student(folder):
 def kerashub(folder):
     """Writes files of small networks of KerasHub."""
     import tfcompress as tfc
+    from tfcompress.graph.read import input_specs
 
     hub = importlib.import_module("keras_hub").models
     small = {"vocabulary_size": 50, "num_layers": 2, "num_heads": 2, "hidden_dim": 16}
@@ -97,15 +98,17 @@ def kerashub(folder):
     for number, (name, make) in enumerate(makers.items()):
         model = make()
         data = {}
-        for tensor in model.inputs:
+        names = [spec.name for spec in input_specs(model)]
+        for name_of_input, tensor in zip(names, model.inputs, strict=True):
             shape = (128, *(size or 12 for size in tensor.shape[1:]))
             if "int" in tensor.dtype:
                 high = 2 if "mask" in tensor.name or "segment" in tensor.name else 50
-                data[tensor.name] = generator.integers(0, high, shape).astype("int32")
+                data[name_of_input] = generator.integers(0, high, shape).astype("int32")
             else:
-                data[tensor.name] = generator.normal(size=shape).astype("float32")
+                data[name_of_input] = generator.normal(size=shape).astype("float32")
         path = folder / f"{number:03}.tflite"
-        shapes = {key: value.shape[1:] for key, value in data.items()}
+        open_ones = any(None in tensor.shape[1:] for tensor in model.inputs)
+        shapes = {key: value.shape[1:] for key, value in data.items()} if open_ones else None
         tfc.export_tflite(
             model, path, representative_dataset=data, input_shape=shapes, metadata=False,
             verbose=False,
