@@ -33,6 +33,10 @@ assert rows and all(0.5 <= r.sparsity < 0.51 for r in rows)  # small weights rou
 student.save("student.keras")
 np.save("outputs.npy", student.predict(data.x_test[:64], verbose=0))
 stripped = tfc.strip(tfc.prune(nets.{net}(), 0.5))
+clustered = tfc.cluster(nets.dense(), 8)
+nets.compiled(clustered).fit(x, y, epochs=1, verbose=0)
+kernels = [weight for weight in tfc.strip(clustered).get_weights() if weight.ndim == 2]
+assert kernels and all(len(np.unique(kernel)) <= 8 for kernel in kernels)
 try:
     tfc.export_tflite(student, "m.tflite")
 except tfc.ExportError as error:

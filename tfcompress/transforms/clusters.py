@@ -95,7 +95,7 @@ class Clusters(WeightTransform):
         for channel, row in enumerate(rows):
             found[:, channel] = self._found(row[row != 0])
         self.centroids.assign(found.reshape(self.centroids.shape))
-        self.moves.assign(ops.zeros_like(self.moves))
+        self.moves.assign(ops.zeros(self.moves.shape))
 
     def update(self, weight: Any) -> None:
         """Moves a centroid that has lost its weights to where most weights are.
