@@ -9,6 +9,8 @@ from tfcompress.callbacks import FreezeQuantization as FreezeQuantization
 from tfcompress.callbacks import TeacherAgreement as TeacherAgreement
 from tfcompress.devices.c_source import write_c_source as write_c_source
 from tfcompress.devices.c_source import write_golden as write_golden
+from tfcompress.devices.check import TargetReport as TargetReport
+from tfcompress.devices.check import check_target as check_target
 from tfcompress.devices.ethos_u import EthosUResult as EthosUResult
 from tfcompress.devices.ethos_u import compile_ethos_u as compile_ethos_u
 from tfcompress.devices.lut import LutResult as LutResult

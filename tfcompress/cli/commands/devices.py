@@ -60,3 +60,17 @@ def compress_lut(file: pathlib.Path, output: pathlib.Path, as_json: bool) -> Non
     from tfcompress.devices.lut import compress_lut as compress
 
     print_report(compress(file, output), as_json)
+
+
+@click.command()
+@click.argument("file", type=PATH)
+@click.option("--target", required=True, help="xnnpack, tflite-micro or an NPU of `vela`.")
+@json_option
+def check(file: pathlib.Path, target: str, as_json: bool) -> None:
+    """Say what of FILE, a .tflite file, a target does not take, why, and what helps."""
+    from tfcompress.devices.check import check_target
+
+    report = check_target(file, target)
+    print_report(report, as_json)
+    if not report.fits:
+        raise click.exceptions.Exit(1)
