@@ -69,6 +69,10 @@ def test_bad_input(integer_file, monkeypatch, tmp_path):
         tfc.compile_ethos_u(path, "u55")
     with pytest.raises(ValueError, match="Vela cannot compile.*nonsense"):
         tfc.compile_ethos_u(path, system_config="nonsense")
+    scheme = tfc.QuantizationScheme(weight_bits=4, prefer="bytes")
+    four, _ = export(tmp_path / "four.tflite", lambda x: L.Dense(64)(x), (64,), scheme=scheme)
+    with pytest.raises(ValueError, match=r"4-bit weights.*scheme='int8'"):
+        tfc.compile_ethos_u(four)
     with pytest.raises(ValueError, match=r"devices must be of tflite-micro.*Received: 'tpu'"):
         tfc.compare({"m": path}, devices=("tpu",))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)

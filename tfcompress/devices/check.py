@@ -66,6 +66,8 @@ class TargetReport:
         title = f"{self.path} on {self.target} ({self.source}): {count} of {self.operations}"
         if self.partitions:
             title += f", in {self.partitions} parts"
+        if self.fits:
+            return f"{self.path} on {self.target} ({self.source}): all {count} operations"
         rows = [(i.layer, i.operation, i.reason, i.change or "-") for i in self.issues]
         return table(title, ("layer", "operation", "reason", "what helps"), rows)
 
@@ -153,6 +155,6 @@ def _change(target: str, kind: str, reason: str) -> str:
         return 'io_dtype="int8", if it is at an end of the file; else ' + _INTEGER
     if "Float32" in reason or "FLOAT32" in reason or kind == "DEQUANTIZE":
         return _INTEGER
-    if "Int4" in reason or "INT4" in reason:
+    if "int4" in reason.lower():
         return "8-bit weights: scheme='int8'"
     return _CHANGES.get(kind, "")

@@ -146,6 +146,10 @@ def compile_ethos_u(
             f"{model.name} is compressed for tflite-micro (compress_lut), and Vela does not read "
             "that: compile the file that it was made of."
         )
+    if model.has_int4():
+        raise ValueError(
+            f"{model.name} has 4-bit weights, which Vela cannot read. Export with scheme='int8'."
+        )
     options = ["--accelerator-config", accelerator]
     for name, value in (("--system-config", system_config), ("--memory-mode", memory_mode)):
         options += [name, value] if value else []
@@ -200,6 +204,9 @@ def _vela(source: pathlib.Path, options: list[str], name: str) -> str:
     log = process.stdout.decode(errors="replace")
     if process.returncode or not source.with_name("file_vela.tflite").exists():
         lines = [line.strip() for line in log.splitlines() if line.strip()]
-        last = lines[-1] if lines else f"exit status {process.returncode}"
-        raise ValueError(f"Vela cannot compile {name}: {last}")
+        said = [line for line in lines if not line.startswith("Warning: No ")]
+        reason = said[-1] if said else f"exit status {process.returncode}"
+        if process.returncode < 0:
+            reason = f"it crashes (signal {-process.returncode})"
+        raise ValueError(f"Vela cannot compile {name}: {reason}")
     return log

@@ -56,6 +56,11 @@ class MicroFile:
         """Returns the name of the kind of an operator."""
         return kind_of(self.objects, operator)
 
+    def has_int4(self) -> bool:
+        """Returns whether any weight has 4 bits."""
+        int4 = flatbuffer_schema().TensorType.INT4
+        return any(t.type == int4 for graph in self.objects.subgraphs for t in graph.tensors)
+
     def specs(self) -> list[InputSpec]:
         """Returns the specification of each input."""
         return [
