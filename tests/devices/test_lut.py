@@ -20,8 +20,8 @@ def clustered(per_channel, count):
     """Returns a function that adds layers whose kernels have few values."""
 
     def outputs_of(x):
-        y = L.Conv2D(16, 3, activation="relu", name="conv")(x)
-        y = L.Dense(32, name="dense")(L.GlobalAveragePooling2D()(y))
+        y = L.Conv2D(64, 3, activation="relu", name="conv")(x)
+        y = L.Dense(64, name="dense")(L.GlobalAveragePooling2D()(y))
         model = tfc.strip(tfc.cluster(keras.Model(x, y), count, per_channel=per_channel))
         return model(x)
 
@@ -65,6 +65,22 @@ def test_weights_of_many_values_stay(integer_file, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_form_that_is_larger_is_not_written(tmp_path, monkeypatch):
+    """The tools of tflite-micro write some hundred bytes more for each operator."""
+    monkeypatch.setattr(lut, "_OVERHEAD", 0)
+    scheme = tfc.QuantizationScheme(prefer="exactness", weight_granularity="tensor")
+    path, _ = export(
+        tmp_path / "m.tflite",
+        lambda x: L.Dense(4)(L.Dense(12, kernel_initializer="ones")(x)),
+        (12,),
+        scheme=scheme,
+        io_dtype="int8",
+    )
+    with pytest.raises(ValueError, match="bytes more"):
+        tfc.compress_lut(path, tmp_path / "lut.tflite")
+    assert not (tmp_path / "lut.tflite").exists()
+
+
 def test_bits_and_tables_that_take_the_fewest_bytes():
     values = np.tile(np.arange(16, dtype=np.int8), (8, 100))
     assert lut._bits(values, None) == (4, None) == lut._bits(values, 0)
@@ -78,7 +94,8 @@ def test_a_form_that_computes_otherwise_is_not_written(tmp_path, monkeypatch):
     scheme = tfc.QuantizationScheme(weight_granularity="tensor", prefer="exactness")
     path, _ = export(tmp_path / "m.tflite", clustered(False, 8), scheme=scheme, io_dtype="int8")
     wrong = export(tmp_path / "w.tflite", clustered(False, 4), scheme=scheme, io_dtype="int8")[0]
-    monkeypatch.setattr(lut, "_compressed", lambda file: (MicroFile(wrong).content, {"w": 1}))
+    other = MicroFile(tfc.compress_lut(wrong, tmp_path / "other.tflite").path).content
+    monkeypatch.setattr(lut, "_compressed", lambda file: (other, {"w": 1}))
     with pytest.raises(tfc.ExportError, match="does not compute the same"):
         tfc.compress_lut(path, tmp_path / "lut.tflite")
     assert not (tmp_path / "lut.tflite").exists()

@@ -101,6 +101,11 @@ def compress_lut(path_or_bytes: Any, path: str | os.PathLike[str]) -> LutResult:
     if before.missing:
         raise ValueError(f"{file.name} does not run on tflite-micro: {before.missing}.")
     content, weights = _compressed(file)
+    if len(content) >= len(file.content):
+        raise ValueError(
+            f"The compressed form of {file.name} takes {len(content) - len(file.content)} bytes "
+            "more: its weights are too small, or have too many values."
+        )
     after = run_micro(content, inputs)
     values = (before.quantized, after.quantized)
     if after.missing or not _equal(*values):
