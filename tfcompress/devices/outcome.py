@@ -37,6 +37,4 @@ def outcome(content: bytes, device: str) -> str:
     except ValueError as error:
         return str(error).splitlines()[0].replace("the content given", "it")
     memory = result.flash_bytes or result.dram_bytes
-    return (
-        f"{result.share_on_npu:.0%} on the NPU, {size(memory)}, about {result.milliseconds:.3f} ms"
-    )
+    return f"{result.share_on_npu:.0%}, {size(memory)}, {result.milliseconds:.3f} ms"

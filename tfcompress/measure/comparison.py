@@ -102,6 +102,8 @@ class Comparison:
             f"{self.samples} samples; {self.threads} thread(s), {self.runtime}; Keras models are "
             "measured as float32 .tflite files; outside: of XNNPACK, in slower kernels"
         )
+        if self.rows[0].devices:
+            result.caption += "; NPUs: share of the operations, flash or DRAM, estimated time"
         return result
 
     def __str__(self) -> str:
