@@ -18,7 +18,8 @@ def test_an_integer_file_fits(integer_file, target):
     expected = ["AVERAGE_POOL_2D"] if target == "xnnpack" else []
     assert [issue.operation for issue in report.issues] == expected
     assert report.fits == (not expected) and report.operations >= 3
-    assert f"all {report.operations} operations" in str(report) or expected
+    text = " ".join(str(report).split())  # a long path is folded
+    assert f"all {report.operations} operations" in text or expected
 
 
 def test_what_an_npu_leaves_is_named_with_what_helps(gelu_file):

@@ -120,7 +120,7 @@ def step(model, index):
 """
 
 
-@pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.parametrize("jit", nets.some_slow([False, True], [False]))
 def test_stop_save_load_in_a_new_process_and_go_on(python, tmp_path, jit):
     code = (
         BATCHES

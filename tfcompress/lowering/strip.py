@@ -189,5 +189,6 @@ def _copied(config: Any) -> Any:
     if isinstance(config, dict):
         return {key: _copied(value) for key, value in config.items()}
     if isinstance(config, list | tuple):
-        return [_copied(value) for value in config]
+        copied = [_copied(value) for value in config]
+        return tuple(copied) if isinstance(config, tuple) else copied
     return config

@@ -294,6 +294,7 @@ def test_a_shared_layer_that_reads_two_grids_computes_in_floats(tmp_path):
     assert result.float_tensors == [] and result.agreement.max_lsb <= 2
 
 
+@pytest.mark.slow
 def test_a_loaded_model_computes_the_same(tmp_path):
     x, y = data()
     model = fitted(model_of("LSTM, concat, last"), x, y, epochs=1)

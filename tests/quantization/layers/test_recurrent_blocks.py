@@ -63,7 +63,10 @@ def test_passes_cover_all_but_a_few_time_steps():
         assert before + size <= max(2 + (count - 2) % 8 + 8, 17)
 
 
-@pytest.mark.parametrize("name", nets.some_slow(LAYERS, ["SimpleRNN", "both", "GRU, all"]))
+RARE = ["SimpleRNN", "both", "GRU, all", "both, all"]
+
+
+@pytest.mark.parametrize("name", nets.some_slow(LAYERS, RARE))
 def test_file_and_measured_model_are_equal_to_the_bit(name, tmp_path):
     model = model_of(name)
     check_measured(model, samples_of(model), tmp_path / "m.tflite")
