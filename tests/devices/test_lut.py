@@ -11,7 +11,8 @@ import tfcompress as tfc
 from tests.cli.conftest import done
 from tests.devices.conftest import export
 from tfcompress.devices import lut
-from tfcompress.devices.micro_file import DECODE, MicroFile
+from tfcompress.devices.micro_file import MicroFile
+from tfcompress.tflite.run import DECODE
 
 pytest.importorskip("tflite_micro")
 

@@ -63,11 +63,12 @@ class TargetReport:
 
     def __rich__(self) -> Any:
         count = self.operations - len(self.issues)
-        title = f"{self.path} on {self.target} ({self.source}): {count} of {self.operations}"
+        title = f"{self.path} on {self.target} ({self.source}): "
+        if self.fits:
+            return title + f"all {count} operations"
+        title += f"{count} of {self.operations}"
         if self.partitions:
             title += f", in {self.partitions} parts"
-        if self.fits:
-            return f"{self.path} on {self.target} ({self.source}): all {count} operations"
         rows = [(i.layer, i.operation, i.reason, i.change or "-") for i in self.issues]
         return table(title, ("layer", "operation", "reason", "what helps"), rows)
 

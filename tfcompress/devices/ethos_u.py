@@ -13,10 +13,11 @@ import tempfile
 from typing import Any
 
 from tfcompress.devices.micro import require
-from tfcompress.devices.micro_file import DECODE, MicroFile, operations_of
+from tfcompress.devices.micro_file import MicroFile, operations_of
 from tfcompress.files import check_path, write_whole
 from tfcompress.tables import as_text, size, table
 from tfcompress.tflite.parts import objects_of
+from tfcompress.tflite.run import DECODE
 
 ACCELERATORS = (
     *(f"ethos-u55-{macs}" for macs in (32, 64, 128, 256)),

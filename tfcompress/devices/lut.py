@@ -14,6 +14,7 @@ from tfcompress.devices.micro_file import MicroFile
 from tfcompress.errors import ExportError
 from tfcompress.files import check_path, write_whole
 from tfcompress.tables import as_text, size, table
+from tfcompress.tensorflow_internals import flatbuffer_schema
 
 _MOST_BITS = 7  # of an index, in tflite-micro's format
 _OVERHEAD = 150  # bytes of an operator, two tensors and their names, about
@@ -107,8 +108,7 @@ def compress_lut(path_or_bytes: Any, path: str | os.PathLike[str]) -> LutResult:
             "more: its weights are too small, or have too many values."
         )
     after = run_micro(content, inputs)
-    values = (before.quantized, after.quantized)
-    if after.missing or not _equal(*values):
+    if after.missing or not _equal(before.quantized, after.quantized):
         raise ExportError(
             f"The compressed form of {file.name} does not compute the same on tflite-micro "
             f"{before.version}. {after.missing or ''} It is not written."
@@ -150,6 +150,7 @@ def _compressed(file: MicroFile) -> tuple[bytes, dict[str, int]]:
 def _weights(file: MicroFile) -> list[tuple[int, np.ndarray, int | None]]:
     """Returns number, values and axis of the channels of each constant matrix of int8."""
     graph, found = file.objects.subgraphs[0], []
+    int8 = flatbuffer_schema().TensorType.INT8
     weighted = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV")
     read = {
         int(t) for op in graph.operators if file.kind_of(op) in weighted for t in op.inputs[1:2]
@@ -157,7 +158,7 @@ def _weights(file: MicroFile) -> list[tuple[int, np.ndarray, int | None]]:
     for index in sorted(read):
         tensor = graph.tensors[index]
         data = file.objects.buffers[tensor.buffer].data
-        if tensor.type != 9 or data is None or not len(data):
+        if tensor.type != int8 or data is None or not len(data):
             continue
         values = np.frombuffer(bytes(data), np.int8).reshape(tensor.shape)
         scales = tensor.quantization.scale

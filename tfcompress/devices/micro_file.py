@@ -12,11 +12,8 @@ from tfcompress.data import InputSpec
 from tfcompress.tensorflow_internals import flatbuffer_schema
 from tfcompress.tflite.io_tensors import TensorInfo
 from tfcompress.tflite.parts import objects_of
-from tfcompress.tflite.run import read_content
+from tfcompress.tflite.run import DECODE, read_content
 from tfcompress.tflite.structure import check_structure
-
-DECODE = "TFLM_DECODE"
-"""The operation of tflite-micro that decompresses a weight."""
 
 
 class MicroFile:
@@ -63,9 +60,7 @@ class MicroFile:
 
     def specs(self) -> list[InputSpec]:
         """Returns the specification of each input."""
-        return [
-            InputSpec(i.name, i.shape[1:], "float32" if i.scale else i.dtype) for i in self.inputs
-        ]
+        return [info.spec() for info in self.inputs]
 
     def _info(self, side: str, index: int) -> TensorInfo:
         tensor = self.objects.subgraphs[0].tensors[index]

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from tfcompress.data import InputSpec
+
 
 @dataclasses.dataclass(frozen=True)
 class TensorInfo:
@@ -27,6 +29,10 @@ class TensorInfo:
     dtype: str
     scale: float
     zero_point: int
+
+    def spec(self) -> InputSpec:
+        """Returns what real values for the tensor look like."""
+        return InputSpec(self.name, self.shape[1:], "float32" if self.scale else self.dtype)
 
     def quantized(self, values: np.ndarray) -> np.ndarray:
         """Quantizes real values to the type of the tensor."""

@@ -20,7 +20,7 @@ from tfcompress.tflite.trial import try_file
 
 RECIPE = "tfcompress.json"  # the JSON file in the appended zip that says how the file was made
 
-_DECODE = b"TFLM_DECODE"  # the operation that decompresses weights
+DECODE = "TFLM_DECODE"  # tflite-micro's operation that decompresses weights
 _BATCH = 64  # batch size where the file leaves the batch open
 
 
@@ -101,7 +101,7 @@ class TFLiteModel:
         try:
             try_file(self.content, self._module.__name__)
         except ValueError as error:
-            if _DECODE in self.content:
+            if DECODE.encode() in self.content:
                 raise ValueError(
                     f"{self.name} is compressed for tflite-micro (compress_lut), which alone can "
                     "run it: use run_micro."
@@ -269,9 +269,7 @@ class TFLiteModel:
 
     def specs(self) -> list[InputSpec]:
         """Returns the specification of each input of `predict`."""
-        return [
-            InputSpec(i.name, i.shape[1:], "float32" if i.scale else i.dtype) for i in self.inputs
-        ]
+        return [info.spec() for info in self.inputs]
 
     def _predict(self, features: dict[str, np.ndarray]) -> Any:
         samples = len(features[self.inputs[0].name])

@@ -81,10 +81,7 @@ def mask_of(sparsity: Any, pattern: Any, ranking: str) -> WeightTransform:
 def start_kept(wrappers: Iterable[CompressionWrapper]) -> None:
     """Sets the masks of `KeepZeros` transforms by the weights as they are now."""
     for wrapper in wrappers:
-        for weight, transforms in wrapper.pipelines():
-            for mask in transforms:
-                if isinstance(mask, KeepZeros):
-                    mask.start(keras.ops.convert_to_tensor(weight))
+        wrapper.start(KeepZeros)
 
 
 def warn_of_zeros(layers: Iterable[tuple[str, Any]]) -> None:
