@@ -14,7 +14,7 @@ PACKAGE = ROOT / "tfcompress"
 FLOORS = (
     "errors files tensorflow_internals archives process stderr progress tables scheme data "
     "transforms graph integer wrap quantization samples distill rewrite tflite devices lowering "
-    "post_training export measure testing tune callbacks backup legacy demo cli __main__"
+    "post_training export qat measure testing tune callbacks backup legacy demo cli __main__"
 ).split()
 INTERNALS = ("graph/keras_internals.py", "tensorflow_internals.py")
 # Scripts of processes of their own, which import nothing of tfcompress.
@@ -36,6 +36,7 @@ TESTED_ELSEWHERE = {
     "demo/main": "demo/test_demo.py",
     "demo/models": "demo/test_demo.py",
     "demo/plot": "demo/test_demo.py",
+    "devices/facts": "devices/test_target.py",
     "devices/micro_child": "devices/test_micro.py",
     "devices/micro_file": "devices/test_micro.py devices/test_lut.py",
     "devices/outcome": "devices/test_ethos_u.py measure/test_comparison.py",
@@ -80,6 +81,7 @@ TESTED_ELSEWHERE = {
     "post_training/fold_batch_norm": "post_training/test_equalize.py",
     "post_training/pipeline": "post_training/test_calibrate.py export/test_export_tflite.py",
     "progress": "cli/test_cli.py demo/test_demo.py",
+    "qat": "quantization/test_quantize.py devices/test_for_target.py",
     "quantization/canonical_wrapping": "quantization/test_canonicalize.py",
     "quantization/emit_quantizers": "quantization/test_placement.py",
     "quantization/layers/recurrent_cells": "quantization/layers/test_recurrent.py",
@@ -105,6 +107,7 @@ TESTED_ELSEWHERE = {
     "tables": "demo/test_demo.py",
     "tensorflow_internals": "tflite/test_convert.py test_process.py",
     "tflite/benchmark": "tflite/test_run.py",
+    "tflite/delegates": "devices/test_delegate_report.py",
     "tflite/converter_child": "tflite/test_converter_process.py",
     "tflite/fast_file": "quantization/layers/test_forms.py tflite/test_fast_kernels.py",
     "tflite/fast_convolutions": "quantization/layers/test_forms.py tflite/test_fast_kernels.py",

@@ -11,6 +11,8 @@ from tfcompress.devices.c_source import write_c_source as write_c_source
 from tfcompress.devices.c_source import write_golden as write_golden
 from tfcompress.devices.check import TargetReport as TargetReport
 from tfcompress.devices.check import check_target as check_target
+from tfcompress.devices.delegate_report import DelegateReport as DelegateReport
+from tfcompress.devices.delegate_report import delegate_report as delegate_report
 from tfcompress.devices.ethos_u import EthosUResult as EthosUResult
 from tfcompress.devices.ethos_u import compile_ethos_u as compile_ethos_u
 from tfcompress.devices.lut import LutResult as LutResult
@@ -52,16 +54,14 @@ from tfcompress.measure.summary import summary as summary
 from tfcompress.measure.weight_histograms import Histograms as Histograms
 from tfcompress.measure.weight_histograms import histograms as histograms
 from tfcompress.post_training.fold_batch_norm import fold_batch_norm as fold_batch_norm
+from tfcompress.qat import quantize as quantize
 from tfcompress.quantization.input_samples import forget_samples as forget_samples
-from tfcompress.quantization.quantize import quantize as quantize
 from tfcompress.rewrite.channels.regularize import GroupLasso as GroupLasso
 from tfcompress.rewrite.channels.regularize import regularize_channels as regularize_channels
 from tfcompress.rewrite.depth import drop_layers as drop_layers
 from tfcompress.rewrite.depth import share_layers as share_layers
 from tfcompress.rewrite.low_rank import factorize as factorize
 from tfcompress.scheme import QuantizationScheme as QuantizationScheme
-from tfcompress.tflite.delegates import DelegateReport as DelegateReport
-from tfcompress.tflite.delegates import delegate_report as delegate_report
 from tfcompress.tflite.inspect import FileReport as FileReport
 from tfcompress.tflite.inspect import inspect_tflite as inspect_tflite
 from tfcompress.tflite.profile import Profile as Profile

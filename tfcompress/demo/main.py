@@ -22,7 +22,7 @@ from tfcompress.export.export_tflite import ExportResult, export_tflite
 from tfcompress.files import temporary_folder, write_whole
 from tfcompress.graph.cost import macs, parameters
 from tfcompress.progress import FitProgress, progress_bars
-from tfcompress.quantization.quantize import quantize
+from tfcompress.qat import quantize
 from tfcompress.tables import table
 from tfcompress.tflite.benchmark import benchmark
 from tfcompress.tflite.run import TFLiteModel

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 from tfcompress.devices.ethos_u import ACCELERATORS, compile_ethos_u
-from tfcompress.devices.micro import run_micro
+from tfcompress.devices.facts import facts_of
+from tfcompress.devices.micro import is_installed, reasons_alone, require
 from tfcompress.devices.micro_file import MicroFile
+from tfcompress.devices.target import TARGETS, Target, target_named
 from tfcompress.tables import as_text, table
 from tfcompress.tflite.delegates import kernels_of
 from tfcompress.tflite.profile import layer_of
 from tfcompress.tflite.run import TFLiteModel
 
-TARGETS = ("xnnpack", "tflite-micro", *ACCELERATORS)
-"""The targets that are run here, or compiled for."""
+CHECKED = ("xnnpack", *TARGETS, *ACCELERATORS)
+"""Everything that `check_target` takes as a target."""
+
+_SIZES = {"ethos-u55": "-128", "ethos-u65": "-256", "ethos-u85": "-256"}
+"""The NPU that stands for all of its family: they take the same operations."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,14 +30,16 @@ class TargetIssue:
     Attributes:
         layer: Path of the Keras layer, by the name of the tensor.
         operation: Kind of the operation.
-        reason: Why, in the words of the tool.
+        reason: Why: the rule that it breaks, or the words of the tool.
         change: What helps; empty if nothing is known to.
+        index: Its number in the file.
     """
 
     layer: str
     operation: str
     reason: str
     change: str
+    index: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,12 +49,12 @@ class TargetReport:
     Attributes:
         path: The file.
         target: The target.
-        source: What says so: the version of the tool that was run.
+        source: What says so: the version of the tool that was run, or the list that was read.
         operations: Number of operations of the file.
         issues: The operations that the target does not take, in their order.
-        partitions: Number of runs of operations that the target takes one after the other; each
-            but the first costs a copy from the CPU and back. 0 where a file runs wholly or not at
-            all.
+        partitions: Number of runs of operations that the target takes one after the other. 0 where
+            a file runs wholly or not at all.
+        cost: What it costs that some are left.
     """
 
     path: str
@@ -55,6 +63,7 @@ class TargetReport:
     operations: int
     issues: list[TargetIssue]
     partitions: int
+    cost: str
 
     @property
     def fits(self) -> bool:
@@ -70,92 +79,152 @@ class TargetReport:
         if self.partitions:
             title += f", in {self.partitions} parts"
         rows = [(i.layer, i.operation, i.reason, i.change or "-") for i in self.issues]
-        return table(title, ("layer", "operation", "reason", "what helps"), rows)
+        built = table(title, ("layer", "operation", "reason", "what helps"), rows)
+        built.caption = self.cost
+        return built
 
     def __str__(self) -> str:
         return as_text(self.__rich__())
 
 
-def check_target(path_or_bytes: Any, target: str) -> TargetReport:
+def check_target(path_or_bytes: Any, target: str, *, tool: bool | None = None) -> TargetReport:
     """Says which operations of a `.tflite` file a target does not take, why, and what helps.
 
-    Nothing is believed: "xnnpack" is asked on the installed runtime, "tflite-micro" runs the file,
-    and Vela compiles it for an NPU.
+    "xnnpack" is asked on the installed runtime. For tflite-micro and Ethos-U the tool itself is run
+    where it is installed; else, and for the others, the answer follows from a list of what the
+    target takes (`tfcompress/devices/targets/`), which for tflite-micro and Ethos-U is compared
+    with the tools (docs/micro.md), and for "edgetpu", "gpu" and "coreml" is not.
 
     Args:
         path_or_bytes: Path of the file, or its content.
-        target: "xnnpack", "tflite-micro" or an NPU such as "ethos-u55-128".
+        target: "xnnpack", "tflite-micro", "ethos-u55", "ethos-u65" or "ethos-u85", an NPU of a size
+            such as "ethos-u55-128", "edgetpu", "gpu" or "coreml".
+        tool: Whether to run the tool of the target. None where it is installed.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ImportError: If the tool of the target is not installed.
-        ValueError: If there is no such target, or the file cannot be read or crashes the tool.
+        ImportError: If `tool` is True and the tool is not installed.
+        ValueError: If there is no such target, or it has no tool or no list; if the file cannot be
+            read, or the tool fails on it.
 
     Example:
         >>> import tfcompress as tfc
         >>> path = "tflite_models/fashion_mnist_student_int8.tflite"
-        >>> tfc.check_target(path, "ethos-u55-128").fits
+        >>> tfc.check_target(path, "ethos-u55", tool=False).fits
         True
     """
-    if target not in TARGETS:
-        raise ValueError(f"target must be one of {', '.join(TARGETS)}. Received: {target!r}")
+    if target not in CHECKED:
+        raise ValueError(f"target must be one of {', '.join(CHECKED)}. Received: {target!r}")
+    module, package = _tool_of(target)
+    if tool and not module:
+        raise ValueError(f"tool=True is not possible for {target!r}: its tool does not run here.")
+    if tool is False and target == "xnnpack":
+        raise ValueError("tool=False is not possible for 'xnnpack', which the runtime itself has.")
+    if tool:
+        require(module, package, "micro")
     file = MicroFile(path_or_bytes)
-    graph = file.objects.subgraphs[0]
-    names = [graph.tensors[int(op.outputs[0])].name.decode() for op in graph.operators]
-    kinds = [file.kind_of(op) for op in graph.operators]
-    source, reasons = _reasons(file, target, kinds, names)
+    known = None if target == "xnnpack" else target_named(family_of(target))
+    operators = file.operators if known else file.operators[: len(file.graphs[0].operators)]
+    kinds = [file.kind_of(operator) for _, operator in operators]
+    names = [graph.tensors[int(op.outputs[0])].name.decode() for graph, op in operators]
+    facts = [facts_of(file, graph, operator) for graph, operator in operators]
+    measured = tool is not False and module and is_installed(module)
+    if known is not None and not measured:
+        verified = "" if known.verified else ", not verified"
+        source = f"predicted from {known.source} of {known.date}{verified}"
+        reasons = predicted(known, facts)
+    else:
+        source, reasons = _measured(file, target, kinds, names)
     issues = [
-        TargetIssue(layer_of(names[i]), kinds[i], reason, _change(target, kinds[i], reason))
-        for i, reason in sorted(reasons.items())
+        TargetIssue(
+            layer_of(names[i]), kinds[i], reason, _change(known, facts[i], names[i], reason), i
+        )
+        for i, reason in enumerate(reasons)
+        if reason
     ]
-    taken = [index not in reasons for index in range(len(kinds))]
+    taken = [not reason for reason in reasons]
     starts = sum(now and not before for before, now in zip([False, *taken], taken, strict=False))
-    partitions = starts if issues and target != "tflite-micro" else 0
-    return TargetReport(file.name, target, source, len(kinds), issues, partitions)
+    alone = known is not None and not known.others
+    return TargetReport(
+        file.name,
+        target,
+        source,
+        len(kinds),
+        issues,
+        starts if issues and not alone else 0,
+        known.partition if known is not None else "The CPU's built-in kernels are slower.",
+    )
 
 
-def _reasons(
-    file: MicroFile, target: str, kinds: list[str], names: list[str]
-) -> tuple[str, dict[int, str]]:
-    """Returns what was run, and why operations are not taken, by their number."""
+def family_of(target: str) -> str:
+    """Returns the target of which there is data for a target of some size."""
+    return "-".join(target.split("-")[:2])
+
+
+def predicted(target: Target, facts: Sequence[dict[str, Any]]) -> list[str]:
+    """Returns why a target does not take each operation, "" for those that it takes."""
+    reasons = [target.reason_against(each) for each in facts]
+    if target.rest_is_left and any(reasons):
+        first = next(i for i, reason in enumerate(reasons) if reason)
+        reasons[first + 1 :] = [
+            reason or "is behind one not taken" for reason in reasons[first + 1 :]
+        ]
+    return reasons
+
+
+_BEHIND = "is behind one not taken"
+
+
+def _tool_of(target: str) -> tuple[str, str]:
+    """Returns the module and the package of the tool of a target."""
+    if target == "tflite-micro":
+        return "tflite_micro", "tflite-micro"
+    if target.startswith("ethos"):
+        return "ethosu", "ethos-u-vela"
+    return ("tfcompress", "tfcompress") if target == "xnnpack" else ("", "")
+
+
+def _measured(
+    file: MicroFile, target: str, kinds: Sequence[str], names: Sequence[str]
+) -> tuple[str, list[str]]:
+    """Returns what was run, and why it does not take each operation."""
     if target == "xnnpack":
         model = TFLiteModel(file.content)
-        taken = [delegated for _, delegated in kernels_of(model.interpreter)]
         reason = "XNNPACK does not take it: a built-in kernel runs"
-        return model.runtime, {i: reason for i, ok in enumerate(taken) if not ok}
+        return model.runtime, [
+            "" if taken else reason for _, taken in kernels_of(model.interpreter)
+        ]
     if target == "tflite-micro":
-        micro = run_micro(file.content)
-        missing = {i: micro.missing[k] for i, k in enumerate(kinds) if k in micro.missing}
-        return f"tflite-micro {micro.version}", missing
-    compiled = compile_ethos_u(file.content, target)
-    reasons: dict[int, str] = {}
+        return f"tflite-micro {require('tflite_micro', 'tflite-micro', 'micro')}", reasons_alone(
+            file
+        )
+    compiled = compile_ethos_u(file.content, target + _SIZES.get(target, ""))
+    reasons = [""] * len(kinds)
     for kind, name, reason in compiled.reasons:
-        places = [i for i in range(len(kinds)) if (kinds[i], names[i]) == (kind, name)]
-        place = next((i for i in places if i not in reasons), None)
-        if place is not None:
-            reasons[place] = " ".join(reason.split())
+        # A fused activation is warned of by its own name.
+        places = [i for i, other in enumerate(names) if other == name and not reasons[i]]
+        places = [i for i in places if kinds[i] == kind] or places
+        if places:
+            reasons[places[0]] = " ".join(reason.split())
     return f"Vela {compiled.version}", reasons
 
 
 _INTEGER = 'QuantizationScheme(prefer="exactness"), which has no operations in float'
-_CHANGES = {
-    "GELU": "another activation, such as ReLU or hard_swish",
-    "SELECT": "another activation or layer: it comes from selu, or from indices below zero",
-    "EXP": "another activation",
-    "TILE": "Resizing or Conv2DTranspose in place of UpSampling2D",
-    "SOFTMAX": "logits as the output: argmax needs no softmax",
-    "WHILE": 'QuantizationScheme(prefer="exactness"), which has no loops',
-}
 
 
-def _change(target: str, kind: str, reason: str) -> str:
+def _change(target: Target | None, facts: dict[str, Any], name: str, reason: str) -> str:
     """Returns what helps, as far as it is known."""
-    if target == "xnnpack":
+    kind, types = facts["kind"], facts["types"]
+    if target is None:
         return 'prefer="latency", if the file was made with another' if kind != "WHILE" else ""
-    if kind in ("QUANTIZE", "DEQUANTIZE") and "fast_float" not in reason:
-        return 'io_dtype="int8", if it is at an end of the file; else ' + _INTEGER
-    if "Float32" in reason or "FLOAT32" in reason or kind == "DEQUANTIZE":
+    if kind in target.changes:
+        return target.changes[kind]
+    if facts.get("weights") == "int4":
+        return "8-bit weights: scheme='int8', or an override of this layer"
+    if "float" in types and target.operations.get("CONV_2D", {}).get("types") is not None:
+        if kind in ("QUANTIZE", "DEQUANTIZE") and "fast_float" not in name:
+            return "an integer io_dtype, if it is at an end of the file; else " + _INTEGER
         return _INTEGER
-    if "int4" in reason.lower():
-        return "8-bit weights: scheme='int8'"
-    return _CHANGES.get(kind, "")
+    if facts.get("weights") == "int8" and "float" in types:
+        return "scheme='int8': it has float activations and int8 weights"
+    return ""

@@ -26,6 +26,7 @@ class MicroFile:
         name: Its path, or words for content without one.
         content: Its bytes.
         objects: Its tables as objects.
+        graphs: Its graphs; those behind the first are the parts of loops and branches.
         operations: Number of operations of each kind, in all graphs.
         inputs: `TensorInfo` of each input, in the order of the runtime.
         outputs: Likewise of each output.
@@ -44,10 +45,16 @@ class MicroFile:
             self.objects = objects_of(self.content)
         except (ValueError, IndexError, TypeError) as error:
             raise ValueError(f"{self.name} is not a usable TFLite model: {error}.") from None
-        graph = self.objects.subgraphs[0]
+        self.graphs = self.objects.subgraphs
+        graph = self.graphs[0]
         self.inputs = [self._info("inputs", index) for index in graph.inputs]
         self.outputs = [self._info("outputs", index) for index in graph.outputs]
         self.operations = operations_of(self.objects)
+
+    @property
+    def operators(self) -> list[tuple[Any, Any]]:
+        """The graph of each operator of the file, and the operator."""
+        return [(graph, op) for graph in self.graphs for op in graph.operators]
 
     def kind_of(self, operator: Any) -> str:
         """Returns the name of the kind of an operator."""
@@ -71,7 +78,7 @@ class MicroFile:
                     name = entry.name.decode()
         signature_shape = tensor.shapeSignature
         shape = tensor.shape if signature_shape is None else signature_shape
-        dtype = _DTYPES[_names(flatbuffer_schema().TensorType)[tensor.type].lower()]
+        dtype = np.dtype(dtype_of(tensor))
         scale, zero = 0.0, 0
         quantization = tensor.quantization
         if dtype.kind in "iu" and quantization is not None and quantization.scale is not None:
@@ -89,17 +96,16 @@ def operations_of(objects: Any) -> dict[str, int]:
 def kind_of(objects: Any, operator: Any) -> str:
     """Returns the name of the kind of an operator."""
     code = objects.operatorCodes[operator.opcodeIndex]
-    name = _names(flatbuffer_schema().BuiltinOperator)[code.builtinCode]
+    name = names_of(flatbuffer_schema().BuiltinOperator)[code.builtinCode]
     return code.customCode.decode() if name == "CUSTOM" else name
 
 
+def dtype_of(tensor: Any) -> str:
+    """Returns the name of the type of a tensor, as numpy has it where numpy has the type."""
+    return names_of(flatbuffer_schema().TensorType)[tensor.type].lower()
+
+
 @functools.cache
-def _names(numbers: Any) -> dict[int, str]:
+def names_of(numbers: Any) -> dict[int, str]:
     """Returns the names of an enumeration of the schema by number."""
     return {value: name for name, value in vars(numbers).items() if isinstance(value, int)}
-
-
-_DTYPES = {
-    name: np.dtype(name)
-    for name in "float16 float32 float64 int8 int16 int32 int64 uint8 uint16 uint32 bool".split()
-}

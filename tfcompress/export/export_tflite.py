@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import os
 import time
 import warnings
@@ -13,10 +12,12 @@ import keras
 import numpy as np
 
 from tfcompress.data import collect
+from tfcompress.devices.check import TargetReport
+from tfcompress.devices.for_target import io_dtype_for, report_for, scheme_for
 from tfcompress.errors import CompressionWarning, ExportError
 from tfcompress.export.agreement import Accuracy, Check
 from tfcompress.export.compare_outputs import Agreement
-from tfcompress.export.io_metadata import labels_by_output, normalization_by_input
+from tfcompress.export.io_metadata import labels_by_output, normalization_by_input, recipe_of
 from tfcompress.export.latency import Latency, measured_latency, slower_than_float
 from tfcompress.export.preflight import (
     backend_problem,
@@ -58,7 +59,7 @@ from tfcompress.tflite.inspect import FileReport, inspect_tflite
 from tfcompress.tflite.metadata import write_metadata
 from tfcompress.tflite.run import interpreter_module
 from tfcompress.tflite.trial import claim, warm_up
-from tfcompress.wrap.state import is_wrapped, recipe, warn_unfinished
+from tfcompress.wrap.state import is_wrapped, warn_unfinished
 
 CALIBRATION_SAMPLES = 512
 
@@ -81,6 +82,7 @@ class ExportResult:
         accuracy: The accuracy of model and file, if the representative dataset has labels that are
             classes.
         latency: The latency of the file and of the float file, if `benchmark=True`.
+        on_target: What of the file the target takes, if one was given.
     """
 
     path: str
@@ -93,6 +95,7 @@ class ExportResult:
     float_agreement: Agreement | None = None
     accuracy: Accuracy | None = None
     latency: Latency | None = None
+    on_target: TargetReport | None = None
 
     @property
     def bytes(self) -> int:
@@ -131,6 +134,11 @@ class ExportResult:
             table.add_row("accuracy", str(self.accuracy))
         if self.latency is not None:
             table.add_row("latency", str(self.latency))
+        if self.on_target is not None:
+            taken = self.on_target.operations - len(self.on_target.issues)
+            table.add_row(
+                f"on {self.on_target.target}", f"{taken} of {self.on_target.operations} operations"
+            )
         if self.kept_in_float:
             table.add_row("in float, steep near zero", ", ".join(self.kept_in_float))
         return table
@@ -145,7 +153,8 @@ def export_tflite(
     *,
     scheme: str | QuantizationScheme | None = None,
     representative_dataset: Any = None,
-    io_dtype: str = "float32",
+    io_dtype: str | None = None,
+    target: str | None = None,
     batch_size: int | None = 1,
     input_shape: Any = None,
     sparse: bool = False,
@@ -181,7 +190,10 @@ def export_tflite(
             to 512 samples are used. A quantization-aware model needs none. If it has labels that
             are classes, as in (x, y), the accuracy of model and file is measured as well.
         io_dtype: Type of inputs and outputs: "float32"; "int8" or "uint8" for int8 files; "int16"
-            for int16x8 files. Integer inputs such as token numbers keep their type.
+            for int16x8 files. Integer inputs such as token numbers keep their type. None is
+            "float32", or "int8" for a target that has no floats.
+        target: What the file will run on, one of `check_target`'s: it decides `prefer` of the
+            scheme, and the file is checked for it. None for XNNPACK, without that check.
         batch_size: Batch of the file; None leaves it open. Of a model whose inputs have a fixed
             batch, it is that one.
         input_shape: Shape of one sample, without the batch, for a model that takes any size; a dict
@@ -205,7 +217,7 @@ def export_tflite(
         What was written and how well it agrees with the model.
 
     Raises:
-        ExportError: If the converter fails, or the file is broken.
+        ExportError: If the converter fails, the file is broken, or `target` cannot run it.
         OSError: If `path` cannot be written.
         TypeError: If `model` is no Keras model, or the dataset has no known form.
         ValueError: If the model is unbuilt, its ranges were never trained, an argument is unknown,
@@ -215,7 +227,7 @@ def export_tflite(
         CompressionWarning: If the file is a poor copy, a pruning schedule has not ended, or the
             samples make no sense: too few, constant, repeated, single values far from all others, a
             range far from what the first layers expect; if an integer file is slower than the float
-            one.
+            one; if the target leaves operations to others.
 
     Example:
         >>> import keras, numpy as np, tempfile
@@ -237,10 +249,14 @@ def export_tflite(
         model = with_input_shape(model, input_shape)
     check_no_tables(model)
     check_sizes(model)
-    target = check_path(path, ".tflite")
+    destination = check_path(path, ".tflite")
     trained = quantizers(model)
+    chosen = choose_scheme(scheme, model, representative_dataset is not None, bool(trained))
+    if target is not None:
+        fitting = scheme_for(scheme or chosen, target)
+        scheme = chosen if trained and scheme is None else fitting
     options = scheme if isinstance(scheme, QuantizationScheme) else None
-    scheme = choose_scheme(scheme, model, representative_dataset is not None, bool(trained))
+    scheme, io_dtype = chosen, io_dtype_for(io_dtype, chosen, target)
     check_arguments(scheme, io_dtype, batch_size, sparse, verbose)
     batch_size = batch_of(model, batch_size)
     check_weights(model)
@@ -324,7 +340,7 @@ def export_tflite(
             warnings.warn(problem, CompressionWarning, stacklevel=2)
     agreed = verdict.agreement if verdict else None
     if metadata:
-        entries = _recipe(model, scheme, use_ranges, agreed)
+        entries = recipe_of(model, scheme, use_ranges, agreed)
         content = write_metadata(
             content,
             entries,
@@ -333,7 +349,7 @@ def export_tflite(
             normalization=normalizations,
             tried=verify,
         )
-    report = dataclasses.replace(inspect_tflite(content), path=str(target), content=content)
+    report = dataclasses.replace(inspect_tflite(content), path=str(destination), content=content)
     latency = None
     if benchmark:
         say("measuring its latency")
@@ -355,12 +371,13 @@ def export_tflite(
     fast = integer and scheme != "int16x8"  # which is known to be slow
     if fast and (slow := slower_than_float(report, latency)):
         warnings.warn(slow, CompressionWarning, stacklevel=2)
-    write_whole(target, content)
+    on_target = report_for(content, target, str(destination)) if target is not None else None
+    write_whole(destination, content)
     seconds = time.perf_counter() - started
-    say(f"wrote {target} in {seconds:.1f} s")
+    say(f"wrote {destination} in {seconds:.1f} s")
     steep = kept_in_float(final) if integer and not by_converter else ()
     return ExportResult(
-        str(target),
+        str(destination),
         scheme,
         use_ranges,
         agreed,
@@ -370,24 +387,8 @@ def export_tflite(
         verdict.float_agreement if verdict else None,
         verdict.accuracy if verdict else None,
         latency,
+        on_target,
     )
-
-
-def _recipe(model: keras.Model, scheme: str, trained: bool, agreed: Any) -> dict[str, Any]:
-    """Returns how a file was made, for its metadata."""
-    names = ("tfcompress", "tensorflow", "keras")  # by module: tensorflow-cpu is one, too
-    versions = {name: importlib.import_module(name).__version__ for name in names}
-    checked = {
-        key: float(f"{value:.4g}") if isinstance(value, float) else value
-        for key, value in (dataclasses.asdict(agreed) if agreed else {}).items()
-    }
-    return {
-        "scheme": scheme,
-        "ranges": "trained" if trained else "measured" if scheme in INTEGER_SCHEMES else None,
-        "weights": recipe(model),
-        "agreement": checked or None,
-        "versions": versions,
-    }
 
 
 def _speaker(verbose: bool | str, model: keras.Model) -> Any:

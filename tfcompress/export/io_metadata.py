@@ -1,7 +1,9 @@
-"""Checks the metadata of inputs and outputs of a file: normalization and labels."""
+"""The metadata of a file: normalization and labels, checked, and how it was made."""
 
 from __future__ import annotations
 
+import dataclasses
+import importlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,6 +11,8 @@ import keras
 import numpy as np
 
 from tfcompress.graph.read import input_specs, output_names
+from tfcompress.scheme import INTEGER_SCHEMES
+from tfcompress.wrap.state import recipe
 
 
 def labels_by_output(labels: Any, model: keras.Model) -> dict[str, list[str]]:
@@ -94,3 +98,20 @@ def _by_name(value: Any, names: list[str], argument: str, kind: str) -> Mapping[
             f"{', '.join(map(repr, names))}"
         )
     return value
+
+
+def recipe_of(model: keras.Model, scheme: str, trained: bool, agreed: Any) -> dict[str, Any]:
+    """Returns how a file was made, for its metadata."""
+    names = ("tfcompress", "tensorflow", "keras")  # by module: tensorflow-cpu is one, too
+    versions = {name: importlib.import_module(name).__version__ for name in names}
+    checked = {
+        key: float(f"{value:.4g}") if isinstance(value, float) else value
+        for key, value in (dataclasses.asdict(agreed) if agreed else {}).items()
+    }
+    return {
+        "scheme": scheme,
+        "ranges": "trained" if trained else "measured" if scheme in INTEGER_SCHEMES else None,
+        "weights": recipe(model),
+        "agreement": checked or None,
+        "versions": versions,
+    }

@@ -1,4 +1,4 @@
-"""quantize: a model that computes during training as its INT8 file will."""
+"""quantized: a model whose layers are wrapped, with quantizers where the runtime has them."""
 
 from __future__ import annotations
 
@@ -7,10 +7,8 @@ from typing import Any
 
 import keras
 
-from tfcompress.graph.inline import as_graph
 from tfcompress.graph.keras_internals import flatten_layers
 from tfcompress.graph.layers import plain
-from tfcompress.graph.preprocessing import check_no_tables
 from tfcompress.graph.read import walk_layers
 from tfcompress.graph.select import LayerSelection, select
 from tfcompress.integer.roles import has_int4_kernels
@@ -20,80 +18,7 @@ from tfcompress.quantization.input_samples import MOST_SAMPLES
 from tfcompress.quantization.placement import PlaceQuantizers
 from tfcompress.scheme import QuantizationScheme, as_scheme
 from tfcompress.transforms.fake_quant import FakeQuant
-from tfcompress.wrap.sparsity import warn_of_zeros
-from tfcompress.wrap.state import check_wrapped
-from tfcompress.wrap.wrap_layers import wrap_layer
 from tfcompress.wrap.wrapper import CompressionWrapper
-
-
-def quantize(
-    model_or_layer: Any,
-    scheme: str | QuantizationScheme = "int8",
-    *,
-    layers: LayerSelection = None,
-    keep_samples: int = MOST_SAMPLES,
-    check: bool = True,
-) -> Any:
-    """Returns a copy that trains with the rounding of the INT8 file it will become (QAT).
-
-    Weights are quantized per output channel, activations per tensor with ranges learned while
-    training, where the runtime quantizes them and nowhere else. Fused activations become layers of
-    their own, and a Sequential model becomes a chain in a Functional one; `strip` undoes both.
-    Train with plain `compile` and `fit`, then `export_tflite`: no calibration data is needed.
-    The model keeps a few training samples, which the export checks the file on; they are in its
-    `.keras` and `.weights.h5` files as well.
-
-    Pays in: a quarter of the bytes of float32, and milliseconds, on every TFLite runtime.
-
-    Args:
-        model_or_layer: A built Sequential or Functional model, wrapped by `prune` or not, or one
-            layer (whose weights alone are then rounded). It is not changed.
-        scheme: "int8", "w4a8" (4-bit weights, 8-bit activations), "int16x8" (16-bit activations) or
-            a `QuantizationScheme`.
-        layers: Which layers, as for `prune`; the others stay float in the model and in the file.
-        keep_samples: Training samples to keep at most, fewer where they are large; 0 for none: the
-            export then checks the file on noise, unless it is given samples. `forget_samples`
-            removes them later.
-        check: Whether to compare the result with the model first, as for `prune`.
-
-    Returns:
-        A new model with the same weights, not compiled; for a layer, the wrapped layer.
-
-    Raises:
-        TypeError: If `model_or_layer` is neither a model nor a layer.
-        ValueError: If the model is unbuilt, it is quantized already, `scheme` is
-            unknown, `layers` or an override matches nothing, or a part of the model cannot go into
-            a file (see `split_preprocessing`).
-
-    Warns:
-        CompressionWarning: If the model was pruned, and nothing would keep its zeros.
-
-    Example:
-        >>> import keras
-        >>> import tfcompress as tfc
-        >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4, activation="relu")])
-        >>> student = tfc.quantize(tfc.prune(model, 0.5))  # pruned and quantization-aware
-        >>> student(keras.ops.ones((1, 8))).shape
-        TensorShape([1, 4])
-
-    References:
-        Jacob et al. 2018, arXiv:1712.05877.
-    """
-    scheme = as_scheme(scheme)
-    if isinstance(keep_samples, bool) or not isinstance(keep_samples, int) or keep_samples < 0:
-        raise ValueError(f"keep_samples must be an integer >= 0. Received: {keep_samples!r}")
-    if not isinstance(model_or_layer, keras.Model):
-        wrapped = wrap_layer(model_or_layer, weight_quantizer_for(plain(model_or_layer), scheme))
-        if wrapped.built:
-            wrapped.start(FakeQuant)
-        return wrapped
-    model = as_graph(model_or_layer)
-    check_no_tables(model)
-    wrapped = quantized(model, scheme, layers, keep_samples=keep_samples)
-    if check:
-        check_wrapped(model, wrapped, "quantize")
-    warn_of_zeros(walk_layers(model))
-    return wrapped
 
 
 def quantized(

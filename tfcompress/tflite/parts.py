@@ -29,7 +29,10 @@ def content_of(model: Any) -> bytes:
 
 
 def part_of(
-    model: Any, operator: Any, shapes: Mapping[int, tuple[int, ...]]
+    model: Any,
+    operator: Any,
+    shapes: Mapping[int, tuple[int, ...]],
+    graph: Any = None,
 ) -> tuple[tuple[Any, ...], bytes]:
     """Returns one operation as a file of its own.
 
@@ -37,13 +40,14 @@ def part_of(
         model: The file as objects. Operations with subgraphs cannot be taken out.
         operator: One of its operators.
         shapes: The shapes of its tensors at run time.
+        graph: The graph of the operator; None for the first.
 
     Returns:
         A key, equal for operations that take equally long; and the file. Its inputs are those of
         the operation that are not constants.
     """
     schema = flatbuffer_schema()
-    graph = model.subgraphs[0]
+    graph = model.subgraphs[0] if graph is None else graph
     part, alone, single = schema.ModelT(), schema.SubGraphT(), copy.copy(operator)
     code = model.operatorCodes[operator.opcodeIndex]
     part.version, part.operatorCodes, part.subgraphs = model.version, [code], [alone]

@@ -33,6 +33,11 @@ _prefer_option = click.option(
     help="Which form a layer gets where the runtime has several; a trained model keeps its own.",
 )
 
+_target_option = click.option(
+    "--target",
+    help="What the file will run on, as for `check`: it is made and checked for that.",
+)
+
 
 def _preferring(scheme: str | None, prefer: str, default: str | None = None) -> Any:
     """Returns a scheme by name, or as an object if it prefers something else than by default."""
@@ -52,7 +57,8 @@ def _preferring(scheme: str | None, prefer: str, default: str | None = None) -> 
     help=f"One of {', '.join(SCHEMES)}; int8 if there is data.",
 )
 @_prefer_option
-@click.option("--io-dtype", default="float32", show_default=True, help="int8, uint8 or int16.")
+@_target_option
+@click.option("--io-dtype", help="float32, int8, uint8 or int16; else what suits the target.")
 @click.option(
     "--batch-size", type=click.IntRange(min=0), default=1, show_default=True, help="0: open."
 )
@@ -81,7 +87,8 @@ def export(
     data: str | None,
     scheme: str | None,
     prefer: str,
-    io_dtype: str,
+    target: str | None,
+    io_dtype: str | None,
     batch_size: int,
     input_shapes: tuple[str, ...],
     sparse: bool,
@@ -118,6 +125,7 @@ def export(
         scheme=_preferring(scheme, prefer, "int8" if data else None),
         representative_dataset=dataset,
         io_dtype=io_dtype,
+        target=target,
         batch_size=batch_size or None,
         input_shape=input_shape,
         sparse=sparse,
@@ -259,21 +267,25 @@ def prune(sparsity: float | None, pattern: str, ranking: str, **options: Any) ->
 @click.command()
 @click.option("--scheme", default="int8", show_default=True, help="int8, w4a8 or int16x8.")
 @_prefer_option
+@_target_option
 @_training
-def quantize(scheme: str, prefer: str, **options: Any) -> None:
+def quantize(scheme: str, prefer: str, target: str | None, **options: Any) -> None:
     """Train MODEL with the quantization of the file that `export` will write.
 
     A run that is stopped is resumed by the same command.
     """
 
     def wrap(model: Any, steps: int) -> Any:
-        from tfcompress.quantization.quantize import quantize as quantize_model
+        from tfcompress.qat import quantize as quantize_model
 
-        return quantize_model(model, _preferring(scheme, prefer), layers=_layers(options))
+        chosen = _preferring(scheme, prefer)
+        return quantize_model(model, chosen, layers=_layers(options), target=target)
 
     settings = {"scheme": scheme, "layers": options["layers"]}
     if prefer != PREFERENCES[0]:
         settings["prefer"] = prefer
+    if target:
+        settings["target"] = target
     _train(options.pop("model"), wrap, settings, **options)
 
 

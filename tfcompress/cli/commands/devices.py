@@ -64,13 +64,19 @@ def compress_lut(file: pathlib.Path, output: pathlib.Path, as_json: bool) -> Non
 
 @click.command()
 @click.argument("file", type=PATH)
-@click.option("--target", required=True, help="xnnpack, tflite-micro or an NPU of `vela`.")
+@click.option(
+    "--target",
+    required=True,
+    help="xnnpack, tflite-micro, ethos-u55, ethos-u65, ethos-u85, an NPU of `vela`, edgetpu, gpu "
+    "or coreml.",
+)
+@click.option("--predict", is_flag=True, help="Answer from lists, without the target's own tool.")
 @json_option
-def check(file: pathlib.Path, target: str, as_json: bool) -> None:
+def check(file: pathlib.Path, target: str, predict: bool, as_json: bool) -> None:
     """Say what of FILE, a .tflite file, a target does not take, why, and what helps."""
     from tfcompress.devices.check import check_target
 
-    report = check_target(file, target)
+    report = check_target(file, target, tool=False if predict else None)
     print_report(report, as_json)
     if not report.fits:
         raise click.exceptions.Exit(1)

@@ -136,7 +136,7 @@ def inspect(file: pathlib.Path, delegates: bool, as_json: bool) -> None:
             raise ValueError("--delegates needs a .tflite file: export the model first.")
         click.get_current_context().invoke(summary, model=file, as_json=as_json)
     elif delegates:
-        from tfcompress.tflite.delegates import delegate_report
+        from tfcompress.devices.delegate_report import delegate_report
 
         print_report(delegate_report(file), as_json)
     else:
