@@ -17,6 +17,7 @@ ACTIVATION_RANGES = ("moving_average", "min_max", "percentile", "mse", "kl", "au
 WEIGHT_RANGES = ("min_max", "mse", "learned")
 WEIGHT_GRANULARITIES = ("channel", "tensor")
 PREFERENCES = ("latency", "bytes", "exactness")
+KERNELS = ("xnnpack", "reference")
 
 
 def check_choice(value: object, argument: str, allowed: Sequence[str]) -> str:
@@ -77,6 +78,10 @@ class QuantizationScheme:
             operation that the runtime has for the layer, which rounds least and computes in
             integers throughout, also where its kernel is slow, and for chips without floats. Files
             equal their models in each of them, but for convolutions with 4 bits outside of XNNPACK.
+        kernels: Whose arithmetic a quantization-aware model has at inference: "xnnpack", which
+            runs on phones and x86, or "reference", the kernels of tflite-micro, which runs on
+            microcontrollers. Files of the latter have the forms of `prefer="exactness"` and 8-bit
+            activations. It needs 64-bit integers, which JAX lacks.
         overrides: Other schemes for some layers, `{glob on the layer's path: scheme}`; the first
             glob that matches applies. A scheme is "float32", "int8", "w4a8", "int16x8" or a
             `QuantizationScheme`, of which the bits and the fields on weights apply (of `prefer`,
@@ -106,6 +111,7 @@ class QuantizationScheme:
     weight_granularity: str = "channel"
     activation_bits: int = 8
     prefer: str = "latency"
+    kernels: str = "xnnpack"
     overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -124,6 +130,10 @@ class QuantizationScheme:
             check_choice(self.activation_range, "activation_range", ACTIVATION_RANGES)
         check_choice(self.rounding, "rounding", ("nearest", "adaround"))
         check_choice(self.prefer, "prefer", PREFERENCES)
+        if check_choice(self.kernels, "kernels", KERNELS) == "reference":
+            object.__setattr__(self, "prefer", "exactness")
+            if self.uses_sixteen_bits:
+                raise ValueError("kernels='reference' needs 8-bit activations. Received: 16 bits.")
         if not isinstance(self.overrides, Mapping):
             raise TypeError(
                 "overrides must be a dict of globs on layer paths and schemes. Received: "

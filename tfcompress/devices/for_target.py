@@ -7,6 +7,8 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
+import keras
+
 from tfcompress.devices.check import CHECKED, TargetReport, check_target, family_of
 from tfcompress.devices.target import Target, target_named
 from tfcompress.errors import CompressionWarning, ExportError
@@ -34,7 +36,7 @@ def known_target(target: str) -> Target | None:
 
 
 def scheme_for(scheme: Any, target: str) -> Any:
-    """Returns a scheme with the forms of operations that a target takes.
+    """Returns a scheme with the forms of operations and the arithmetic that a target has.
 
     Args:
         scheme: A name of a scheme or a `QuantizationScheme`.
@@ -57,7 +59,11 @@ def scheme_for(scheme: Any, target: str) -> Any:
                     f"{' or '.join(map(str, possible))}. Use scheme={_instead(known)!r}."
                 )
     if scheme in INTEGER_SCHEMES or isinstance(scheme, QuantizationScheme):
-        return dataclasses.replace(as_scheme(scheme), prefer=known.needs["prefer"])
+        options = as_scheme(scheme)
+        kernels = "xnnpack" if options.uses_sixteen_bits else known.needs.get("kernels", "xnnpack")
+        if keras.backend.backend() == "jax":  # which has no 64-bit integers
+            kernels = "xnnpack"
+        return dataclasses.replace(options, prefer=known.needs["prefer"], kernels=kernels)
     return scheme
 
 

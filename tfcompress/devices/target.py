@@ -25,7 +25,8 @@ class Target:
         partition: What it costs if operations are left to others.
         rest_is_left: Whether all operations from the first on that it does not take are left.
         needs: What a file needs: `weight_bits` and `activation_bits` that it computes with,
-            `io_dtypes` of its ends, `prefer` of the scheme; each with everything that is possible.
+            `io_dtypes` of its ends, each with everything that is possible; `prefer` and, if not
+            XNNPACK's, `kernels` of the scheme.
         types: Of data and results of operations that have no `types` of their own; None for any.
         limits: Of every operation.
         operations: By kind: `types` of data and results, further `limits`.

@@ -57,6 +57,7 @@ TOLERANCES = {
     "int8 copy in part": Tolerance(0.2, 0.05, lsb=0.3, largest=1.5),
     "int8 copy of 4 bits": Tolerance(0.25, 0.1, lsb=0.75, largest=2.0),
     "int8 copy of 16 bits": Tolerance(0.03, 0.02, lsb=1.5, largest=1.5),
+    "int8 copy of other kernels": Tolerance(0.25, 0.1, lsb=1.0, largest=2.0),
     "int8 copy of half": Tolerance(0.5, 0.2),
 }
 """Tolerances by scheme, and of an integer file as a copy of its quantized model."""

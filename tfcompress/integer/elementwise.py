@@ -11,12 +11,11 @@ from keras import ops
 
 from tfcompress.integer.fake_quant import straight_through
 from tfcompress.integer.fixed_point import (
-    add_quantized,
     divide,
-    multiply_by_quantized_multiplier,
     power_below,
     scale_of_constant,
 )
+from tfcompress.integer.kernels import KERNELS, Kernels
 from tfcompress.integer.producers import Int8Quantizer
 
 
@@ -43,24 +42,30 @@ class ElementwiseKernel:
         if not all(quantizer.exact for quantizer in quantizers):
             return float_output
 
+        kernels = KERNELS[self.output_quantizer.kernels]
+
         def exact() -> Any:
             scales = [quantizer.qparams()[0] for quantizer in self.input_quantizers]
             quantized = [ops.round(x / scale) for x, scale in zip(inputs, scales, strict=True)]
             output_scale = self.output_quantizer.qparams()[0]
-            return self.compute(quantized, scales, output_scale) * output_scale
+            computed = self.compute(quantized, scales, output_scale, kernels)
+            return computed * output_scale
 
         trained = functools.reduce(
             ops.logical_and, (quantizer.rounds() for quantizer in quantizers)
         )
         return straight_through(float_output, ops.cond(trained, exact, lambda: float_output))
 
-    def compute(self, inputs: list[Any], input_scales: list[Any], output_scale: Any) -> Any:
+    def compute(
+        self, inputs: list[Any], input_scales: list[Any], output_scale: Any, kernels: Kernels
+    ) -> Any:
         """Returns the quantized output, before clipping.
 
         Args:
             inputs: The quantized inputs.
             input_scales: Their scales.
             output_scale: The scale of the output.
+            kernels: The kernels that round.
         """
         raise NotImplementedError
 
@@ -75,15 +80,13 @@ class ParametricReLU(ElementwiseKernel):
 
     slopes: Callable[[], Any]
 
-    def compute(self, inputs: list[Any], input_scales: list[Any], output_scale: Any) -> Any:
+    def compute(
+        self, inputs: list[Any], input_scales: list[Any], output_scale: Any, kernels: Kernels
+    ) -> Any:
         """Returns the quantized activation."""
         (x,), (input_scale,) = inputs, input_scales
         slopes, slope_scale = quantized_slopes(self.slopes())
-        negative = multiply_by_quantized_multiplier(
-            x * slopes, ops.maximum(input_scale * slope_scale / output_scale, 2.0**-29)
-        )
-        positive = multiply_by_quantized_multiplier(x, input_scale / output_scale)
-        return ops.where(x < 0, negative, positive)
+        return kernels.prelu(x, slopes, slope_scale, input_scale, output_scale)
 
 
 def quantized_slopes(slopes: Any) -> tuple[Any, Any]:
@@ -95,9 +98,11 @@ def quantized_slopes(slopes: Any) -> tuple[Any, Any]:
 class Addition(ElementwiseKernel):
     """A sum of two tensors with different scales."""
 
-    def compute(self, inputs: list[Any], input_scales: list[Any], output_scale: Any) -> Any:
+    def compute(
+        self, inputs: list[Any], input_scales: list[Any], output_scale: Any, kernels: Kernels
+    ) -> Any:
         """Returns the quantized sum."""
-        return add_quantized(inputs, input_scales, output_scale)
+        return kernels.add(inputs, input_scales, output_scale)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,19 +115,23 @@ class ConstantAddition(ElementwiseKernel):
 
     number: float
 
-    def compute(self, inputs: list[Any], input_scales: list[Any], output_scale: Any) -> Any:
+    def compute(
+        self, inputs: list[Any], input_scales: list[Any], output_scale: Any, kernels: Kernels
+    ) -> Any:
         """Returns the quantized sum."""
         number_scale = scale_of_constant(self.number, 255)
         scales = [*input_scales, number_scale]
-        return add_quantized([inputs[0], ops.full((), 255.0)], scales, output_scale)
+        return kernels.add([inputs[0], ops.full((), 255.0)], scales, output_scale)
 
 
 class Subtraction(ElementwiseKernel):
     """A difference of two tensors with different scales, computed like a sum."""
 
-    def compute(self, inputs: list[Any], input_scales: list[Any], output_scale: Any) -> Any:
+    def compute(
+        self, inputs: list[Any], input_scales: list[Any], output_scale: Any, kernels: Kernels
+    ) -> Any:
         """Returns the quantized difference."""
-        return add_quantized([inputs[0], -inputs[1]], input_scales, output_scale)
+        return kernels.subtract(inputs, input_scales, output_scale)
 
 
 class HardSwish(ElementwiseKernel):
@@ -131,7 +140,9 @@ class HardSwish(ElementwiseKernel):
     Variables have the names of the kernel in TFLite: reluish is `min(max(x + 3, 0), 6) / 6`.
     """
 
-    def compute(self, inputs: list[Any], input_scales: list[Any], output_scale: Any) -> Any:
+    def compute(
+        self, inputs: list[Any], input_scales: list[Any], output_scale: Any, kernels: Kernels
+    ) -> Any:
         """Returns the quantized activation."""
         (x,) = inputs
         hires_input_scale = input_scales[0] * 2**-7  # the kernel shifts inputs left by 7 bits

@@ -18,24 +18,36 @@ TANH_RANGE = (-1.0, 127 / 128)
 
 @dataclasses.dataclass(frozen=True)
 class Accumulator:
-    """An int32 accumulator, requantized with a float32 multiplier.
+    """An int32 accumulator of products.
 
     Args:
-        scale: The scale of the accumulator.
+        scale: The scale of the accumulator, float32: the product of those of the factors.
+        factors: The scales of the factors.
         offset: The bias that the accumulator contains, in floats.
+        one_scale: Whether a dense layer has one scale for its weights.
     """
 
     scale: Any
+    factors: tuple[Any, Any]
     offset: Any = 0.0
+    one_scale: bool = False
 
-    def requantize(self, x: Any, output_scale: Any) -> Any:
-        """Returns the quantized output."""
+    def requantize(self, x: Any, output_scale: Any, kernels: Any) -> Any:
+        """Returns the quantized output.
+
+        Args:
+            x: The accumulator, in floats.
+            output_scale: The scale of the output.
+            kernels: The `Kernels` that round.
+        """
         # The runtime quantizes the bias separately. It may be a tie, so it is rounded separately
         # here as well.
         accumulator = ops.round((x - self.offset) / self.scale) + ops.round(
             self.offset / self.scale
         )
-        return ops.round(accumulator * (self.scale / output_scale))
+        if self.one_scale:
+            return kernels.requantize_dense(accumulator, self.scale, self.factors, output_scale)
+        return kernels.requantize_sum(accumulator, self.scale, self.factors, output_scale)
 
 
 def requantize_by_ratio(x: Any, input_scale: Any, output_scale: Any) -> Any:

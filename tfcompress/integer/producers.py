@@ -10,10 +10,9 @@ in a deep network every value differs in the end. Therefore, at inference,
   accumulator as the kernel does. Each `Producer` does this for one kind of operation; `trace.py`
   finds the producer of a tensor. If there is none, values are quantized as floats.
 
-The kernels are those of XNNPACK, the default on x86 and on phones: int32 accumulators, multiplied
-by a float32 and rounded to nearest, ties to even. Operations without an XNNPACK kernel follow the
-built-in kernels of the runtime. Scales must have exactly the float32 value that the file has, on
-every backend and compiler: see `divide`.
+How the kernels round is in `kernels.py`: those of XNNPACK, the default, or the reference kernels.
+Operations without an XNNPACK kernel follow the built-in kernels of the runtime. Scales must have
+exactly the float32 value that the file has, on every backend and compiler: see `divide`.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Protocol
 
+import keras
 import numpy as np
 from keras import ops
 
@@ -29,20 +29,21 @@ from tfcompress.integer.affine import scale_and_offset
 from tfcompress.integer.fixed_point import (
     Accumulator,
     accumulator_scale,
-    add_quantized,
     divide,
-    multiply_by_quantized_multiplier,
-    requantize_by_ratio,
     scale_of_constant,
     without_ties,
 )
+from tfcompress.integer.kernels import XNNPACK, Kernels
 from tfcompress.transforms.fake_quant import FakeQuant
+
+_DENSE = (keras.layers.Dense, keras.layers.EinsumDense)
 
 
 class Int8Quantizer(Protocol):
     """An int8 quantizer of activations."""
 
     exact: bool
+    kernels: str  # a key of `KERNELS`
 
     def qparams(self) -> tuple[Any, Any]:
         """Returns (scale, qmin).
@@ -57,12 +58,13 @@ class Int8Quantizer(Protocol):
 class Producer(Protocol):
     """The integer operation that computed a tensor."""
 
-    def requantize(self, x: Any, output_scale: Any) -> Any:
+    def requantize(self, x: Any, output_scale: Any, kernels: Kernels = XNNPACK) -> Any:
         """Returns the quantized values that the runtime computes, before clipping.
 
         Args:
             x: Values of the tensor, float32.
             output_scale: The scale of the quantizer that follows.
+            kernels: The kernels that round.
         """
 
 
@@ -80,14 +82,21 @@ class Accumulation:
     scalings: tuple[Any, ...]
     input_quantizer: Int8Quantizer
 
-    def requantize(self, x: Any, output_scale: Any) -> Any:
+    def requantize(self, x: Any, output_scale: Any, kernels: Kernels = XNNPACK) -> Any:
         """Returns the requantized accumulators."""
         weight_quantizer = channel_max = None
         if self.wrapper is not None:
             weight, weight_quantizer = weight_and_quantizer(self.wrapper)
             channel_max = weight_quantizer.channel_max(weight)
-        _, scale, offset = self._folded(weight_quantizer, channel_max)
-        return Accumulator(scale, offset).requantize(x, output_scale)
+        folded_max, scale, offset = self._folded(weight_quantizer, channel_max)
+        qmax = 127 if weight_quantizer is None else weight_quantizer.qmax
+        input_scale = self.input_quantizer.qparams()[0]
+        weight_scale = divide(ops.abs(folded_max), qmax)
+        weight_scale = ops.where(weight_scale > 0, weight_scale, scale / input_scale)
+        factors = (input_scale, weight_scale)
+        dense = self.wrapper is not None and isinstance(plain(self.wrapper), _DENSE)
+        one = dense and weight_scale.shape in ((), (1,))
+        return Accumulator(scale, factors, offset, one).requantize(x, output_scale, kernels)
 
     def constants(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Returns the folded weights, from which the converter computes the scales of the model.
@@ -156,6 +165,7 @@ class Table:
 
     wrapper: Any
     exact = True
+    kernels = "xnnpack"  # a table rounds nothing
 
     def qparams(self) -> tuple[Any, Any]:
         """Returns (scale, qmin); weights have the zero point 0."""
@@ -184,26 +194,32 @@ class Product:
 
     factors: tuple[Any, Any]
 
-    def requantize(self, x: Any, output_scale: Any) -> Any:
+    def requantize(self, x: Any, output_scale: Any, kernels: Kernels = XNNPACK) -> Any:
         """Returns the requantized products."""
-        return Accumulator(self._scale()).requantize(x, output_scale)
+        a, b = self._scales()
+        return Accumulator(a * b, (a, b)).requantize(x, output_scale, kernels)
 
     def adjusted(self, scale: Any) -> Any:
         """Returns the scale of the output, such that no product is a tie."""
-        return without_ties(scale, self._scale())
+        a, b = self._scales()
+        return without_ties(scale, a * b)
 
-    def _scale(self) -> Any:
-        a, b = (f if isinstance(f, float) else f.qparams()[0] for f in self.factors)
-        return a * b
+    def _scales(self) -> tuple[Any, Any]:
+        a, b = (
+            ops.convert_to_tensor(f, "float32") if isinstance(f, float) else f.qparams()[0]
+            for f in self.factors
+        )
+        return a, b
 
 
 class MatrixProduct(Product):
     """A product of two quantized matrices, which the runtime's built-in kernel computes."""
 
-    def requantize(self, x: Any, output_scale: Any) -> Any:
+    def requantize(self, x: Any, output_scale: Any, kernels: Kernels = XNNPACK) -> Any:
         """Returns the requantized accumulators."""
-        a, b = (factor.qparams()[0] for factor in self.factors)
-        return multiply_by_quantized_multiplier(ops.round(x / (a * b)), a * b / output_scale)
+        a, b = self._scales()
+        total = ops.round(x / (a * b))
+        return kernels.requantize_matrix_product(total, (a, b), output_scale)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -220,12 +236,13 @@ class Mean:
     count: int
     offset: float = 0.0
 
-    def requantize(self, x: Any, output_scale: Any) -> Any:
+    def requantize(self, x: Any, output_scale: Any, kernels: Kernels = XNNPACK) -> Any:
         """Returns the requantized means."""
         weight_scale = scale_of_constant(1 / self.count, 127)
-        return Accumulator(
-            self.input_quantizer.qparams()[0] * weight_scale, self.offset
-        ).requantize(x, output_scale)
+        input_scale = self.input_quantizer.qparams()[0]
+        factors = (input_scale, weight_scale)
+        accumulator = Accumulator(input_scale * weight_scale, factors, self.offset, True)
+        return accumulator.requantize(x, output_scale, kernels)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -234,13 +251,10 @@ class InverseRoot:
 
     input_quantizer: Int8Quantizer
 
-    def requantize(self, x: Any, output_scale: Any) -> Any:
+    def requantize(self, x: Any, output_scale: Any, kernels: Kernels = XNNPACK) -> Any:
         """Returns the requantized inverse roots."""
         input_scale = self.input_quantizer.qparams()[0]
-        root = ops.round(2.0**20 / ops.sqrt(ops.round(1 / (x * x * input_scale))))
-        return multiply_by_quantized_multiplier(
-            root, 1 / (ops.sqrt(input_scale) * output_scale), 2**-20
-        )
+        return kernels.inverse_root(ops.round(1 / (x * x * input_scale)), input_scale, output_scale)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -249,9 +263,9 @@ class Requantized:
 
     input_quantizer: Int8Quantizer
 
-    def requantize(self, x: Any, output_scale: Any) -> Any:
-        """Returns the requantized values; the multiplier has 8 fractional bits."""
-        return requantize_by_ratio(x, self.input_quantizer.qparams()[0], output_scale)
+    def requantize(self, x: Any, output_scale: Any, kernels: Kernels = XNNPACK) -> Any:
+        """Returns the requantized values."""
+        return kernels.requantize(x, self.input_quantizer.qparams()[0], output_scale)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -260,11 +274,11 @@ class Rectified:
 
     input_quantizer: Int8Quantizer
 
-    def requantize(self, x: Any, output_scale: Any) -> Any:
+    def requantize(self, x: Any, output_scale: Any, kernels: Kernels = XNNPACK) -> Any:
         """Returns the requantized values."""
         scale = self.input_quantizer.qparams()[0]
         quantized = ops.round(x / scale)
-        return add_quantized([quantized, ops.zeros(())], [scale, scale], output_scale)
+        return kernels.add([quantized, ops.zeros(())], [scale, scale], output_scale)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -279,13 +293,30 @@ class LeakyRelu:
     input_quantizer: Int8Quantizer
     slope: float
 
-    def requantize(self, x: Any, output_scale: Any) -> Any:
-        """Returns the requantized activations; the multipliers have 8 fractional bits."""
+    def requantize(self, x: Any, output_scale: Any, kernels: Kernels = XNNPACK) -> Any:
+        """Returns the requantized activations."""
         input_scale = self.input_quantizer.qparams()[0]
-        ratio = input_scale / output_scale
-        positive = ops.round(x / input_scale) * ops.round(ratio * 256)
-        negative = ops.round(x / (input_scale * self.slope)) * ops.round(ratio * self.slope * 256)
-        return ops.floor((ops.where(x < 0, negative, positive) + 128) * 2**-8)
+        return kernels.leaky_relu(x, self.slope, input_scale, output_scale)
+
+
+@dataclasses.dataclass(frozen=True)
+class Activated:
+    """An activation whose range the runtime prescribes.
+
+    Args:
+        function: A function that `Kernels.activate` knows.
+        input_quantizer: The quantizer of the input.
+        axis: The axis of a softmax.
+    """
+
+    function: str
+    input_quantizer: Int8Quantizer
+    axis: int = -1
+
+    def requantize(self, x: Any, output_scale: Any, kernels: Kernels = XNNPACK) -> Any:
+        """Returns the quantized activations."""
+        input_scale = self.input_quantizer.qparams()[0]
+        return kernels.activate(self.function, x, input_scale, output_scale, self.axis)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -300,20 +331,22 @@ class Concatenated:
     parts: tuple[tuple[Producer | None, int], ...]
     axis: int
 
-    def requantize(self, x: Any, output_scale: Any) -> Any:
+    def requantize(self, x: Any, output_scale: Any, kernels: Kernels = XNNPACK) -> Any:
         """Returns the requantized parts, concatenated."""
         splits = np.cumsum([size for _, size in self.parts])[:-1]
         parts = ops.split(x, [int(split) for split in splits], axis=self.axis)
         quantized = [
-            rounded(part, producer, output_scale)
+            rounded(part, producer, output_scale, kernels)
             for part, (producer, _) in zip(parts, self.parts, strict=True)
         ]
         return ops.concatenate(quantized, axis=self.axis)
 
 
-def rounded(x: Any, producer: Producer | None, scale: Any) -> Any:
+def rounded(x: Any, producer: Producer | None, scale: Any, kernels: Kernels = XNNPACK) -> Any:
     """Returns quantized values before clipping, requantized by the producer if there is one."""
-    return ops.round(x * (1 / scale)) if producer is None else producer.requantize(x, scale)
+    if producer is None:
+        return kernels.quantize(x, scale)
+    return producer.requantize(x, scale, kernels)
 
 
 def weight_quantizer_of(transforms: Any) -> FakeQuant | None:

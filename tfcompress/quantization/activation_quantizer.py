@@ -24,6 +24,7 @@ from tfcompress.integer.fixed_point import (
     range_of_qparams,
     round_averages,
 )
+from tfcompress.integer.kernels import KERNELS
 from tfcompress.integer.producers import Product, rounded
 from tfcompress.integer.trace import link_nested_models, producer_of
 
@@ -50,6 +51,7 @@ class ActivationQuantizer(keras.layers.Layer):
         symmetric: Whether the zero point is 0, as XNNPACK needs it of the second factor of a
             product of matrices.
         momentum: Weight of the past in the moving average, per training step.
+        kernels: Whose rounding inference has: a key of `integer.kernels.KERNELS`.
         **kwargs: Arguments of `keras.layers.Layer`.
 
     Attributes:
@@ -75,6 +77,7 @@ class ActivationQuantizer(keras.layers.Layer):
         learned: bool = False,
         symmetric: bool = False,
         momentum: float = 0.99,
+        kernels: str = "xnnpack",
         **kwargs: Any,
     ) -> None:
         # Ranges are float32 whatever the policy of the model; activations keep their dtype.
@@ -89,6 +92,7 @@ class ActivationQuantizer(keras.layers.Layer):
         self.learned = learned
         self.symmetric = symmetric
         self.momentum = momentum
+        self.kernels = kernels
         self.observer: Any = None
         self.frozen = False
         self.in_floats = False
@@ -161,16 +165,19 @@ class ActivationQuantizer(keras.layers.Layer):
     ) -> Any:
         """Returns the inputs, quantized as the runtime does and dequantized."""
         scale, qmin = self.qparams(state)
-        x = ops.cast(inputs, "float32")
+        x, kernels = ops.cast(inputs, "float32"), KERNELS[self.kernels]
         if isinstance(averaged, float):
-            quantized = Accumulator(scale * averaged).requantize(x, scale)
+            factors = (scale, ops.convert_to_tensor(averaged, "float32"))
+            quantized = Accumulator(scale * averaged, factors).requantize(x, scale, kernels)
         elif type(averaged) is int:  # no boolean
             quantized = mean_of(x / scale, averaged, -128 - qmin)
+        elif averaged == "up":
+            quantized = kernels.resize(x / scale, qmin + 128)
         elif averaged:
-            quantized = round_averages(x / scale, 0.0 if averaged == "up" else qmin + 128)
+            quantized = round_averages(x / scale, qmin + 128)
         else:
             exact = keras.backend.standardize_dtype(inputs.dtype) == "float32"
-            quantized = rounded(x, self.producer if exact else None, scale)
+            quantized = rounded(x, self.producer if exact else None, scale, kernels)
         quantized = ops.clip(quantized, qmin, qmin + 255)
         return straight_through(inputs, ops.cast(quantized * scale, inputs.dtype))
 
@@ -326,4 +333,5 @@ class ActivationQuantizer(keras.layers.Layer):
             "learned": self.learned,
             "symmetric": self.symmetric,
             "momentum": self.momentum,
+            "kernels": self.kernels,
         }

@@ -36,6 +36,11 @@ def quantized(
             "first."
         )
     _check_adapters(model)
+    if scheme.kernels == "reference" and keras.backend.backend() == "jax":
+        raise ValueError(
+            "kernels='reference' is not possible on JAX, which has no 64-bit integers by default. "
+            "Train on TensorFlow or PyTorch, or leave it out."
+        )
     if scheme.activation_range == "learned" and keras.backend.backend() == "jax":
         raise ValueError(
             "activation_range='learned' is not possible on JAX: there, a training step cannot "
@@ -70,6 +75,9 @@ def quantized(
     for _, layer in walk_layers(placed):
         if isinstance(layer, CompressionWrapper):
             layer.start(FakeQuant)
+        for part in flatten_layers(layer):
+            if isinstance(part, ActivationQuantizer):
+                part.kernels = scheme.kernels
     return placed
 
 

@@ -51,6 +51,11 @@ def preference(model: keras.Model) -> str:
     return next((keeper.prefer for keeper in sample_keepers(model)), "exactness")
 
 
+def follows_reference_kernels(model: keras.Model) -> bool:
+    """Returns whether a quantized model computes like the reference kernels."""
+    return any(quantizer.kernels == "reference" for quantizer in quantizers(model))
+
+
 def uses_int16_activations(model: keras.Model) -> bool:
     """Returns whether any activations of a quantized model have 16 bits."""
     return any(quantizer.bits == 16 for quantizer in quantizers(model))

@@ -22,7 +22,8 @@ from tfcompress.integer.elementwise import (
 )
 from tfcompress.integer.fake_quant import fake_quant, straight_through
 from tfcompress.integer.fixed_point import SIGMOID_RANGE, TANH_RANGE, scale_of_constant
-from tfcompress.integer.producers import LeakyRelu, Product
+from tfcompress.integer.kernels import KERNELS
+from tfcompress.integer.producers import Activated, LeakyRelu, Product
 from tfcompress.integer.roles import CLIP, MOVE, OUTPUT, RELU, Range, integer_layer
 from tfcompress.integer.trace import quantizer_of
 from tfcompress.quantization.canonicalize import Rule, canonical_form
@@ -56,6 +57,16 @@ def _leaky(layer: Any, inputs: Sequence[Any], result: Any) -> LeakyRelu | None:
     return None if read is None else LeakyRelu(read, layer.negative_slope)
 
 
+def _activated(layer: Any, inputs: Sequence[Any], result: Any) -> Activated | None:
+    name = activation_name(layer) if isinstance(layer, layers.Activation) else None
+    function = name or type(layer).__name__.lower()
+    read = quantizer_of(inputs[0])
+    axis = getattr(layer, "axis", -1)
+    if read is None or function not in ("sigmoid", "tanh", "softmax"):
+        return None
+    return Activated(function, read, axis) if isinstance(axis, int) else None
+
+
 integer_layer("ReLU", role=_relu, int16=True)
 integer_layer("Relu Relu6", role=RELU, int16=True)
 integer_layer("Clip", role=_clip, int16=True)
@@ -65,9 +76,10 @@ integer_layer(
     role=lambda layer: _ROLES.get(activation_name(layer) or "", OUTPUT),
     int16=lambda layer: activation_name(layer) in ("linear", "relu", "relu6", "leaky_relu"),
     fixed_range=lambda layer: _RANGES.get(activation_name(layer) or ""),
+    producer=_activated,
 )
-integer_layer("Softmax Sigmoid", fixed_range=SIGMOID_RANGE)
-integer_layer("Tanh", fixed_range=TANH_RANGE)
+integer_layer("Softmax Sigmoid", fixed_range=SIGMOID_RANGE, producer=_activated)
+integer_layer("Tanh", fixed_range=TANH_RANGE, producer=_activated)
 integer_layer("LogSoftmax", fixed_range=_RANGES["log_softmax"])
 
 
@@ -90,6 +102,11 @@ class RuntimeSwish(RuntimeLayer):
             or not all(quantizer.exact for quantizer in self.linked_quantizers())
         ):
             return inputs * fake_quant(gate, *SIGMOID_RANGE)
+        read, result = self.linked_quantizers()
+        if result.kernels != "xnnpack":
+            kernels, unit = KERNELS[result.kernels], ops.convert_to_tensor(2**-8, "float32")
+            quantized = kernels.activate("sigmoid", gate, read.qparams()[0], unit)
+            return inputs * straight_through(gate, quantized * unit)
         # The runtime looks the gate up in a table. It computes that table as here, ties to even.
         power = ops.cast(ops.exp(ops.cast(ops.minimum(inputs, 80.0), _PRECISE)), "float32")
         table = ops.minimum(ops.round(power / (1 + power) * 256), 255.0) * 2**-8

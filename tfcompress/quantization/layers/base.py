@@ -71,6 +71,8 @@ class RuntimeLayer(layers.Layer):
         """
         known = None not in read and self.compute_dtype == "float32"
         self._links.quantizers[id(result)] = (*read, result) if known else ()
+        for quantizer in self.rounding.values():
+            quantizer.kernels = result.kernels
         self._kernels = self.kernels_for(read, result) if self.linked_quantizers() else []
         return self.producer_for(read) if self.linked_quantizers() else None
 

@@ -97,6 +97,16 @@ class RuntimeMerge(RuntimeLayer):
         sums = zip([read[0], *between], read[1:], [*between, result], strict=True)
         return [Addition((a, b), output) for a, b, output in sums] if self.how == "add" else []
 
+    def producer_for(self, read: Sequence[Any]) -> Product | None:
+        """Returns the last product, and sets those of the products before."""
+        if self.how != "multiply":
+            return None
+        between = [self.rounding[name] for name in self.result_names]
+        products = [Product(pair) for pair in zip([read[0], *between], read[1:], strict=True)]
+        for quantizer, product in zip(between, products, strict=False):
+            quantizer.producer = product
+        return products[-1]
+
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         """Returns the merged tensor."""
         merge = ops.multiply if self.how == "multiply" else ops.add

@@ -16,6 +16,7 @@ from tfcompress.errors import CompressionWarning
 from tfcompress.graph.copies import clone_layer
 from tfcompress.graph.keras_internals import inbound_nodes
 from tfcompress.integer.fixed_point import TANH_RANGE
+from tfcompress.integer.kernels import KERNELS
 from tfcompress.quantization.activation_quantizer import ActivationQuantizer
 from tfcompress.quantization.canonicalize import Rule, canonical_form
 from tfcompress.quantization.layers.base import RuntimeLayer, runtime_layer
@@ -147,11 +148,14 @@ class RuntimeRecurrent(RuntimeLayer):
             return _unpack(outputs)
         linked = self.linked_quantizers()
         exact = bool(linked) and all(q.exact for q in linked)
+        kernels = KERNELS[linked[-1].kernels if exact else "xnnpack"]
 
         def quantize() -> Any:
             scales = [q.qparams()[0] for q in linked[:-1]] if exact else [None] * len(tensors)
             values = [*map(Value, tensors, scales)]
-            return self._run(values, mask, RuntimeOps(self.rounding, exact=exact), {})
+            return self._run(
+                values, mask, RuntimeOps(self.rounding, exact=exact, kernels=kernels), {}
+            )
 
         def untrained() -> Any:
             return self._run([*map(Value, tensors)], mask, RuntimeOps(self.rounding, False), {})

@@ -14,10 +14,9 @@ from tfcompress.integer.fixed_point import (
     TANH_RANGE,
     Accumulator,
     accumulator_scale,
-    add_quantized,
-    requantize_by_ratio,
 )
 from tfcompress.integer.grid_ops import FixedFakeQuant, Requantize
+from tfcompress.integer.kernels import XNNPACK, Kernels
 from tfcompress.quantization.layers.recurrent_blocks import before_loop, block_of, loop_of_blocks
 from tfcompress.quantization.layers.recurrent_values import (
     Mask,
@@ -44,6 +43,7 @@ class RuntimeOps:
             training a tensor, 1.0 or 0.0; `min_max` then covers all time steps.
         exact: Whether to compute in integers as the runtime does; every input then has a `scale`.
         unrolled: Whether a file holds every time step, instead of a loop.
+        kernels: The kernels that round.
     """
 
     def __init__(
@@ -52,6 +52,7 @@ class RuntimeOps:
         rounds: Any = True,
         exact: bool = False,
         unrolled: bool = False,
+        kernels: Kernels = XNNPACK,
     ) -> None:
         self.prefix = ""
         self.state_names: tuple[str, ...] = ()  # of the recurrent states; the output comes first
@@ -60,7 +61,7 @@ class RuntimeOps:
         self.mask: Mask | None = None  # of the next loop
         self._quantizers = quantizers
         self._rounds = rounds
-        self._exact = exact
+        self._exact, self._kernels = exact, kernels
         self._seen: dict[str, list[Any]] = {name: [] for name in quantizers}
         self._frozen = isinstance(next(iter(quantizers.values())), FixedFakeQuant)
         self._unrolled = unrolled if self._frozen else any(q.observer for q in quantizers.values())
@@ -262,49 +263,52 @@ class RuntimeOps:
             + kernel.offset
         )
         scale = accumulator_scale(value.scale, kernel.max_abs, 127, kernel.offset)
-        return self._quantize(name, x, Accumulator(scale, kernel.offset).requantize)
+        factors = (value.scale, kernel.scale)
+        return self._quantize(name, x, self._accumulated(scale, factors, kernel.offset))
+
+    def _accumulated(self, scale: Any, factors: tuple[Any, Any], offset: Any = 0.0) -> Any:
+        """Returns a function that requantizes accumulators to a scale."""
+        if not self._exact:
+            return None
+        accumulator = Accumulator(scale, factors, offset)
+        return lambda x, output_scale: accumulator.requantize(x, output_scale, self._kernels)
 
     def add(self, name: str, a: Value, b: Value) -> Value:
         """Returns the sum of two values."""
-        return self._sum(name, a, b, 1)
+        return self._quantize(name, a.x + b.x, self._of_two(self._kernels.add, a, b))
 
     def subtract(self, name: str, a: Value, b: Value) -> Value:
         """Returns the difference of two values."""
-        return self._sum(name, a, b, -1)
+        return self._quantize(name, a.x - b.x, self._of_two(self._kernels.subtract, a, b))
 
-    def _sum(self, name: str, a: Value, b: Value, sign: int) -> Value:
-        def requantize(_: Any, scale: Any) -> Any:
-            return add_quantized([a.quantized(), sign * b.quantized()], [a.scale, b.scale], scale)
-
-        return self._quantize(name, a.x + b.x if sign > 0 else a.x - b.x, requantize)
+    def _of_two(self, kernel: Any, a: Value, b: Value) -> Any:
+        """Returns a function that computes the quantized result of a kernel for a scale."""
+        return lambda _, scale: kernel([a.quantized(), b.quantized()], [a.scale, b.scale], scale)
 
     def multiply(self, name: str, a: Value, b: Value) -> Value:
         """Returns the product of two values."""
-        return self._quantize(
-            name, a.x * b.x, lambda x, scale: Accumulator(a.scale * b.scale).requantize(x, scale)
-        )
+        scale = a.scale * b.scale if self._exact else None
+        return self._quantize(name, a.x * b.x, self._accumulated(scale, (a.scale, b.scale)))
 
     def multiply_by(self, name: str, a: Value, factor: float) -> Value:
         """Returns a value times a constant, which the file stores as 255 times its scale."""
-        factor_scale = abs(factor) / 255
-        return self._quantize(
-            name,
-            a.x * factor,
-            lambda x, scale: Accumulator(a.scale * factor_scale).requantize(x, scale),
-        )
+        factor_scale = ops.convert_to_tensor(abs(factor) / 255, "float32")
+        scale = a.scale * factor_scale if self._exact else None
+        factors = (a.scale, factor_scale)
+        return self._quantize(name, a.x * factor, self._accumulated(scale, factors))
 
     def requantize(self, name: str, a: Value) -> Value:
         """Returns a value, requantized to the scale of the result `name`."""
         x = Requantize.barrier(a.x) if self._frozen else a.x
-        return self._quantize(name, x, lambda x, scale: requantize_by_ratio(x, a.scale, scale))
+        return self._quantize(name, x, lambda x, to: self._kernels.requantize(x, a.scale, to))
 
     def sigmoid(self, a: Value) -> Value:
         """Returns the sigmoid of a value as the runtime quantizes it."""
-        return self._quantize_to(ops.sigmoid(a.x), SIGMOID_RANGE)
+        return self._activate("sigmoid", a, ops.sigmoid(a.x), SIGMOID_RANGE)
 
     def tanh(self, a: Value) -> Value:
         """Returns the hyperbolic tangent of a value as the runtime quantizes it."""
-        return self._quantize_to(ops.tanh(a.x), TANH_RANGE)
+        return self._activate("tanh", a, ops.tanh(a.x), TANH_RANGE)
 
     def relu(self, a: Value) -> Value:
         """Returns the ReLU of a value, with the scale of the value."""
@@ -323,11 +327,15 @@ class RuntimeOps:
         """Returns a constant, quantized with the scale of the result `name`."""
         return self._quantize(name, x, lambda x, scale: ops.round(x / scale))
 
-    def _quantize_to(self, x: Any, min_max: tuple[float, float]) -> Value:
-        """Returns `x`, quantized to a range that the runtime prescribes."""
-        rounded = fake_quant_op(x, *min_max)
-        scale = (min_max[1] - min_max[0]) / 255
-        return Value(rounded if self._frozen else straight_through(x, rounded), scale)
+    def _activate(self, function: str, a: Value, x: Any, min_max: tuple[float, float]) -> Value:
+        """Returns an activation, quantized to the range that the runtime prescribes."""
+        scale = ops.convert_to_tensor((min_max[1] - min_max[0]) / 255, "float32")
+        if not self._exact:
+            rounded = fake_quant_op(x, *min_max)
+            return Value(rounded if self._frozen else straight_through(x, rounded), scale)
+        quantized = self._kernels.activate(function, x, a.scale, scale)
+        quantized = ops.clip(quantized, *(ops.round(bound / scale) for bound in min_max))
+        return Value(straight_through(x, quantized * scale), scale)
 
     def _quantize(
         self, name: str, x: Any, requantize: Callable[[Any, Any], Any] | None = None
