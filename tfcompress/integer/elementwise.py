@@ -15,7 +15,7 @@ from tfcompress.integer.fixed_point import (
     power_below,
     scale_of_constant,
 )
-from tfcompress.integer.kernels import KERNELS, Kernels
+from tfcompress.integer.kernels import KERNELS, XNNPACK
 from tfcompress.integer.producers import Int8Quantizer
 
 
@@ -57,7 +57,7 @@ class ElementwiseKernel:
         return straight_through(float_output, ops.cond(trained, exact, lambda: float_output))
 
     def compute(
-        self, inputs: list[Any], input_scales: list[Any], output_scale: Any, kernels: Kernels
+        self, inputs: list[Any], input_scales: list[Any], output_scale: Any, kernels: Any = XNNPACK
     ) -> Any:
         """Returns the quantized output, before clipping.
 
@@ -81,7 +81,7 @@ class ParametricReLU(ElementwiseKernel):
     slopes: Callable[[], Any]
 
     def compute(
-        self, inputs: list[Any], input_scales: list[Any], output_scale: Any, kernels: Kernels
+        self, inputs: list[Any], input_scales: list[Any], output_scale: Any, kernels: Any = XNNPACK
     ) -> Any:
         """Returns the quantized activation."""
         (x,), (input_scale,) = inputs, input_scales
@@ -99,7 +99,7 @@ class Addition(ElementwiseKernel):
     """A sum of two tensors with different scales."""
 
     def compute(
-        self, inputs: list[Any], input_scales: list[Any], output_scale: Any, kernels: Kernels
+        self, inputs: list[Any], input_scales: list[Any], output_scale: Any, kernels: Any = XNNPACK
     ) -> Any:
         """Returns the quantized sum."""
         return kernels.add(inputs, input_scales, output_scale)
@@ -116,7 +116,7 @@ class ConstantAddition(ElementwiseKernel):
     number: float
 
     def compute(
-        self, inputs: list[Any], input_scales: list[Any], output_scale: Any, kernels: Kernels
+        self, inputs: list[Any], input_scales: list[Any], output_scale: Any, kernels: Any = XNNPACK
     ) -> Any:
         """Returns the quantized sum."""
         number_scale = scale_of_constant(self.number, 255)
@@ -128,7 +128,7 @@ class Subtraction(ElementwiseKernel):
     """A difference of two tensors with different scales, computed like a sum."""
 
     def compute(
-        self, inputs: list[Any], input_scales: list[Any], output_scale: Any, kernels: Kernels
+        self, inputs: list[Any], input_scales: list[Any], output_scale: Any, kernels: Any = XNNPACK
     ) -> Any:
         """Returns the quantized difference."""
         return kernels.subtract(inputs, input_scales, output_scale)
@@ -141,7 +141,7 @@ class HardSwish(ElementwiseKernel):
     """
 
     def compute(
-        self, inputs: list[Any], input_scales: list[Any], output_scale: Any, kernels: Kernels
+        self, inputs: list[Any], input_scales: list[Any], output_scale: Any, kernels: Any = XNNPACK
     ) -> Any:
         """Returns the quantized activation."""
         (x,) = inputs

@@ -15,6 +15,7 @@ from tfcompress.integer.roles import has_int4_kernels
 from tfcompress.quantization.activation_quantizer import ActivationQuantizer
 from tfcompress.quantization.canonical_wrapping import WrapCanonicalForms
 from tfcompress.quantization.input_samples import MOST_SAMPLES
+from tfcompress.quantization.layers.base import RuntimeLayer
 from tfcompress.quantization.placement import PlaceQuantizers
 from tfcompress.scheme import QuantizationScheme, as_scheme
 from tfcompress.transforms.fake_quant import FakeQuant
@@ -76,7 +77,7 @@ def quantized(
         if isinstance(layer, CompressionWrapper):
             layer.start(FakeQuant)
         for part in flatten_layers(layer):
-            if isinstance(part, ActivationQuantizer):
+            if isinstance(part, (ActivationQuantizer, RuntimeLayer)):
                 part.kernels = scheme.kernels
     return placed
 

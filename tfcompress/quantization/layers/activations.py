@@ -102,9 +102,9 @@ class RuntimeSwish(RuntimeLayer):
             or not all(quantizer.exact for quantizer in self.linked_quantizers())
         ):
             return inputs * fake_quant(gate, *SIGMOID_RANGE)
-        read, result = self.linked_quantizers()
-        if result.kernels != "xnnpack":
-            kernels, unit = KERNELS[result.kernels], ops.convert_to_tensor(2**-8, "float32")
+        if self.kernels != "xnnpack":
+            read, _ = self.linked_quantizers()
+            kernels, unit = KERNELS[self.kernels], ops.convert_to_tensor(2**-8, "float32")
             quantized = kernels.activate("sigmoid", gate, read.qparams()[0], unit)
             return inputs * straight_through(gate, quantized * unit)
         # The runtime looks the gate up in a table. It computes that table as here, ties to even.

@@ -36,6 +36,10 @@ class _Links:
 class RuntimeLayer(layers.Layer):
     """A layer that computes with the operations of the runtime, and has a range for each result.
 
+    Args:
+        kernels: Whose rounding inference has: a key of `integer.kernels.KERNELS`.
+        **kwargs: Arguments of `keras.layers.Layer`.
+
     Attributes:
         rounding: The quantizers of the intermediate results, by name of the result.
         result_names: The names of these results.
@@ -52,9 +56,10 @@ class RuntimeLayer(layers.Layer):
     passes = False
     lowered = False
 
-    def __init__(self, **kwargs: Any) -> None:
+    def __init__(self, *, kernels: str = "xnnpack", **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.supports_masking = True
+        self.kernels = kernels
         self.rounding: dict[str, Any] = {}
         self._links = _Links()
         self._kernels: list[ElementwiseKernel] = []
@@ -71,8 +76,6 @@ class RuntimeLayer(layers.Layer):
         """
         known = None not in read and self.compute_dtype == "float32"
         self._links.quantizers[id(result)] = (*read, result) if known else ()
-        for quantizer in self.rounding.values():
-            quantizer.kernels = result.kernels
         self._kernels = self.kernels_for(read, result) if self.linked_quantizers() else []
         return self.producer_for(read) if self.linked_quantizers() else None
 
@@ -105,7 +108,10 @@ class RuntimeLayer(layers.Layer):
             return
         self.rounding = {
             name: ActivationQuantizer(
-                self.fixed_ranges.get(name), non_negative=name in self.non_negative, name=name
+                self.fixed_ranges.get(name),
+                non_negative=name in self.non_negative,
+                kernels=self.kernels,
+                name=name,
             )
             for name in self.result_names
         }
@@ -148,7 +154,7 @@ class RuntimeLayer(layers.Layer):
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor arguments, under any dtype policy."""
-        return super().get_config()
+        return {**super().get_config(), "kernels": self.kernels}
 
     def _quantize_result(self, name: str, x: Any, training: bool | None) -> Any:
         quantizer = self.rounding[name]

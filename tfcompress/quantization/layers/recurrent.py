@@ -148,13 +148,15 @@ class RuntimeRecurrent(RuntimeLayer):
             return _unpack(outputs)
         linked = self.linked_quantizers()
         exact = bool(linked) and all(q.exact for q in linked)
-        kernels = KERNELS[linked[-1].kernels if exact else "xnnpack"]
 
         def quantize() -> Any:
             scales = [q.qparams()[0] for q in linked[:-1]] if exact else [None] * len(tensors)
             values = [*map(Value, tensors, scales)]
             return self._run(
-                values, mask, RuntimeOps(self.rounding, exact=exact, kernels=kernels), {}
+                values,
+                mask,
+                RuntimeOps(self.rounding, exact=exact, kernels=KERNELS[self.kernels]),
+                {},
             )
 
         def untrained() -> Any:
