@@ -8,6 +8,7 @@ import tfcompress as tfc
 from tests import test_layers
 from tfcompress.graph.read import output_names
 from tfcompress.graph.run import outputs_of
+from tfcompress.integer import int64_fixed_point
 from tfcompress.integer.kernels import ReferenceKernels
 from tfcompress.post_training.pipeline import post_training
 from tfcompress.quantization.state import quantizers
@@ -94,3 +95,5 @@ def test_jax_is_refused(monkeypatch):
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
     with pytest.raises(ValueError, match="not possible on JAX, which has no 64-bit integers"):
         tfc.quantize(model, SCHEME, check=False)
+    with pytest.raises(RuntimeError, match="predict and evaluate it on TensorFlow or PyTorch"):
+        int64_fixed_point.double(1.0)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import keras
 import numpy as np
 from keras import ops
 
@@ -27,7 +28,16 @@ def floats(x: Any) -> Any:
 
 
 def double(x: Any) -> Any:
-    """Returns a scale as float64, in which the runtime computes multipliers."""
+    """Returns a scale as float64, in which the runtime computes multipliers.
+
+    Raises:
+        RuntimeError: On JAX.
+    """
+    if keras.backend.backend() == "jax":
+        raise RuntimeError(
+            "This model computes like the reference kernels (kernels='reference'), in 64-bit "
+            "integers, which JAX lacks: predict and evaluate it on TensorFlow or PyTorch."
+        )
     return ops.cast(x, "float64")
 
 
