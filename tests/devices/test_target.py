@@ -57,7 +57,7 @@ def test_every_list_is_whole(name):
     assert target.source and target.date and target.needs["io_dtypes"]
     assert {*target.changes} <= {*kinds}
     content = json.loads((_FOLDER / f"{name}.json").read_text())
-    known = {"kind", "types", "weights", "bias", "inputs", "rank", "when", "why", "not"}
+    known = {"kind", "types", "weights", "bias", "inputs", "rank", "when", "why"}
     known |= {"batch", "depth", "height", "width", "area", "open_sizes", "constant_weights"}
     known |= {"constant_bias", "constant_parameters", "per_axis", "weight_scales", "same_scales"}
     known |= {"kernel_height", "kernel_width", "kernel_area", "stride", "strides", "dilation"}

@@ -19,6 +19,9 @@ from tfcompress.tflite.run import TFLiteModel
 CHECKED = ("xnnpack", *TARGETS, *ACCELERATORS)
 """Everything that `check_target` takes as a target."""
 
+_TOOLS = {"tflite-micro": ("tflite_micro", "tflite-micro"), "ethos": ("ethosu", "ethos-u-vela")}
+"""Module and package of the tools that run here."""
+
 _SIZES = {"ethos-u55": "-128", "ethos-u65": "-256", "ethos-u85": "-256"}
 """The NPU that stands for all of its family: they take the same operations."""
 
@@ -115,21 +118,21 @@ def check_target(path_or_bytes: Any, target: str, *, tool: bool | None = None) -
     """
     if target not in CHECKED:
         raise ValueError(f"target must be one of {', '.join(CHECKED)}. Received: {target!r}")
-    module, package = _tool_of(target)
-    if tool and not module:
+    needed = _TOOLS.get("ethos" if target.startswith("ethos") else target)
+    if tool and needed is None and target != "xnnpack":
         raise ValueError(f"tool=True is not possible for {target!r}: its tool does not run here.")
     if tool is False and target == "xnnpack":
         raise ValueError("tool=False is not possible for 'xnnpack', which the runtime itself has.")
-    if tool:
-        require(module, package, "micro")
+    if tool and needed is not None:
+        require(*needed, "micro")
     file = MicroFile(path_or_bytes)
     known = None if target == "xnnpack" else target_named(family_of(target))
     operators = file.operators if known else file.operators[: len(file.graphs[0].operators)]
     kinds = [file.kind_of(operator) for _, operator in operators]
     names = [graph.tensors[int(op.outputs[0])].name.decode() for graph, op in operators]
     facts = [facts_of(file, graph, operator) for graph, operator in operators]
-    measured = tool is not False and module and is_installed(module)
-    if known is not None and not measured:
+    installed = needed is not None and is_installed(needed[0])
+    if known is not None and not (installed and tool is not False):
         verified = "" if known.verified else ", not verified"
         source = f"predicted from {known.source} of {known.date}{verified}"
         reasons = predicted(known, facts)
@@ -161,27 +164,16 @@ def family_of(target: str) -> str:
     return "-".join(target.split("-")[:2])
 
 
+_BEHIND = "is behind one not taken"
+
+
 def predicted(target: Target, facts: Sequence[dict[str, Any]]) -> list[str]:
     """Returns why a target does not take each operation, "" for those that it takes."""
     reasons = [target.reason_against(each) for each in facts]
     if target.rest_is_left and any(reasons):
         first = next(i for i, reason in enumerate(reasons) if reason)
-        reasons[first + 1 :] = [
-            reason or "is behind one not taken" for reason in reasons[first + 1 :]
-        ]
+        reasons[first:] = [reason or _BEHIND for reason in reasons[first:]]
     return reasons
-
-
-_BEHIND = "is behind one not taken"
-
-
-def _tool_of(target: str) -> tuple[str, str]:
-    """Returns the module and the package of the tool of a target."""
-    if target == "tflite-micro":
-        return "tflite_micro", "tflite-micro"
-    if target.startswith("ethos"):
-        return "ethosu", "ethos-u-vela"
-    return ("tfcompress", "tfcompress") if target == "xnnpack" else ("", "")
 
 
 def _measured(
@@ -191,13 +183,11 @@ def _measured(
     if target == "xnnpack":
         model = TFLiteModel(file.content)
         reason = "XNNPACK does not take it: a built-in kernel runs"
-        return model.runtime, [
-            "" if taken else reason for _, taken in kernels_of(model.interpreter)
-        ]
+        taken = [taken for _, taken in kernels_of(model.interpreter)]
+        return model.runtime, ["" if ok else reason for ok in taken]
     if target == "tflite-micro":
-        return f"tflite-micro {require('tflite_micro', 'tflite-micro', 'micro')}", reasons_alone(
-            file
-        )
+        version = require(*_TOOLS[target], "micro")
+        return f"tflite-micro {version}", reasons_alone(file)
     compiled = compile_ethos_u(file.content, target + _SIZES.get(target, ""))
     reasons = [""] * len(kinds)
     for kind, name, reason in compiled.reasons:
@@ -221,7 +211,7 @@ def _change(target: Target | None, facts: dict[str, Any], name: str, reason: str
         return target.changes[kind]
     if facts.get("weights") == "int4":
         return "8-bit weights: scheme='int8', or an override of this layer"
-    if "float" in types and target.operations.get("CONV_2D", {}).get("types") is not None:
+    if "float" in types and 32 not in target.needs["activation_bits"]:
         if kind in ("QUANTIZE", "DEQUANTIZE") and "fast_float" not in name:
             return "an integer io_dtype, if it is at an end of the file; else " + _INTEGER
         return _INTEGER

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tfcompress.devices.micro_file import MicroFile, dtype_of, names_of
+from tfcompress.devices.micro_file import MicroFile, dtype_of, has_numpy_type, names_of
 from tfcompress.tensorflow_internals import flatbuffer_schema
 
 _PARAMETERS = {
@@ -63,9 +63,10 @@ def facts_of(file: MicroFile, graph: Any, operator: Any) -> dict[str, Any]:
             convolutions and pooling; the last whether they read beyond the input.
         weight_sum: The largest sum of absolute weights of a channel.
         activation: The fused activation, "NONE" if there is none.
-        axes, keeps_batch, is_depth: Axes of a reduction; whether the batch is not among them;
-            whether the only one is the last.
-        reduced: The number of values behind each result of a reduction.
+        axes, keeps_batch, is_depth, reduces_depth: Axes of a reduction; whether the batch is not
+            among them, the last is the only one, and the last is among them.
+        reduced, reduced_axis: The number of values behind each result of a reduction, and the
+            largest of its axes.
         scaling, resizes, largest_scaling, scales_by_powers, align_corners, half_pixel_centers: Of
             resizing: by how much height and width grow (0 if they are 1), whether the size
             changes, and whether by powers of two.
@@ -102,14 +103,17 @@ def facts_of(file: MicroFile, graph: Any, operator: Any) -> dict[str, Any]:
     if "axes" not in facts and values and values[0] is not None and data and outputs:
         facts |= _axes(kind, values[0], _shape(data[0]))
     if kind.startswith("RESIZE"):
-        facts |= _scaling(_shape(data[0])[1:3], _shape(outputs[0])[1:3], facts["align_corners"])
+        facts |= _scaling(
+            _shape(data[0])[1:3], _shape(outputs[0])[1:3], bool(facts.get("align_corners"))
+        )
     if kind == "STRIDED_SLICE" and values[2] is not None:
         strides = values[2].tolist()
         image = range(len(strides) - 3, len(strides) - 1)
         over = [axis for axis, stride in enumerate(strides) if stride != 1]
         facts["strides_over_image"] = min(strides) > 0 and all(axis in image for axis in over)
     if kind == "GATHER":
-        facts["axis_is_batch"] = facts["axis"] == facts["batchDims"]
+        options = operator.builtinOptions
+        facts["axis_is_batch"] = options.axis == options.batchDims
     return facts
 
 
@@ -149,9 +153,6 @@ def _options(operator: Any) -> dict[str, Any]:
     if "fusedActivationFunction" in given:
         names = names_of(flatbuffer_schema().ActivationFunctionType)
         facts["activation"] = names[given["fusedActivationFunction"]]
-    for name in ("axis", "batchDims", "ellipsisMask", "newAxisMask", "num", "numSplits"):
-        if name in given:
-            facts[name] = int(given[name])
     return facts
 
 
@@ -262,9 +263,8 @@ def _zero_points(tensor: Any) -> list[int]:
 
 
 def _values(file: MicroFile, tensor: Any) -> np.ndarray | None:
-    """Returns the values of a constant; None if the tensor is computed, or has 4 bits."""
+    """Returns the values of a constant, bytes where numpy lacks its type; None if computed."""
     data = file.objects.buffers[tensor.buffer].data
     if data is None or not len(data):
         return None
-    dtype = dtype_of(tensor)
-    return np.frombuffer(bytes(data), np.uint8 if dtype == "int4" else dtype)
+    return np.frombuffer(bytes(data), dtype_of(tensor) if has_numpy_type(tensor) else np.uint8)

@@ -78,6 +78,8 @@ class MicroFile:
                     name = entry.name.decode()
         signature_shape = tensor.shapeSignature
         shape = tensor.shape if signature_shape is None else signature_shape
+        if not has_numpy_type(tensor):
+            raise ValueError(f"{self.name} has an input or output of type {dtype_of(tensor)}.")
         dtype = np.dtype(dtype_of(tensor))
         scale, zero = 0.0, 0
         quantization = tensor.quantization
@@ -85,6 +87,17 @@ class MicroFile:
             scale, zero = float(quantization.scale[0]), int(quantization.zeroPoint[0])
         sizes = tuple(None if size == -1 else int(size) for size in shape)
         return TensorInfo(name, int(index), sizes, dtype.name, scale, zero)
+
+
+_DTYPES = frozenset(
+    "bool float16 float32 float64 int8 int16 int32 int64 uint8 uint16 uint32 uint64".split()
+)
+"""Types of tensors that numpy has."""
+
+
+def has_numpy_type(tensor: Any) -> bool:
+    """Returns whether numpy has the type of a tensor."""
+    return dtype_of(tensor) in _DTYPES
 
 
 def operations_of(objects: Any) -> dict[str, int]:

@@ -52,8 +52,7 @@ class Target:
         Args:
             facts: What `facts_of` returns.
         """
-        kind = facts["kind"]
-        known = self.operations.get(kind)
+        known = self.operations.get(facts["kind"])
         if known is None:
             return "no such operation"
         types = known.get("types", self.types)
@@ -61,7 +60,7 @@ class Target:
             taken = f"; taken are {', '.join(types)}" if len(types) < _MANY else ""
             return f"computes {facts['types']}{taken}"
         for limit in (*self.limits, *known.get("limits", ())):
-            if kind not in limit.get("not", ()) and (broken := _broken(limit, facts)):
+            if broken := _broken(limit, facts):
                 return broken
         return ""
 
@@ -71,7 +70,7 @@ _MANY = 10
 
 def _broken(limit: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
     """Returns which part of a limit does not hold."""
-    rules = {fact: rule for fact, rule in limit.items() if fact not in ("when", "not", "why")}
+    rules = {fact: rule for fact, rule in limit.items() if fact not in ("when", "why")}
     if not all(_holds(facts.get(fact), rule) for fact, rule in limit.get("when", {}).items()):
         return ""
     for fact, rule in rules.items():
