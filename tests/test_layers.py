@@ -145,7 +145,7 @@ KEPT_IN_FLOAT = {
 
 STEPS = {
     **dict.fromkeys(KEPT_IN_FLOAT, 1),
-    **dict.fromkeys(("Conv3D", "Conv3D, BatchNorm, ReLU", "MaxPooling3D", "EinsumDense"), 1),
+    **dict.fromkeys(("Conv3D", "Conv3D, BatchNorm, ReLU", "MaxPooling3D"), 1),
     **dict.fromkeys(("MultiHeadAttention", "Attention", "softmax", "clip"), 1),
     **dict.fromkeys(("AdditiveAttention", "Maximum", "Minimum"), 1),
     "Average": 2,

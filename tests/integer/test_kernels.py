@@ -19,7 +19,7 @@ FEW = (
     "PReLU; LeakyReLU; silu; hard_swish; tanh; softmax; Add three; Multiply three; Subtract; Dot; "
     "UpSampling2D bilinear; GRU; BatchNormalization of vectors; squeeze and excite; Concatenate"
 ).split("; ")
-INEXACT = ("EinsumDense", "Maximum", "Minimum")
+INEXACT = ("Maximum", "Minimum")
 """Layers whose accumulators the model does not follow, with XNNPACK's kernels neither."""
 
 

@@ -37,6 +37,13 @@ def plain(operation: Any) -> Any:
     return operation.layer if getattr(operation, "is_compression_wrapper", False) else operation
 
 
+def has_bias(layer: Any) -> bool:
+    """Returns whether a linear layer has a bias, built or not."""
+    if isinstance(layer, keras.layers.EinsumDense):
+        return layer.bias_axes is not None
+    return bool(layer.use_bias)
+
+
 def einsum_letters(layer: keras.layers.EinsumDense) -> tuple[str, str, str]:
     """Returns the letters of the axes of input, kernel and output of an EinsumDense layer."""
     input_letters, rest = layer.equation.replace(" ", "").replace("...", "").split(",")

@@ -76,7 +76,7 @@ class IntegerSupport:
     int16: bool | Callable[[Any], bool] = False
     int4: bool = False
     fixed_range: Range | Callable[[Any], Range | None] | None = None
-    accumulates: bool = False
+    accumulates: bool | Callable[[Any], bool] = False
     keeps_channels: bool = False
     producer: Callable[[Any, Sequence[Any], Any], Any] | None = None
 
@@ -131,6 +131,12 @@ def has_int4_kernels(layer: Any) -> bool:
     """Returns whether a layer, or a base class of it, has kernels with int4 weights."""
     classes = [c for c in type(layer).__mro__ if c.__module__.split(".")[0] == "keras"]
     return any(_REGISTERED.get(c.__name__, _NOTHING).int4 for c in classes)
+
+
+def accumulates(layer: Any) -> bool:
+    """Returns whether a layer multiplies its input by one kernel with int32 accumulators."""
+    registered = support_of(layer).accumulates
+    return registered(layer) if callable(registered) else registered
 
 
 def fixed_range(operation: Any) -> Range | None:

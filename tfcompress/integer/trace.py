@@ -41,6 +41,7 @@ from tfcompress.integer.roles import (
     OUTPUT,
     RELU,
     TABLE,
+    accumulates,
     role,
     support_of,
 )
@@ -141,7 +142,7 @@ def accumulates_integers(operation: Any) -> bool:
     layer = plain(operation)
     return (
         vars(layers).get(type(layer).__name__) is type(layer)
-        and support_of(layer).accumulates
+        and accumulates(layer)
         and weight_quantizer_of(getattr(operation, "transforms", ())) is not None
         and getattr(layer, "data_format", "") != "channels_first"
         and layer.compute_dtype == "float32"

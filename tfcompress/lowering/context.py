@@ -11,7 +11,7 @@ from keras import layers, ops, tree
 from tfcompress.graph.clone import Rewriter
 from tfcompress.graph.copies import clone_layer
 from tfcompress.graph.keras_internals import producing_operation
-from tfcompress.graph.layers import TRANSPOSED, plain
+from tfcompress.graph.layers import TRANSPOSED, has_bias, plain
 from tfcompress.graph.read import Call, Graph
 from tfcompress.graph.weights import variable_name
 from tfcompress.integer.grid_ops import FixedFakeQuant
@@ -91,7 +91,7 @@ class Lowering(Rewriter):
         if accumulation is not None:
             kernel, offset, scale = accumulation.constants()
             pairs = [(kernel, new.variables[0])]
-            if new.use_bias:
+            if has_bias(new):
                 offset = np.broadcast_to(offset, new.bias.shape)
                 if isinstance(new, TRANSPOSED) and not offset.any():
                     offset = offset + scale * 2**-10  # not zero, but quantized to zero

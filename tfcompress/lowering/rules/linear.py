@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from keras import ops, tree
+from keras.layers import EinsumDense
 
 from tfcompress.graph.copies import clone_layer
-from tfcompress.graph.layers import KERNELS, TRANSPOSED
+from tfcompress.graph.layers import KERNELS, TRANSPOSED, einsum_letters, has_bias
 from tfcompress.integer.producers import Accumulation
 from tfcompress.integer.role_queries import quantizes_weights
 from tfcompress.integer.roles import LINEAR, role
@@ -32,9 +33,12 @@ def fold_scalings(lowering: Lowering, site: Site) -> Any:
 def _folded(lowering: Lowering, accumulation: Accumulation) -> Any:
     layer = accumulation.wrapper.layer
     # Without a bias, the converter leaves a transposed convolution and a ReLU in float.
-    biased = layer.use_bias or bool(accumulation.scalings) or isinstance(layer, TRANSPOSED)
+    biased = has_bias(layer) or bool(accumulation.scalings) or isinstance(layer, TRANSPOSED)
     single = has_one_output_channel(layer)
-    folded = as_image_layer(layer, biased) if single else clone_layer(layer, use_bias=biased)
+    config: dict[str, Any] = {"use_bias": biased}
+    if isinstance(layer, EinsumDense):
+        config = {"bias_axes": einsum_letters(layer)[-1][-1] if biased else None}
+    folded = as_image_layer(layer, biased) if single else clone_layer(layer, **config)
     lowering.carry(accumulation.wrapper, folded)
     lowering.folded[id(folded)] = accumulation
     return call_as_image(layer, folded) if single else folded

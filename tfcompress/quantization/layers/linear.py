@@ -7,7 +7,7 @@ from typing import Any
 from keras import layers
 
 from tfcompress.graph.copies import clone_layer
-from tfcompress.graph.layers import KERNELS, activation_name
+from tfcompress.graph.layers import KERNELS, activation_name, einsum_letters
 from tfcompress.graph.weights import channel_axes
 from tfcompress.integer.roles import LINEAR, OUTPUT, integer_layer
 from tfcompress.quantization.canonicalize import Rule, canonical_form
@@ -22,6 +22,13 @@ def _has_channels(layer: Any) -> bool:
     return bool(channel_axes(layer, layer.kernel))
 
 
+def _is_dense(layer: Any) -> bool:
+    """Returns whether an EinsumDense has its channels where a Dense layer has them."""
+    _, letters, result = einsum_letters(layer)
+    last = channel_axes(layer, layer.kernel) == (-1,) and result[-1] == letters[-1]
+    return last and (layer.bias is None or len(layer.bias.shape) == 1)
+
+
 integer_layer(
     "Dense Conv1D Conv2D DepthwiseConv1D DepthwiseConv2D Conv1DTranspose Conv2DTranspose",
     role=_linear,
@@ -29,7 +36,7 @@ integer_layer(
     accumulates=True,
 )
 integer_layer("Dense Conv1D Conv2D", int4=True)
-integer_layer("EinsumDense", role=_linear, int16=_has_channels)
+integer_layer("EinsumDense", role=_linear, int16=_has_channels, accumulates=_is_dense)
 integer_layer("Conv3D Conv3DTranspose", role=_linear)
 
 
