@@ -15,9 +15,8 @@ from tfcompress.quantization.state import quantizers
 
 SCHEME = tfc.QuantizationScheme(activation_range="min_max", correct_bias=False, kernels="reference")
 FEW = (
-    "Conv2D; DepthwiseConv2D; Conv2DTranspose; Dense; MultiHeadAttention; LayerNormalization; "
-    "PReLU; LeakyReLU; silu; hard_swish; tanh; softmax; Add three; Multiply three; Subtract; Dot; "
-    "UpSampling2D bilinear; GRU; BatchNormalization of vectors; squeeze and excite; Concatenate"
+    "DepthwiseConv2D; MultiHeadAttention; LayerNormalization; PReLU; LeakyReLU; silu; hard_swish; "
+    "tanh; Multiply three; Subtract; UpSampling2D bilinear; GRU; EinsumDense"
 ).split("; ")
 INEXACT = ("Maximum", "Minimum")
 """Layers whose accumulators the model does not follow, with XNNPACK's kernels neither."""
