@@ -153,6 +153,15 @@ STEPS = {
 """The LSBs that file and model may differ by if they are not bit-exact (docs/exactness.md)."""
 
 
+def exported(name, scheme, path):
+    """Writes the file of an integer layer; returns its model and the samples of its ranges."""
+    keras.utils.set_random_seed(1)
+    model = INTEGER[name]()
+    data = samples(model, 64, 0)
+    tfc.export_tflite(model, path, scheme=scheme, representative_dataset=data, metadata=False)
+    return model, data
+
+
 def samples(model, count, seed):
     generator = np.random.default_rng(seed)
     arrays = {}

@@ -24,11 +24,8 @@ INEXACT = ("Maximum", "Minimum")
 
 def equal_on_micro(name, tmp_path):
     """Returns the share of values that are equal on tflite-micro, None if it cannot run them."""
-    keras.utils.set_random_seed(1)
-    model = test_layers.INTEGER[name]()
-    data = test_layers.samples(model, 64, 0)
     path = tmp_path / "m.tflite"
-    tfc.export_tflite(model, path, scheme=SCHEME, representative_dataset=data, metadata=False)
+    model, data = test_layers.exported(name, SCHEME, path)
     few = {key: value[:16] for key, value in data.items()}
     result = tfc.run_micro(path, few)
     if result.missing:

@@ -130,17 +130,20 @@ def check_target(path_or_bytes: Any, target: str, *, tool: bool | None = None) -
     operators = file.operators if known else file.operators[: len(file.graphs[0].operators)]
     kinds = [file.kind_of(operator) for _, operator in operators]
     names = [graph.tensors[int(op.outputs[0])].name.decode() for graph, op in operators]
-    facts = [facts_of(file, graph, operator) for graph, operator in operators]
     installed = needed is not None and is_installed(needed[0])
     if known is not None and not (installed and tool is not False):
         verified = "" if known.verified else ", not verified"
         source = f"predicted from {known.source} of {known.date}{verified}"
-        reasons = predicted(known, facts)
+        reasons = predicted(known, [facts_of(file, *each) for each in operators])
     else:
         source, reasons = _measured(file, target, kinds, names)
     issues = [
         TargetIssue(
-            layer_of(names[i]), kinds[i], reason, _change(known, facts[i], names[i], reason), i
+            layer_of(names[i]),
+            kinds[i],
+            reason,
+            _change(known, facts_of(file, *operators[i]), names[i]),
+            i,
         )
         for i, reason in enumerate(reasons)
         if reason
@@ -202,7 +205,7 @@ def _measured(
 _INTEGER = 'QuantizationScheme(prefer="exactness"), which has no operations in float'
 
 
-def _change(target: Target | None, facts: dict[str, Any], name: str, reason: str) -> str:
+def _change(target: Target | None, facts: dict[str, Any], name: str) -> str:
     """Returns what helps, as far as it is known."""
     kind, types = facts["kind"], facts["types"]
     if target is None:
