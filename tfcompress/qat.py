@@ -34,6 +34,7 @@ def quantize(
     *,
     layers: LayerSelection = None,
     target: str | None = None,
+    input_shape: Any = None,
     keep_samples: int = MOST_SAMPLES,
     check: bool = True,
 ) -> Any:
@@ -58,6 +59,10 @@ def quantize(
             it has (`prefer` of the scheme), and a file is made and checked before any training:
             what the target cannot run is refused, and what it leaves to others is warned of. The
             check needs Keras on TensorFlow; elsewhere only the scheme is looked at. None for any.
+        input_shape: Shape of one sample, without the batch, for a model that takes any size; a dict
+            of these by input name if there are several. It trains and runs with this size only. Code
+            of custom layers that computes with sizes, as that of transformers for texts of any
+            length, can be quantized only so.
         keep_samples: Training samples to keep at most, fewer where they are large; 0 for none: the
             export then checks the file on noise, unless it is given samples. `forget_samples`
             removes them later.
@@ -97,7 +102,7 @@ def quantize(
         if wrapped.built:
             wrapped.start(FakeQuant)
         return wrapped
-    model = as_graph(model_or_layer)
+    model = as_graph(model_or_layer, input_shape=input_shape)
     check_no_tables(model)
     wrapped = quantized(model, scheme, layers, keep_samples=keep_samples)
     # Elsewhere than on TensorFlow no file can be made.

@@ -33,7 +33,6 @@ from tfcompress.files import check_path, write_whole
 from tfcompress.graph.inline import as_graph
 from tfcompress.graph.preprocessing import check_no_tables
 from tfcompress.graph.read import input_specs, output_names
-from tfcompress.graph.resize import with_input_shape
 from tfcompress.lowering.lower import lower
 from tfcompress.lowering.strip import without_transforms
 from tfcompress.post_training.pipeline import post_training
@@ -244,9 +243,7 @@ def export_tflite(
     started = time.perf_counter()
     if problem := backend_problem():
         raise ExportError(problem)
-    model = as_graph(model)
-    if input_shape is not None:
-        model = with_input_shape(model, input_shape)
+    model = as_graph(model, input_shape=input_shape)
     check_no_tables(model)
     check_sizes(model)
     destination = check_path(path, ".tflite")

@@ -121,7 +121,8 @@ class Expanded(keras.Model):
         tensors_by_name = tree.map_structure(
             lambda index: None if index is None else tensors[index], source["inputs"]
         )
-        return {**tensors_by_name, **source["options"]}
+        options = {name: _array_or_value(value) for name, value in source["options"].items()}
+        return {**tensors_by_name, **options}
 
     def pairs(self, layer: Any) -> list[tuple[Any, Any]]:
         """Pairs the weights of the original layer with those of this graph, without wrappers.
@@ -129,13 +130,27 @@ class Expanded(keras.Model):
         The weights of attention differ in shape: heads are flattened.
         """
         parts = dict(walk_layers(self))
-        locations = json.loads(self.source).get("weights")
-        if locations is None:
+        source = json.loads(self.source)
+        if "weights" not in source:
             return matching_variables(layer, self.get_layer)
+        unused = set(source.get("unused", ()))  # their values stand in place of a location
         return [
-            (weight, parts[path].weights[index])
-            for weight, (path, index) in zip(layer.weights, locations, strict=True)
+            (
+                weight,
+                keras.ops.convert_to_tensor(location, weight.dtype)
+                if number in unused
+                else parts[location[0]].weights[location[1]],
+            )
+            for number, (weight, location) in enumerate(
+                zip(layer.weights, source["weights"], strict=True)
+            )
         ]
+
+
+def _array_or_value(option: Any) -> Any:
+    if isinstance(option, dict) and option.keys() == {"array", "dtype"}:
+        return keras.ops.convert_to_tensor(option["array"], option["dtype"])
+    return option
 
 
 def expandable(model: keras.Model) -> set[int]:

@@ -1,92 +1,114 @@
 """Expands layers and models that call others in Python code into graphs of these calls.
 
-The code is run on symbolic tensors, which records the layers and `keras.ops` that it calls. The
-record is complete if the code does nothing else: it has no weights or random numbers of its own,
-does not depend on values, and does the same in training. A custom layer becomes a nested model
-(`Expanded`), which `strip` reverts; a subclassed model becomes a Functional one of the same layers.
+A custom layer whose code can be read (see `code.py`) becomes a nested model (`Expanded`), which
+`strip` reverts; a subclassed model becomes a Functional one of the same layers.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import inspect
+import itertools
 import json
+import math
 from collections.abc import Iterator
 from typing import Any
 
 import keras
 from keras import tree
 
-from tfcompress.graph.clone import Rewriter
+from tfcompress.graph.code import (
+    described,
+    for_any_batch,
+    Unreadable,
+    read_code,
+    runs_code,
+    stand_in_for,
+    symbolic,
+    unique_names,
+    weights_of,
+    without_batch,
+)
 from tfcompress.graph.expand import Expanded, Original
 from tfcompress.graph.keras_internals import (
     build_shapes,
     flatten_layers,
-    has_own_state,
     inbound_nodes,
     mask_of,
     outbound_nodes,
-    sublayers,
+    seeds_of,
 )
-from tfcompress.graph.layers import is_ours
-from tfcompress.graph.read import (
-    Call,
-    Graph,
-    check_built,
-    is_graph,
-    read_graph,
-    walk_layers,
-)
+from tfcompress.graph.operations import in_operations
+from tfcompress.graph.read import Call, Graph, check_built, is_graph, read_graph, walk_layers
+from tfcompress.graph.resize import Resize, input_shapes, with_input_shape
 
 
-def as_graph(model: Any, argument: str = "model") -> keras.Model:
+def as_graph(model: Any, argument: str = "model", input_shape: Any = None) -> keras.Model:
     """Returns a model whose layers can be read: the model itself, or an equivalent one.
 
     Args:
         model: A built Keras model of any kind. It is not changed.
         argument: What to call it in errors.
+        input_shape: The shape of one sample, or a dict of these by input name, for a model that
+            takes any size. Code that computes with a size can then be read.
 
     Returns:
         The model if neither it nor anything in it calls layers in Python code; else a copy with
-        the same weights, in which this code is expanded as far as it can be traced.
+        the same weights, in which this code is expanded as far as it can be read.
 
     Raises:
         TypeError: If `model` is no Keras model.
-        ValueError: If it is unbuilt, or subclassed and cannot be called on symbolic tensors.
+        ValueError: If it is unbuilt, or subclassed and cannot be called on symbolic tensors; if
+            `input_shape` does not fit.
     """
     check_built(model, argument)
     if is_graph(model):
-        code = any(_runs_code(layer) for _, layer in walk_layers(model))
-        return _Inline(model).run(model) if code else model
+        return _inlined(model, input_shape)
     inputs = _inputs_of(model, argument)
     with _forgetting_calls(model):
-        graph = _read(model, [inputs], {}, keras.Model)
-        if graph is not None and (tokens := _tokens(graph)):
-            inputs = tree.map_structure(
-                lambda t: keras.Input(batch_shape=t.shape, dtype="int32") if id(t) in tokens else t,
-                inputs,
-            )
-            graph = _read(model, [inputs], {}, keras.Model)
-        if graph is not None and _runs(expanded := _Inline(graph).run(graph)):
-            return expanded
+        with contextlib.suppress(Unreadable):
+            graph = read_code(model, [inputs], {}, keras.Model)
+            if tokens := _tokens(graph):
+                inputs = tree.map_structure(
+                    lambda t: (
+                        keras.Input(batch_shape=t.shape, dtype="int32") if id(t) in tokens else t
+                    ),
+                    inputs,
+                )
+                graph = read_code(model, [inputs], {}, keras.Model)
+            known = {id(weight) for _, weight in weights_of(graph)}
+            whole = all(id(weight) in known for weight in model.weights)
+            if whole and _runs(expanded := _inlined(graph, input_shape)):
+                return expanded
     try:
-        return keras.Model(inputs, model(inputs), name=f"{model.name}_graph")
+        whole = keras.Model(inputs, model(inputs), name=f"{model.name}_graph")
     except Exception as error:
         raise ValueError(
             f"{argument} must be a Sequential or Functional model, or a subclassed one that can be "
             f"called on a keras.Input. Received: {model.name!r} ({type(model).__name__}), which "
             f"cannot: {str(error).strip().splitlines()[0]}. Use layers and keras.ops in its call()."
         ) from error
+    return whole if input_shape is None else with_input_shape(whole, input_shape)
 
 
-class _Inline(Rewriter):
-    """Replaces each layer whose code can be traced by a nested model."""
+def _inlined(model: keras.Model, input_shape: Any) -> keras.Model:
+    code = any(runs_code(layer) for _, layer in walk_layers(model))
+    if not code and input_shape is None:
+        return model
+    return _Inline(model, input_shapes(model, input_shape)).run(model)
 
-    def __init__(self, model: keras.Model) -> None:
-        super().__init__()
-        self._expanded: dict[int, Any] = {}
+
+class _Inline(Resize):
+    """Replaces each layer whose code can be read by a nested model."""
+
+    def __init__(self, model: keras.Model, shapes: list[tuple[int | None, ...]]) -> None:
+        super().__init__(shapes)
+        self._expanded: dict[tuple[int, str], Any] = {}
+        self._names: list[str] = []
+        self.unread: dict[str, str] = {}
         self._kinds: dict[int, set[str]] = {}
+        self._stand_in: int | None = None
+        self._like: Any = None
         self._note_kinds(model)
 
     def _note_kinds(self, model: keras.Model) -> None:
@@ -94,149 +116,171 @@ class _Inline(Rewriter):
         for call in read_graph(model).calls:
             if is_graph(call.operation):
                 self._note_kinds(call.operation)
-            self._kinds.setdefault(id(call.operation), set()).add(_described(call, {}))
+            self._kinds.setdefault(id(call.operation), set()).add(described(call, {}))
+
+    def input_like(self, tensor: Any) -> Any:
+        """Creates an input, for a batch of any size if the code was read with a stand-in."""
+        if self._stand_in is not None and tensor.shape[0] == self._stand_in:
+            return keras.Input(batch_shape=(None, *tensor.shape[1:]), dtype=tensor.dtype)
+        return super().input_like(tensor)
+
+    def enter(self, model: keras.Model, path: str, inputs: list[Any]) -> list[Any]:
+        self._like = inputs[0] if isinstance(model, Expanded) else self._like
+        return inputs
 
     def visit(self, graph: Graph, call: Call, args: Any, kwargs: Any) -> Any:
         layer = call.operation
-        if id(layer) not in self._expanded:
-            self._expanded[id(layer)] = self._expand(call) if _runs_code(layer) else None
-        expanded = self._expanded[id(layer)]
-        if expanded is None:
-            shape = getattr(layer, "newshape", ())
-            if type(layer).__name__ == "Reshape" and [*shape].count(None) == 1 and -1 not in shape:
-                # The batch size is unknown here, but was known to code that saw values.
-                return keras.ops.reshape(args[0], [-1 if size is None else size for size in shape])
-            return super().visit(graph, call, args, kwargs)
-        return expanded(_symbolic((args, kwargs)))
+        if self._stand_in is not None:
+            args, kwargs = without_batch((args, kwargs), self._stand_in, self._like)
+            output = for_any_batch(call, args, kwargs, self._stand_in, self._like)
+            if output is not None:
+                return output
+        if runs_code(layer):
+            # A layer without weights may compute something else with each shape.
+            key = (id(layer), "" if layer.weights else described(call, {}))
+            if key not in self._expanded:
+                self._expanded[key] = self._expand(call, args, kwargs)
+            if self._expanded[key] is not None:
+                return self._expanded[key](symbolic((args, kwargs)))
+        if self._like is not None:  # in code, which strip puts back whole
+            simpler = in_operations(call, args, kwargs, self)
+            if simpler is not None:
+                return simpler
+        shape = getattr(layer, "newshape", ())
+        if type(layer).__name__ == "Reshape" and [*shape].count(None) == 1 and -1 not in shape:
+            # The batch size is unknown here, but was known to code that saw values.
+            return keras.ops.reshape(args[0], [-1 if size is None else size for size in shape])
+        return super().visit(graph, call, args, kwargs)
 
-    def _expand(self, call: Call) -> Any:
+    def _expand(self, call: Call, args: Any, kwargs: Any) -> Any:
+        """Returns the nested model for a layer; None if its code cannot be read."""
+        try:
+            return self._read(call, args, kwargs)
+        except Unreadable as error:
+            self.unread[call.path] = str(error)
+            return None
+
+    def _read(self, call: Call, args: Any, kwargs: Any) -> Any:
         layer = call.operation
         kinds = self._kinds.get(id(layer), set())
-        masked = any(mask_of(t) is not None for t in call.inputs)
         source = _arguments(layer, call)
-        if len(kinds) != 1 or masked or source is None or layer.activity_regularizer:
-            return None
-        new_inputs = {id(t): keras.Input(batch_shape=t.shape, dtype=t.dtype) for t in call.inputs}
-        args, kwargs = tree.map_structure(
-            lambda value: new_inputs.get(id(value), value), (call.args, call.kwargs)
+        if any(mask_of(t) is not None for t in call.inputs):
+            raise Unreadable("it is called on tensors with a mask")
+        if layer.activity_regularizer:
+            raise Unreadable("it has an activity regularizer")
+        if len(kinds) != 1 and layer.weights:
+            raise Unreadable("it is called in several ways")
+        if source is None:
+            raise Unreadable("its arguments cannot be saved")
+        emitted = zip(
+            tree.flatten((call.args, call.kwargs)), tree.flatten((args, kwargs)), strict=True
         )
-        with _forgetting_calls(layer):
-            graph = _read(layer, args, kwargs, Expanded)
-            if graph is None:
-                return None
-            self._note_kinds(graph)
-            expanded = self._attempt(lambda: self._rebuild(graph, call.path + "/"))
-            if expanded is None or not _runs(expanded):
-                return None
-            locations = {id(variable): location for location, variable in _weights(graph)}
-            weights = [locations[id(weight)] for weight in layer.weights]
-        expanded.source = json.dumps({**source, "weights": weights})
+        shapes = {id(old): new.shape for old, new in emitted if isinstance(new, keras.KerasTensor)}
+        sizes: list[int | None] = [None]
+        if any(shape[:1] == (None,) for shape in shapes.values()):
+            sizes.append(self._stand_in or stand_in_for(layer, shapes.values()))
+        expanded, locations = self._attempts(call, shapes, sizes)
+        expanded.source = json.dumps({**source, **_located(layer, locations)})
         expanded.layer_class = type(layer)
         if not _is_restorable(expanded, layer):
             expanded.original = Original(layer)
+        if (count := len([n for n in self._names if n == layer.name])) > 0:
+            expanded.name = f"{layer.name}_{count}"
+        self._names.append(layer.name)
         return expanded
 
-    def _attempt(self, rebuild: Any) -> Any:
-        """Returns the rebuilt model; None, with all records undone, if a layer rejects a shape."""
-        n = len(self._originals), len(self._carried), len(self._initializers)
+    def _attempts(self, call: Call, shapes: dict[int, Any], sizes: list[int | None]) -> Any:
+        """Returns the first attempt that leaves no code unread, or else the first that succeeds."""
+        first: tuple[bool, int | None] | None = None
+        attempts = [*itertools.product((False, True), sizes)]
+        for in_place, size in attempts:
+            kept = dict(self._expanded), {key: set(kind) for key, kind in self._kinds.items()}
+            counts = self._counts()
+            try:
+                expanded, locations = self._attempt(call, shapes, size, in_place)
+                if not any(runs_code(p) and not seeds_of(p) for _, p in walk_layers(expanded)):
+                    return expanded, locations
+                first = first or (in_place, size)
+                self._undo(counts)
+            except Unreadable as error:
+                failed = error
+            self._expanded, self._kinds = kept
+        if first is None:
+            raise failed
+        return self._attempt(call, shapes, first[1], first[0])
+
+    def _attempt(
+        self, call: Call, shapes: dict[int, Any], size: int | None, in_place: bool
+    ) -> tuple[Any, dict[int, Any]]:
+        """Returns the nested model of a layer's code, and where its weights are, by `id`.
+
+        Args:
+            call: The call of the layer.
+            shapes: The shape of each of its tensors, by `id`.
+            size: The stand-in for the size of the batch; None to leave it unknown.
+            in_place: Whether to read custom sublayers in place.
+
+        Raises:
+            Unreadable: If that is not possible.
+        """
+        layer = call.operation
+        new_inputs = {
+            id(t): keras.Input(
+                batch_shape=(shapes[id(t)][0] or size, *shapes[id(t)][1:]), dtype=t.dtype
+            )
+            for t in call.inputs
+        }
+        args, kwargs = tree.map_structure(
+            lambda value: new_inputs.get(id(value), value), (call.args, _kwargs_of(call))
+        )
+        counts = self._counts()
+        outer = self._stand_in, self._like
+        naming = unique_names(layer) if in_place else contextlib.nullcontext()
         try:
-            return rebuild()
-        except Exception:  # the layer's code knows sizes that its graph does not
-            for original in self._originals[n[0] :]:
-                self._replacements.pop(id(original), None)
-            del self._originals[n[0] :], self._carried[n[1] :], self._initializers[n[2] :]
-            return None
-
-
-@keras.saving.register_keras_serializable("tfcompress")
-class Constant(keras.layers.Layer):
-    """Returns a constant that custom code creates, such as position indices; ignores its input.
-
-    Args:
-        value: The constant, as a list.
-        number_type: Its dtype.
-        **kwargs: Arguments of `keras.layers.Layer`.
-    """
-
-    def __init__(self, value: Any, number_type: str, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.value, self.number_type = value, number_type
-
-    def call(self, inputs: Any) -> Any:
-        """Returns the constant."""
-        return keras.ops.convert_to_tensor(self.value, self.number_type)
-
-    def get_config(self) -> dict[str, Any]:
-        """Returns the constructor arguments."""
-        own = {"value": self.value, "number_type": self.number_type}
-        return {**super().get_config(), **own}
-
-
-@contextlib.contextmanager
-def _recording_constants(layer: Any, inputs: list[Any]) -> Iterator[None]:
-    """Records calls of sublayers on constants, which Keras would just run.
-
-    Args:
-        layer: The layer or model.
-        inputs: The symbolic tensors that it is called on.
-    """
-
-    def recorded(part: Any, call: Any, *args: Any, **kwargs: Any) -> Any:
-        try:
-            (array,) = map(keras.ops.convert_to_numpy, args)
-        except Exception:  # backends raise different errors for values that are not known yet
-            return call(*args, **kwargs)
-        numbers = Constant(array.tolist(), str(array.dtype))(inputs[0])
-        recording = vars(part).pop("call")
-        try:
-            return part(numbers, **kwargs)
+            with _forgetting_calls(layer), naming:
+                graph = read_code(layer, args, kwargs, Expanded, in_place=in_place)
+                self._note_kinds(graph)
+                self._stand_in = size
+                try:
+                    expanded = self._rebuild(graph, call.path + "/")
+                except Exception as error:  # the layer's code knows sizes that its graph does not
+                    raise Unreadable(f"its code depends on sizes that vary ({error})") from error
+                if not _runs(expanded):
+                    raise Unreadable("what its code calls cannot be run for a batch of any size")
+                return expanded, {id(w): location for location, w in weights_of(graph)}
+        except Unreadable:
+            self._undo(counts)
+            raise
         finally:
-            vars(part)["call"] = recording
+            self._stand_in, self._like = outer
 
-    children = [part for part in sublayers(layer) if part.weights and not is_graph(part)]
-    for part in children:
-        vars(part)["call"] = functools.partial(recorded, part, part.call)
-    try:
-        yield
-    finally:
-        for part in children:
-            vars(part).pop("call", None)
+    def _counts(self) -> tuple[int, int, int]:
+        return len(self._originals), len(self._carried), len(self._initializers)
 
-
-def _runs_code(layer: Any) -> bool:
-    """Returns whether a layer is custom: of neither Keras nor tfcompress."""
-    if not isinstance(layer, keras.layers.Layer) or is_graph(layer) or not layer.built:
-        return False
-    return not is_ours(layer) and type(layer) not in vars(keras.layers).values()
+    def _undo(self, counts: tuple[int, int, int]) -> None:
+        """Forgets what was copied since there were so many originals, copies, initializers."""
+        for original in self._originals[counts[0] :]:
+            self._replacements.pop(id(original), None)
+        del self._originals[counts[0] :]
+        del self._carried[counts[1] :], self._initializers[counts[2] :]
 
 
-def _read(layer: Any, args: Any, kwargs: Any, kind: type[keras.Model]) -> Any:
-    """Returns the graph of the calls in a layer's code; None if the code does anything else."""
-    parts = flatten_layers(layer)
-    if has_own_state(layer) or not all(part.built for part in parts):
-        return None
-    inputs = args[0] if kind is keras.Model else _symbolic((args, kwargs))
-    takes_training = "training" in inspect.signature(layer.call).parameters
-    modes: list[Any] = [True, False, None] if takes_training else [None]
-    graphs = []
-    for mode in modes:
-        training = {"training": mode} if takes_training else {}
-        # Code that does something unsupported with symbolic tensors raises some exception.
-        recording = _recording_constants(layer, _symbolic((args, kwargs)))
-        with contextlib.suppress(Exception), keras.StatelessScope(), recording:
-            outputs = layer.call(*args, **{**kwargs, **training})
-            graphs.append(kind(inputs, outputs, name=layer.name))
-    if len(graphs) < len(modes):
-        return None
-    traces = [_trace_of(graph) for graph in graphs]
-    graph = graphs[-1]
-    fixed = any(map(_fixes_training, read_graph(graph).calls))
-    reached = {id(variable) for _, variable in _weights(graph)}
-    hidden = any(id(weight) not in reached for weight in layer.weights)
-    if fixed or hidden or any(trace != traces[-1] for trace in traces):
-        return None
-    graph.trainable = layer.trainable
-    return graph
+_UNUSED = 1 << 16
+"""Values of weights that code does not use, as the token that masks a patch, to keep at most."""
+
+
+def _located(layer: Any, locations: dict[int, Any]) -> dict[str, Any]:
+    """Returns where the weights of a layer are in its graph, and the values of those that are not."""
+    unused = [weight for weight in layer.weights if id(weight) not in locations]
+    if sum(math.prod(weight.shape) for weight in unused) > _UNUSED:
+        raise Unreadable("it has many weights that it does not use")
+    return {
+        "weights": [
+            locations.get(id(weight), keras.ops.convert_to_numpy(weight).tolist())
+            for weight in layer.weights
+        ],
+        "unused": [index for index, w in enumerate(layer.weights) if id(w) not in locations],
+    }
 
 
 def _runs(model: keras.Model) -> bool:
@@ -248,50 +292,6 @@ def _runs(model: keras.Model) -> bool:
         model(tree.pack_sequence_as(model.input, zeros), training=False)
         return True
     return False
-
-
-def _fixes_training(call: Call) -> bool:
-    """Returns whether the code passes a fixed `training` argument."""
-    if not isinstance(call.operation, keras.layers.Layer):
-        return False
-    argument = inspect.signature(call.operation.call).parameters.get("training")
-    return argument is not None and call.kwargs.get("training") not in (None, argument.default)
-
-
-def _weights(graph: keras.Model) -> Iterator[tuple[tuple[str, int], Any]]:
-    for path, layer in walk_layers(graph):
-        for index, weight in enumerate(layer.weights):
-            yield (path, index), weight
-
-
-def _trace_of(graph: keras.Model) -> list[Any]:
-    """Returns the calls of a graph, comparable with those of another graph of the same layers."""
-    labels = {id(tensor): f"input {index}" for index, tensor in enumerate(graph.inputs)}
-    trace = []
-    for call in read_graph(graph).calls:
-        layer = isinstance(call.operation, keras.layers.Layer)
-        identity = id(call.operation) if layer else str(_settings(call.operation))
-        trace.append((identity, _described(call, labels)))
-        for tensor in call.outputs:
-            labels[id(tensor)] = f"result {len(labels)}"
-    return [*trace, [labels[id(tensor)] for tensor in graph.outputs]]
-
-
-def _settings(operation: Any) -> Any:
-    plain = {k: v for k, v in vars(operation).items() if not k.startswith("_") and k != "name"}
-    return type(operation).__name__, plain
-
-
-def _described(call: Call, labels: dict[int, str]) -> str:
-    """Returns the arguments of a call as text: tensors by label, or by shape and dtype."""
-
-    def text(value: Any) -> str:
-        if isinstance(value, keras.KerasTensor):
-            return labels.get(id(value), f"{value.shape} {value.dtype}")
-        return f"{type(value).__name__} {value!r}"
-
-    kwargs = {name: value for name, value in call.kwargs.items() if name != "training"}
-    return str(tree.map_structure(text, (call.args, kwargs)))
 
 
 def _tokens(graph: keras.Model) -> set[int]:
@@ -306,21 +306,15 @@ def _tokens(graph: keras.Model) -> set[int]:
     }
 
 
-def _symbolic(values: Any) -> list[Any]:
-    """Returns the symbolic tensors in a structure, each once."""
-    unique = {id(v): v for v in tree.flatten(values) if isinstance(v, keras.KerasTensor)}
-    return list(unique.values())
-
-
 def _arguments(layer: Any, call: Call) -> dict[str, Any] | None:
     """Returns the layer's config and call arguments; None if JSON cannot represent them."""
     try:
         signature = inspect.signature(layer.call)
-        arguments = signature.bind(*call.args, **call.kwargs).arguments
+        arguments = signature.bind(*call.args, **_kwargs_of(call)).arguments
         kinds = {signature.parameters[name].kind for name in arguments}
         if kinds & {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}:
             return None
-        inputs = _symbolic((call.args, call.kwargs))  # the inputs of the graph
+        inputs = symbolic((call.args, call.kwargs))  # the inputs of the graph
         indices = {id(tensor): index for index, tensor in enumerate(inputs)}
         source: dict[str, Any] = {"inputs": {}, "options": {}}
         for name, value in arguments.items():
@@ -329,6 +323,9 @@ def _arguments(layer: Any, call: Call) -> dict[str, Any] | None:
                 return None
             if any(tensors):
                 source["inputs"][name] = tree.map_structure(lambda t: indices[id(t)], value)
+            elif hasattr(value, "shape") and math.prod(value.shape) <= _UNUSED:
+                array = keras.ops.convert_to_numpy(value)
+                source["options"][name] = {"array": array.tolist(), "dtype": str(array.dtype)}
             elif value is not None:
                 source["options"][name] = value
         json.dumps(source)
@@ -340,6 +337,12 @@ def _arguments(layer: Any, call: Call) -> dict[str, Any] | None:
     except Exception:  # get_config() of a custom layer may raise anything
         source["layer"] = None
     return source
+
+
+def _kwargs_of(call: Call) -> dict[str, Any]:
+    """Returns the arguments by name, without `training`, which Keras takes for any layer."""
+    known = inspect.signature(call.operation.call).parameters
+    return {k: v for k, v in call.kwargs.items() if k != "training" or k in known}
 
 
 def _is_restorable(expanded: Expanded, layer: Any) -> bool:

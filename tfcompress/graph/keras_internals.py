@@ -53,6 +53,13 @@ def producing_inputs(tensor: Any) -> list[Any]:
     return operation._inbound_nodes[node_index].input_tensors
 
 
+def producing_arguments(tensor: Any) -> list[Any]:
+    """Returns all arguments of the call that produced a symbolic tensor, in order."""
+    operation, node_index, _ = tensor._keras_history
+    arguments = operation._inbound_nodes[node_index].arguments
+    return [*arguments.args, *arguments.kwargs.values()]
+
+
 def output_index(tensor: Any) -> int:
     """Returns which output of its producer a symbolic tensor is."""
     return tensor._keras_history.tensor_index
@@ -115,10 +122,27 @@ def trained_variables(layer: Any) -> list[Any]:
     return layer._trainable_variables
 
 
-def has_own_state(layer: Any) -> bool:
-    """Returns whether a layer itself holds variables or seeds, not only its sublayers."""
-    own = (layer._trainable_variables, layer._non_trainable_variables, layer._seed_generators)
-    return any(own)
+def seeds_of(layer: Any) -> list[Any]:
+    """Returns the seed generators that the code of a layer itself draws from."""
+    return list(layer._seed_generators)
+
+
+def own_variables(layer: Any) -> dict[str, Any]:
+    """Returns the variables that a layer itself holds, by attribute."""
+    own = {id(v) for v in layer._trainable_variables + layer._non_trainable_variables}
+    return {name: value for name, value in vars(layer).items() if id(value) in own}
+
+
+@contextlib.contextmanager
+def with_class(layer: Any, call: Any) -> Iterator[None]:
+    """Gives a layer another `__call__`, for a time."""
+    whole = type(layer)
+    changed = type(whole.__name__, (whole,), {"__call__": call})
+    object.__setattr__(layer, "__class__", changed)
+    try:
+        yield
+    finally:
+        object.__setattr__(layer, "__class__", whole)
 
 
 def tracked_ids(layer: Any) -> dict[str, set[int]]:

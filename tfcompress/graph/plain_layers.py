@@ -54,6 +54,33 @@ class ChannelScale(layers.Layer):
 
 
 @keras.saving.register_keras_serializable("tfcompress")
+class RootMeanSquare(layers.Layer):
+    """Divides by the root of the mean square of the last axis, as RMS normalization without scale.
+
+    Args:
+        epsilon: A constant added to the mean.
+        **kwargs: Arguments of `keras.layers.Layer`.
+    """
+
+    def __init__(self, epsilon: float, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.epsilon, self.axis = epsilon, -1
+
+    def call(self, inputs: Any) -> Any:
+        """Returns the normalized inputs."""
+        mean = ops.mean(ops.square(inputs), axis=-1, keepdims=True)
+        return inputs * ops.rsqrt(mean + self.epsilon)
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        """Returns the shape of the input."""
+        return input_shape
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor arguments."""
+        return {**super().get_config(), "epsilon": self.epsilon}
+
+
+@keras.saving.register_keras_serializable("tfcompress")
 class FoldSteps(layers.Layer):
     """Folds the time steps of all sequences into the batch axis."""
 

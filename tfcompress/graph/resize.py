@@ -23,7 +23,17 @@ def with_input_shape(model: keras.Model, input_shape: Any) -> keras.Model:
     Raises:
         ValueError: If an input is unknown, or the shape does not fit it.
     """
+    return Resize(input_shapes(model, input_shape)).run(model)
+
+
+def input_shapes(model: keras.Model, input_shape: Any) -> list[tuple[int | None, ...]]:
+    """Returns the shape of one sample of each input; see `with_input_shape`.
+
+    None in place of `input_shape` leaves every input as it is.
+    """
     specs = {spec.name: spec.shape for spec in input_specs(model)}
+    if input_shape is None:
+        input_shape = {}
     if not isinstance(input_shape, Mapping):
         if len(specs) > 1:
             raise ValueError(
@@ -48,9 +58,7 @@ def with_input_shape(model: keras.Model, input_shape: Any) -> keras.Model:
                 f"input_shape of {name!r} must have whole numbers in place of each None of "
                 f"{specs[name]}, without the batch. Received: {shape!r}"
             )
-    return _Resize([tuple(input_shape.get(name, shape)) for name, shape in specs.items()]).run(
-        model
-    )
+    return [tuple(input_shape.get(name, shape)) for name, shape in specs.items()]
 
 
 def sized_layer(model: keras.Model) -> tuple[str, int] | None:
@@ -69,7 +77,9 @@ def sized_layer(model: keras.Model) -> tuple[str, int] | None:
     return None
 
 
-class _Resize(Rewriter):
+class Resize(Rewriter):
+    """Gives the inputs of a model, and of the models in it, the sizes that are known."""
+
     def __init__(self, shapes: list[tuple[int | None, ...]]) -> None:
         super().__init__()
         self._outer = shapes

@@ -29,9 +29,10 @@ integer_layer(
 integer_layer(
     "ZeroPadding3D Cropping3D RepeatVector SpatialDropout3D UpSampling1D UpSampling3D Split Repeat "
     "Tile Flip Roll BroadcastTo Swapaxes Moveaxis Ravel Take TakeAlongAxis Unstack ArraySplit "
-    "Slice FoldSteps UnfoldSteps",
+    "Slice FoldSteps UnfoldSteps RepeatForBatch",
     role=MOVE,
 )
+integer_layer("Constant", role=lambda layer: OUTPUT if np.size(layer.value) else MOVE)
 integer_layer("UpSampling2D Resizing", role=_resized)
 integer_layer("Pad", role=_padded)
 integer_layer(

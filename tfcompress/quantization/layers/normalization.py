@@ -11,7 +11,7 @@ import numpy as np
 from keras import layers, ops
 
 from tfcompress.graph.layers import keras_name
-from tfcompress.graph.plain_layers import ChannelScale
+from tfcompress.graph.plain_layers import ChannelScale, RootMeanSquare
 from tfcompress.integer.affine import is_affine
 from tfcompress.integer.elementwise import (
     ElementwiseKernel,
@@ -181,11 +181,11 @@ class NormalizeInIntegers(Rule):
     def parts(self, layer: Any) -> list[Any]:
         """Returns the normalization of the runtime."""
         config = layer.get_config()
-        rms = type(layer) is layers.RMSNormalization or config.get("rms_scaling", False)
+        rms = type(layer) in (layers.RMSNormalization, RootMeanSquare) or config.get("rms_scaling", False)
         groups = config.get("groups", 0)
         if groups == -1:  # Keras: instance normalization
             groups = layer.get_build_config()["input_shape"][-1]
-        scale = config.get("scale", True)
+        scale = config.get("scale", type(layer) is not RootMeanSquare)
         center = config.get("center", False) and not rms
         normalized = RuntimeNormalization(
             groups,
@@ -216,4 +216,5 @@ _NORMALIZATIONS = (
     layers.LayerNormalization,
     layers.RMSNormalization,
     layers.GroupNormalization,
+    RootMeanSquare,
 )

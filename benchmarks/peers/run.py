@@ -1,0 +1,113 @@
+"""Runs what has no result yet, and judges each file on the same images by the same runtime.
+
+Results are lines of FOLDER/results.jsonl; a run that failed has the message of its error. --only
+takes a part of a run's name ("tune/", "final/resnet", "steps/"); several drivers can work at once on
+different parts.
+"""
+
+import argparse
+import gzip
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+
+import numpy as np
+
+from benchmarks.peers import data, jobs
+from benchmarks.peers.environments import python_of
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+LIMIT_S = 3600
+
+
+def known(folder):
+    """Returns the results so far."""
+    path = folder / "results.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def judged(path, x, y):
+    """Returns what a file is worth: accuracy on labelled samples, bytes, bytes after gzip."""
+    import tfcompress as tfc
+
+    model = tfc.TFLiteModel(path)
+    content = pathlib.Path(path).read_bytes()
+    predicted = np.concatenate([model.predict(part) for part in np.array_split(x, 20)])
+    return {
+        "accuracy": float(np.mean(predicted.reshape(len(y), -1).argmax(-1) == y)),
+        "bytes": len(content),
+        "gzip_bytes": len(gzip.compress(content, 9)),
+    }
+
+
+def execute(job, folder):
+    """Runs one job in the environment of its peer, and returns its result."""
+    path = data.ready(job["data"], folder)
+    name = job["name"].replace("/", "_").replace(" ", "_").replace(",", "")
+    (folder / "files").mkdir(exist_ok=True)
+    stage = "tune" if job["stage"] == "tune" else "final"
+    job = {
+        **job,
+        "data": str(path),
+        "file": str(folder / "files" / f"{name}.tflite"),
+        "weights": str(folder / f"float_{stage}_{job['net']}_{job['seed']}.npz"),
+    }
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"}
+    with tempfile.TemporaryDirectory() as scratch:
+        asked, answer = pathlib.Path(scratch, "job.json"), pathlib.Path(scratch, "answer.json")
+        asked.write_text(json.dumps(job))
+        module = f"benchmarks.peers.workers.{jobs.WORKERS[job['peer']]}"
+        command = [python_of(folder, job["peer"]), "-m", module, asked, answer]
+        log = folder / "files" / f"{name}.log"
+        started = time.perf_counter()
+        with log.open("w") as output:
+            try:
+                code = subprocess.run(
+                    command,
+                    cwd=ROOT,
+                    env=environment,
+                    timeout=LIMIT_S,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                ).returncode
+            except subprocess.TimeoutExpired:
+                code = f"more than {LIMIT_S} s"
+        found = json.loads(answer.read_text()) if answer.exists() else {"error": f"ended: {code}"}
+    found["seconds"] = time.perf_counter() - started
+    if pathlib.Path(job["file"]).exists():
+        *_, x, y = data.parts(path, job)
+        try:
+            found.update(judged(job["file"], x, y))
+        except Exception as error:
+            found["error"] = f"in the runtime: {type(error).__name__}: {str(error)[:500]}"
+    return found
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--folder", type=pathlib.Path, default=pathlib.Path("peers-output"))
+    parser.add_argument("--only", default="")
+    options = parser.parse_args()
+    folder = options.folder.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    stages = [jobs.floats, jobs.grid]
+    stages += [lambda net=net: jobs.finals(known(folder), net) for net in jobs.DATA]
+    stages += [jobs.steps]
+    for stage in stages:
+        for job in stage():
+            have = {result["name"] for result in known(folder)}
+            if job["name"] in have or options.only not in job["name"]:
+                continue
+            result = {**job, **execute(job, folder)}
+            with (folder / "results.jsonl").open("a") as output:
+                output.write(json.dumps(result) + "\n")
+            told = result.get("error", result.get("accuracy", result.get("step_ms", "")))
+            print(f"{job['name']}: {told}, {result['seconds']:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""One module an environment; each runs one job in a process of its own."""
