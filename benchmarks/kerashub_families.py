@@ -1,7 +1,8 @@
-"""KerasHub's families, built small: real structure, random weights, two layers and two heads or more.
+"""KerasHub's families, built small: real structure, random weights, two layers or more.
 
-Each is a function that returns a model and a function that draws a number of inputs for it, a dict by
-the names of the inputs. `built` gives the scales, offsets and statistics that training leaves.
+Each is a function that returns a model, and a function that draws a number of inputs for it: an
+array, or a dict by the names of the inputs. `built` gives the scales, offsets and statistics that
+training leaves.
 """
 
 import importlib
@@ -351,8 +352,15 @@ def vae():
 def depth_anything():
     return hub.models.DepthAnythingBackbone(
         image_encoder=hub.models.DINOV2Backbone(
-            8, 4, 32, 2, 64, image_shape=(64, 64, 3), position_embedding_shape=(64, 64, 3),
-            apply_layernorm=True, name="image_encoder",
+            8,
+            4,
+            32,
+            2,
+            64,
+            image_shape=(64, 64, 3),
+            position_embedding_shape=(64, 64, 3),
+            apply_layernorm=True,
+            name="image_encoder",
         ),
         reassemble_factors=[4, 2, 1, 0.5],
         neck_hidden_dims=[16, 16, 24, 32],
@@ -493,7 +501,7 @@ def built(name):
 def _trained(layer, variable, generator):
     """Returns what training could have left in a scale, an offset or a statistic."""
     name, shape = variable.name.split("/")[-1], variable.shape
-    if len(shape) != 1 or not keras.backend.is_float_dtype(variable.dtype):
+    if len(shape) > 1 or not keras.backend.is_float_dtype(variable.dtype):
         return None
     if "variance" in name:
         return generator.uniform(0.5, 1.5, shape)

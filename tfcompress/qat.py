@@ -10,9 +10,10 @@ from typing import Any
 import keras
 
 from tfcompress.devices.for_target import io_dtype_for, known_target, report_for, scheme_for
+from tfcompress.errors import CompressionWarning
 from tfcompress.export.export_tflite import export_tflite
 from tfcompress.export.preflight import backend_problem
-from tfcompress.graph.inline import as_graph
+from tfcompress.graph.inline import as_graph, code_of_open_sizes
 from tfcompress.graph.layers import plain
 from tfcompress.graph.preprocessing import check_no_tables
 from tfcompress.graph.read import input_specs, walk_layers
@@ -60,9 +61,9 @@ def quantize(
             what the target cannot run is refused, and what it leaves to others is warned of. The
             check needs Keras on TensorFlow; elsewhere only the scheme is looked at. None for any.
         input_shape: Shape of one sample, without the batch, for a model that takes any size; a dict
-            of these by input name if there are several. It trains and runs with this size only. Code
-            of custom layers that computes with sizes, as that of transformers for texts of any
-            length, can be quantized only so.
+            of these by input name if there are several. It trains and runs with this size only.
+            Custom layers whose code computes with sizes, as that of transformers for texts of any
+            length does, can be quantized only so.
         keep_samples: Training samples to keep at most, fewer where they are large; 0 for none: the
             export then checks the file on noise, unless it is given samples. `forget_samples`
             removes them later.
@@ -81,7 +82,8 @@ def quantize(
 
     Warns:
         CompressionWarning: If the model was pruned, and nothing would keep its zeros; if the target
-            leaves operations to others.
+            leaves operations to others; if custom layers stay in float because `input_shape` is
+            missing.
 
     Example:
         >>> import keras
@@ -104,6 +106,15 @@ def quantize(
         return wrapped
     model = as_graph(model_or_layer, input_shape=input_shape)
     check_no_tables(model)
+    if left := code_of_open_sizes(model):
+        shapes = {spec.name: spec.shape for spec in input_specs(model)}
+        warnings.warn(
+            f"{left[0]!r} stays in float ({len(left)} such layers): its code computes with the "
+            "sizes of its inputs, which are open. Pass the shape of a sample as input_shape, a "
+            f"dict for {shapes}, with numbers in place of None.",
+            CompressionWarning,
+            stacklevel=2,
+        )
     wrapped = quantized(model, scheme, layers, keep_samples=keep_samples)
     # Elsewhere than on TensorFlow no file can be made.
     if target is not None and known_target(target) is not None and not backend_problem():

@@ -1,4 +1,4 @@
-"""Which runs there are: the grid that tunes each recipe, and the final runs with the best setting."""
+"""Which runs there are: a grid that tunes each recipe, and final runs with the best settings."""
 
 import itertools
 
@@ -6,7 +6,7 @@ EPOCHS = {"tune": 12, "fashion": 6, "digits": 20}
 """Of the float network, and again of all stages of compression together. The 10,000 images of the
 grid are read twice as often, so that schedules have steps to work in."""
 FLOAT = {"rate": 3e-3, "schedule": "cosine"}
-RATES, SCHEDULES, SHARES = (1e-3, 3e-4), ("cosine", "constant"), (1 / 3, 2 / 3)
+RATES, SCHEDULES, SHARES = (3e-3, 1e-3, 3e-4), ("cosine", "constant"), (1 / 3, 2 / 3)
 SPARSITIES = (0.8, 0.9)
 DATA = {"resnet": "fashion", "mobilenet": "fashion", "ds_cnn": "digits"}
 SEEDS = {"fashion": 3, "digits": 5}

@@ -72,6 +72,7 @@ class BuiltByItsCall(L.Layer):
 
 @pytest.mark.filterwarnings("ignore:`build\\(\\)` was called on layer")
 def test_a_layer_that_only_its_call_builds_is_loaded(tmp_path):
+    tfc.describe_layer(BuiltByItsCall)  # or its code would be read
     model = keras.Sequential([keras.Input((6,)), BuiltByItsCall()])
     x = inputs_for((6,), "float32")
     pruned = tfc.prune(model, 0.5)

@@ -28,6 +28,7 @@ from tfcompress.export.preflight import (
     check_trained,
     check_weights,
     choose_scheme,
+    with_sizes_of,
 )
 from tfcompress.files import check_path, write_whole
 from tfcompress.graph.inline import as_graph
@@ -270,6 +271,9 @@ def export_tflite(
             limit=CALIBRATION_SAMPLES,
             argument="representative_dataset",
         )
+        if chosen in INTEGER_SCHEMES and not trained:
+            model = with_sizes_of(model, samples)
+            specs = input_specs(model)
     # In 16 bits, the converter measures ranges of more operations than it reads ranges of.
     by_converter = scheme == "int16x8" and options is None and not trained
     integer = scheme in INTEGER_SCHEMES

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import keras
 import numpy as np
 
+from tfcompress.errors import CompressionWarning
 from tfcompress.graph.cost import own_weights
+from tfcompress.graph.inline import as_graph, code_of_open_sizes
 from tfcompress.graph.read import Call, input_specs, walk_layers
 from tfcompress.graph.resize import sized_layer
 from tfcompress.graph.run import fixed_batch, run
@@ -80,6 +83,25 @@ def check_trained(model: keras.Model, scheme: str, options: Any) -> None:
             "for an epoch; for INT8 without training, pass strip(model) and a "
             "representative_dataset."
         )
+
+
+def with_sizes_of(model: keras.Model, samples: Mapping[str, np.ndarray]) -> keras.Model:
+    """Returns the model for inputs of the size of the samples, if code can be read only so.
+
+    Warns:
+        CompressionWarning: If that is the case.
+    """
+    left = code_of_open_sizes(model)
+    if not left:
+        return model
+    shapes = {name: array.shape[1:] for name, array in samples.items()}
+    warnings.warn(
+        f"The code of {left[0]!r} ({len(left)} such layers) computes with the sizes of its inputs: "
+        f"the file takes those of the samples, {shapes}. Pass input_shape for others.",
+        CompressionWarning,
+        stacklevel=3,
+    )
+    return as_graph(model, input_shape=shapes)
 
 
 def check_sizes(model: keras.Model) -> None:

@@ -3,7 +3,7 @@
 The record is complete if the code does nothing else: it draws no random numbers, does not depend on
 values, and does the same in training. Weights of the layer itself become layers of the record
 (`OwnWeight`), as do constants that sublayers are called on. Code that computes with the batch size
-runs with a stand-in for it, a prime, and `for_any_batch` replaces what was computed from it.
+is read with a stand-in for it (see `any_batch.py`).
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import keras
-import numpy as np
 from keras import tree
 
+from tfcompress.graph.any_batch import settings_of
+from tfcompress.graph.code_layers import Constant, OwnWeight
+from tfcompress.graph.describe import description
 from tfcompress.graph.keras_internals import (
     flatten_layers,
     own_variables,
@@ -29,112 +31,18 @@ from tfcompress.graph.keras_internals import (
 from tfcompress.graph.layers import einsum_letters, is_ours
 from tfcompress.graph.read import Call, is_graph, read_graph, walk_layers
 
-_STAND_INS = (1009, 1013, 1019, 1021, 1031, 1033)
-"""Batch sizes to read code with: none should divide a size of the network."""
+
 class Unreadable(Exception):
     """Says why the code of a layer cannot be read."""
 
 
-@keras.saving.register_keras_serializable("tfcompress")
-class Constant(keras.layers.Layer):
-    """Returns a constant that custom code creates, such as position indices; ignores its input.
-
-    Args:
-        value: The constant, as a list.
-        number_type: Its dtype.
-        shape: Its shape; None for that of the list, which does not tell it where a size is 0.
-        **kwargs: Arguments of `keras.layers.Layer`.
-    """
-
-    def __init__(self, value: Any, number_type: str, shape: Any = None, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.value, self.number_type = value, number_type
-        self.shape = tuple(np.shape(value) if shape is None else shape)
-
-    @classmethod
-    def of(cls, array: Any) -> Constant:
-        """Returns the layer for an array."""
-        return cls(array.tolist(), str(array.dtype), array.shape)
-
-    def call(self, inputs: Any) -> Any:
-        """Returns the constant."""
-        return keras.ops.reshape(
-            keras.ops.convert_to_tensor(self.value, self.number_type), self.shape
-        )
-
-    def get_config(self) -> dict[str, Any]:
-        """Returns the constructor arguments."""
-        own = {"value": self.value, "number_type": self.number_type, "shape": self.shape}
-        return {**super().get_config(), **own}
-
-
-@keras.saving.register_keras_serializable("tfcompress")
-class OwnWeight(keras.layers.Layer):
-    """Returns a weight that custom code computes with; ignores its input.
-
-    Args:
-        shape: The shape of the weight.
-        weight_name: Its name.
-        **kwargs: Arguments of `keras.layers.Layer`.
-    """
-
-    def __init__(self, shape: Any, weight_name: str, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.shape, self.weight_name = tuple(shape), weight_name
-
-    def build(self, input_shape: Any = None) -> None:
-        """Creates the weight."""
-        self.weight = self.add_weight(
-            shape=self.shape, initializer="zeros", name=self.weight_name, trainable=self.trainable
-        )
-
-    def call(self, inputs: Any) -> Any:
-        """Returns the weight."""
-        return keras.ops.copy(self.weight)  # a tensor, not the variable
-
-    def get_config(self) -> dict[str, Any]:
-        """Returns the constructor arguments."""
-        own = {"shape": self.shape, "weight_name": self.weight_name}
-        return {**super().get_config(), **own}
-
-
-@keras.saving.register_keras_serializable("tfcompress")
-class RepeatForBatch(keras.layers.Layer):
-    """Repeats a tensor of one sample for each sample of the batch of a second one.
-
-    Args:
-        axis: The axis of the first tensor that has the size 1, and becomes the batch.
-        **kwargs: Arguments of `keras.layers.Layer`.
-    """
-
-    def __init__(self, axis: int = 0, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.axis = axis
-
-    def call(self, inputs: Any) -> Any:
-        """Returns the first tensor, with the batch of the second."""
-        one, other = inputs
-        shape = [*one.shape]
-        shape[self.axis] = keras.ops.shape(other)[0]
-        return keras.ops.broadcast_to(one, shape)
-
-    def compute_output_spec(self, inputs: Any) -> Any:
-        """Returns shape and dtype of the first tensor, with the batch of the second."""
-        one, other = inputs
-        shape = [*one.shape]
-        shape[self.axis] = other.shape[0]
-        return keras.KerasTensor(shape, one.dtype)
-
-    def get_config(self) -> dict[str, Any]:
-        """Returns the constructor arguments."""
-        return {**super().get_config(), "axis": self.axis}
-
-
 def runs_code(layer: Any) -> bool:
-    """Returns whether a layer is custom: of neither Keras nor tfcompress."""
+    """Returns whether a layer is custom: of neither Keras nor tfcompress, nor described."""
     if not isinstance(layer, keras.layers.Layer) or is_graph(layer) or not layer.built:
         return False
-    return not is_ours(layer) and type(layer) not in vars(keras.layers).values()
+    if is_ours(layer) or description(layer) is not None:
+        return False
+    return type(layer) not in vars(keras.layers).values()
 
 
 def read_code(
@@ -181,6 +89,8 @@ def read_code(
         raise Unreadable("it reads a weight where it is not seen, as in a function of its own")
     traces = [_trace_of(graph) for graph in graphs]
     calls = read_graph(graphs[-1]).calls
+    if any(hasattr(v, "assign") for c in calls for v in tree.flatten((c.args, c.kwargs))):
+        raise Unreadable("it calculates with a weight where it is not seen")
     if any(map(_fixes_training, calls)):
         raise Unreadable("it passes a fixed `training` argument")
     if any(trace != traces[-1] for trace in traces):
@@ -190,7 +100,7 @@ def read_code(
 
 
 class _Reading(keras.StatelessScope):
-    """Remembers which variables are read for their values, which a record would take as constants."""
+    """Remembers which variables are read for their values: a record takes these as constants."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -200,114 +110,6 @@ class _Reading(keras.StatelessScope):
         """Returns the value of a variable."""
         self.read.add(id(variable))
         return super().get_current_value(variable)
-
-
-def stand_in_for(layer: Any, shapes: Any) -> int:
-    """Returns a size for a batch that divides no size of a layer or its inputs."""
-    sizes = {n for shape in shapes for n in shape if n}
-    sizes |= {n for weight in layer.weights for n in weight.shape}
-    return next((p for p in _STAND_INS if not any(n % p == 0 for n in sizes)), _STAND_INS[0])
-
-
-def _one_sample(value: Any, size: int) -> tuple[Any, int] | None:
-    """Returns the entry that a constant has for each sample, and the axis; None if it has none.
-
-    Raises:
-        ValueError: If the entries differ.
-    """
-    shape = np.shape(value)
-    axes = [axis for axis, n in enumerate(shape) if n and n % size == 0]
-    if not axes:
-        return None
-    array = keras.ops.convert_to_numpy(value)
-    one = array.take([0], axes[0])
-    if len(axes) > 1 or shape[axes[0]] != size or np.any(array != one):
-        raise ValueError("a constant depends on the batch")
-    return one, axes[0]
-
-
-def without_batch(structure: Any, size: int, like: Any) -> Any:
-    """Replaces constants that have an equal entry for each sample by one that is repeated.
-
-    Args:
-        structure: Arguments of a recorded call, in a new graph.
-        size: The stand-in for the batch that it was recorded with.
-        like: A tensor of the new graph that has the batch.
-
-    Raises:
-        ValueError: If a constant depends on the batch otherwise.
-    """
-
-    def repeated(value: Any) -> Any:
-        if isinstance(value, keras.KerasTensor) or not hasattr(value, "shape"):
-            return value
-        found = _one_sample(value, size)
-        if found is None:
-            return value
-        one, axis = found
-        return RepeatForBatch(axis)([Constant.of(one)(like), like])
-
-    return tree.map_structure(repeated, structure)
-
-
-def for_any_batch(call: Call, args: Any, kwargs: Any, size: int, like: Any) -> Any:
-    """Emits an operation that mentions the stand-in for the batch, for a batch of any size.
-
-    Args:
-        call: The call of an operation of `keras.ops`.
-        args: Its arguments in the new graph.
-        kwargs: Its arguments by name in the new graph.
-        size: The stand-in.
-        like: A tensor of the new graph that has the batch.
-
-    Returns:
-        The output; None if the operation does not mention it.
-
-    Raises:
-        ValueError: If it depends on the batch otherwise than by repeating samples or reshaping.
-    """
-    if isinstance(call.operation, Constant):
-        constant = call.operation
-        array = np.array(constant.value, constant.number_type).reshape(constant.shape)
-        return None if _one_sample(array, size) is None else without_batch(array, size, like)
-    if isinstance(call.operation, keras.layers.Layer):
-        return None
-    name, plain = _settings(call.operation)
-    if not _mentions((plain, args, kwargs), size):
-        return None
-    x = args[0] if args else None
-    shape = list(call.outputs[0].shape)
-    if name == "Reshape" and None not in shape and sum(n % size == 0 for n in shape) == 1:
-        return keras.ops.reshape(x, [-1 if n % size == 0 else n for n in shape])
-    alone = sum(map(lambda n: _mentions(n, size), shape)) == 1 and size in shape
-    axis = shape.index(size) if alone else 0
-    if name in ("BroadcastTo", "Tile", "Repeat") and alone:
-        one = [*shape[:axis], 1, *shape[axis + 1 :]]
-        missing = len(shape) - len(x.shape)
-        if missing:
-            x = keras.ops.reshape(x, (*[1] * missing, *x.shape))
-        if x.shape[axis] == 1:
-            if list(x.shape) != one:
-                if name != "BroadcastTo":
-                    raise ValueError(f"{name} depends on the batch and on more")
-                x = keras.ops.broadcast_to(x, one)
-            return RepeatForBatch(axis)([x, like])
-        if [n for i, n in enumerate(x.shape) if i != axis] == shape[:axis] + shape[axis + 1 :]:
-            return x
-    if name == "Slice" and alone and axis == 0 and not any(map(keras.ops.is_tensor, tree.flatten(args[1]))):
-        starts = list(args[1])
-        if starts[0] == 0:
-            ends = [slice(n, n + m) for n, m in zip(starts[1:], shape[1:], strict=True)]
-            return x[(slice(None), *ends)]
-    raise ValueError(f"{name} depends on the batch")
-
-
-def _mentions(structure: Any, size: int) -> bool:
-    """Returns whether whole numbers in a structure are multiples of the stand-in."""
-    numbers = [n for n in tree.flatten(structure) if isinstance(n, int) and not isinstance(n, bool)]
-    slices = [s for s in tree.flatten(structure) if isinstance(s, slice)]
-    numbers += [n for s in slices for n in (s.start, s.stop) if isinstance(n, int)]
-    return any(n and n % size == 0 for n in numbers)
 
 
 @contextlib.contextmanager
@@ -434,11 +236,7 @@ def _run_in_place(layer: Any, *args: Any, **kwargs: Any) -> Any:
 
 def _custom_parts(layer: Any) -> list[Any]:
     """Returns the sublayers whose code can be read in place."""
-    return [
-        part
-        for part in flatten_layers(layer)
-        if part is not layer and runs_code(part)
-    ]
+    return [part for part in flatten_layers(layer) if part is not layer and runs_code(part)]
 
 
 def _recorded(value: Any, inputs: list[Any]) -> Any:
@@ -470,16 +268,11 @@ def _trace_of(graph: keras.Model) -> list[Any]:
     trace = []
     for call in read_graph(graph).calls:
         layer = isinstance(call.operation, keras.layers.Layer)
-        identity = id(call.operation) if layer else str(_settings(call.operation))
+        identity = id(call.operation) if layer else str(settings_of(call.operation))
         trace.append((identity, described(call, labels)))
         for tensor in call.outputs:
             labels[id(tensor)] = f"result {len(labels)}"
     return [*trace, [labels[id(tensor)] for tensor in graph.outputs]]
-
-
-def _settings(operation: Any) -> Any:
-    plain = {k: v for k, v in vars(operation).items() if not k.startswith("_") and k != "name"}
-    return type(operation).__name__, plain
 
 
 def described(call: Call, labels: dict[int, str]) -> str:

@@ -31,6 +31,7 @@ from tfcompress.graph.dot_attention import (
     softmax,
     with_masks,
 )
+from tfcompress.graph.expanded_source import array_or_value
 from tfcompress.graph.keras_internals import (
     attention_mask,
     attention_parts,
@@ -102,7 +103,7 @@ class Expanded(keras.Model):
     def layer(self) -> Any:
         """Returns the original layer; if it is not built yet, its first call builds it."""
         if self.original is not None:
-            return clone_layer(self.original.layer)
+            return clone_layer(self.original.layer, name=self.name)
         config = json.loads(self.source)["layer"]
         if config is None:
             raise ValueError(
@@ -110,6 +111,7 @@ class Expanded(keras.Model):
                 "it again. Strip such a model in the process that wrapped it."
             )
         config.pop("build_config", None)
+        config["config"]["name"] = self.name
         # In the process that expanded it, its class need not be registered with Keras.
         names = (config["class_name"], config.get("registered_name"))
         known = dict.fromkeys(filter(None, names), self.layer_class) if self.layer_class else None
@@ -121,7 +123,7 @@ class Expanded(keras.Model):
         tensors_by_name = tree.map_structure(
             lambda index: None if index is None else tensors[index], source["inputs"]
         )
-        options = {name: _array_or_value(value) for name, value in source["options"].items()}
+        options = {name: array_or_value(value) for name, value in source["options"].items()}
         return {**tensors_by_name, **options}
 
     def pairs(self, layer: Any) -> list[tuple[Any, Any]]:
@@ -145,12 +147,6 @@ class Expanded(keras.Model):
                 zip(layer.weights, source["weights"], strict=True)
             )
         ]
-
-
-def _array_or_value(option: Any) -> Any:
-    if isinstance(option, dict) and option.keys() == {"array", "dtype"}:
-        return keras.ops.convert_to_tensor(option["array"], option["dtype"])
-    return option
 
 
 def expandable(model: keras.Model) -> set[int]:

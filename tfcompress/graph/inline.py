@@ -7,29 +7,26 @@ A custom layer whose code can be read (see `code.py`) becomes a nested model (`E
 from __future__ import annotations
 
 import contextlib
-import inspect
 import itertools
 import json
-import math
 from collections.abc import Iterator
 from typing import Any
 
 import keras
 from keras import tree
 
+from tfcompress.graph.any_batch import for_any_batch, settings_of, stand_in_for, without_batch
 from tfcompress.graph.code import (
-    described,
-    for_any_batch,
     Unreadable,
+    described,
     read_code,
     runs_code,
-    stand_in_for,
     symbolic,
     unique_names,
     weights_of,
-    without_batch,
 )
 from tfcompress.graph.expand import Expanded, Original
+from tfcompress.graph.expanded_source import is_restorable, kwargs_of, located, source_of
 from tfcompress.graph.keras_internals import (
     build_shapes,
     flatten_layers,
@@ -39,7 +36,15 @@ from tfcompress.graph.keras_internals import (
     seeds_of,
 )
 from tfcompress.graph.operations import in_operations
-from tfcompress.graph.read import Call, Graph, check_built, is_graph, read_graph, walk_layers
+from tfcompress.graph.read import (
+    Call,
+    Graph,
+    check_built,
+    is_graph,
+    read_graph,
+    read_graphs,
+    walk_layers,
+)
 from tfcompress.graph.resize import Resize, input_shapes, with_input_shape
 
 
@@ -65,21 +70,18 @@ def as_graph(model: Any, argument: str = "model", input_shape: Any = None) -> ke
     if is_graph(model):
         return _inlined(model, input_shape)
     inputs = _inputs_of(model, argument)
-    with _forgetting_calls(model):
-        with contextlib.suppress(Unreadable):
+    with _forgetting_calls(model), contextlib.suppress(Unreadable):
+        graph = read_code(model, [inputs], {}, keras.Model)
+        if tokens := _tokens(graph):
+            inputs = tree.map_structure(
+                lambda t: keras.Input(batch_shape=t.shape, dtype="int32") if id(t) in tokens else t,
+                inputs,
+            )
             graph = read_code(model, [inputs], {}, keras.Model)
-            if tokens := _tokens(graph):
-                inputs = tree.map_structure(
-                    lambda t: (
-                        keras.Input(batch_shape=t.shape, dtype="int32") if id(t) in tokens else t
-                    ),
-                    inputs,
-                )
-                graph = read_code(model, [inputs], {}, keras.Model)
-            known = {id(weight) for _, weight in weights_of(graph)}
-            whole = all(id(weight) in known for weight in model.weights)
-            if whole and _runs(expanded := _inlined(graph, input_shape)):
-                return expanded
+        known = {id(weight) for _, weight in weights_of(graph)}
+        whole = all(id(weight) in known for weight in model.weights)
+        if whole and _runs(expanded := _inlined(graph, input_shape)):
+            return expanded
     try:
         whole = keras.Model(inputs, model(inputs), name=f"{model.name}_graph")
     except Exception as error:
@@ -98,14 +100,25 @@ def _inlined(model: keras.Model, input_shape: Any) -> keras.Model:
     return _Inline(model, input_shapes(model, input_shape)).run(model)
 
 
+def code_of_open_sizes(model: keras.Model) -> list[str]:
+    """Returns the paths of custom layers whose code could not be read, on inputs of any size."""
+    return [
+        call.path
+        for graph in read_graphs(model).values()
+        for call in graph.calls
+        if runs_code(call.operation) and any(None in t.shape[1:] for t in call.inputs)
+    ]
+
+
 class _Inline(Resize):
     """Replaces each layer whose code can be read by a nested model."""
 
     def __init__(self, model: keras.Model, shapes: list[tuple[int | None, ...]]) -> None:
         super().__init__(shapes)
         self._expanded: dict[tuple[int, str], Any] = {}
-        self._names: list[str] = []
+        self._names = {layer.name for _, layer in walk_layers(model)}
         self.unread: dict[str, str] = {}
+        self._failed: dict[tuple[int, str], str] = {}
         self._kinds: dict[int, set[str]] = {}
         self._stand_in: int | None = None
         self._like: Any = None
@@ -125,10 +138,12 @@ class _Inline(Resize):
         return super().input_like(tensor)
 
     def enter(self, model: keras.Model, path: str, inputs: list[Any]) -> list[Any]:
+        """Remembers a tensor that has the batch of the code that is read."""
         self._like = inputs[0] if isinstance(model, Expanded) else self._like
         return inputs
 
     def visit(self, graph: Graph, call: Call, args: Any, kwargs: Any) -> Any:
+        """Emits a call: of code that can be read, as a nested model."""
         layer = call.operation
         if self._stand_in is not None:
             args, kwargs = without_batch((args, kwargs), self._stand_in, self._like)
@@ -163,7 +178,7 @@ class _Inline(Resize):
     def _read(self, call: Call, args: Any, kwargs: Any) -> Any:
         layer = call.operation
         kinds = self._kinds.get(id(layer), set())
-        source = _arguments(layer, call)
+        source = source_of(layer, call)
         if any(mask_of(t) is not None for t in call.inputs):
             raise Unreadable("it is called on tensors with a mask")
         if layer.activity_regularizer:
@@ -176,17 +191,26 @@ class _Inline(Resize):
             tree.flatten((call.args, call.kwargs)), tree.flatten((args, kwargs)), strict=True
         )
         shapes = {id(old): new.shape for old, new in emitted if isinstance(new, keras.KerasTensor)}
+        key = id(layer), str(shapes.values())
+        if key in self._failed:  # with what is around it read otherwise
+            raise Unreadable(self._failed[key])
         sizes: list[int | None] = [None]
         if any(shape[:1] == (None,) for shape in shapes.values()):
             sizes.append(self._stand_in or stand_in_for(layer, shapes.values()))
-        expanded, locations = self._attempts(call, shapes, sizes)
-        expanded.source = json.dumps({**source, **_located(layer, locations)})
+        try:
+            expanded, locations = self._attempts(call, shapes, sizes)
+        except Unreadable as error:
+            self._failed[key] = str(error)
+            raise
+        expanded.source = json.dumps({**source, **located(layer, locations)})
         expanded.layer_class = type(layer)
-        if not _is_restorable(expanded, layer):
+        if not is_restorable(expanded, layer):
             expanded.original = Original(layer)
-        if (count := len([n for n in self._names if n == layer.name])) > 0:
-            expanded.name = f"{layer.name}_{count}"
-        self._names.append(layer.name)
+        if any(key[0] == id(layer) for key, other in self._expanded.items() if other is not None):
+            # Another model stands for a call of it with other shapes.
+            number = next(n for n in itertools.count(1) if f"{layer.name}_{n}" not in self._names)
+            expanded.name = f"{layer.name}_{number}"
+            self._names.add(expanded.name)
         return expanded
 
     def _attempts(self, call: Call, shapes: dict[int, Any], sizes: list[int | None]) -> Any:
@@ -231,7 +255,7 @@ class _Inline(Resize):
             for t in call.inputs
         }
         args, kwargs = tree.map_structure(
-            lambda value: new_inputs.get(id(value), value), (call.args, _kwargs_of(call))
+            lambda value: new_inputs.get(id(value), value), (call.args, kwargs_of(call))
         )
         counts = self._counts()
         outer = self._stand_in, self._like
@@ -265,28 +289,18 @@ class _Inline(Resize):
         del self._carried[counts[1] :], self._initializers[counts[2] :]
 
 
-_UNUSED = 1 << 16
-"""Values of weights that code does not use, as the token that masks a patch, to keep at most."""
-
-
-def _located(layer: Any, locations: dict[int, Any]) -> dict[str, Any]:
-    """Returns where the weights of a layer are in its graph, and the values of those that are not."""
-    unused = [weight for weight in layer.weights if id(weight) not in locations]
-    if sum(math.prod(weight.shape) for weight in unused) > _UNUSED:
-        raise Unreadable("it has many weights that it does not use")
-    return {
-        "weights": [
-            locations.get(id(weight), keras.ops.convert_to_numpy(weight).tolist())
-            for weight in layer.weights
-        ],
-        "unused": [index for index, w in enumerate(layer.weights) if id(w) not in locations],
-    }
-
-
 def _runs(model: keras.Model) -> bool:
-    """Returns whether a traced graph runs: the code may have depended on a batch size of None."""
+    """Returns whether a traced graph runs: the code may have depended on a size of None."""
     if any(None in t.shape[1:] for t in model.inputs):
-        return True  # the supported sizes are not known
+        # The supported sizes are not known, only that a size of None was used as a number.
+        return not any(
+            None in value
+            for graph in read_graphs(model).values()
+            for call in graph.calls
+            if not isinstance(call.operation, keras.layers.Layer)
+            for value in settings_of(call.operation)[1].values()
+            if isinstance(value, (tuple, list))
+        )
     zeros = [keras.ops.zeros((t.shape[0] or 2, *t.shape[1:]), t.dtype) for t in model.inputs]
     with contextlib.suppress(Exception):
         model(tree.pack_sequence_as(model.input, zeros), training=False)
@@ -304,55 +318,6 @@ def _tokens(graph: keras.Model) -> set[int]:
         and consumers.get(id(tensor))
         and all(isinstance(c.operation, keras.layers.Embedding) for c in consumers[id(tensor)])
     }
-
-
-def _arguments(layer: Any, call: Call) -> dict[str, Any] | None:
-    """Returns the layer's config and call arguments; None if JSON cannot represent them."""
-    try:
-        signature = inspect.signature(layer.call)
-        arguments = signature.bind(*call.args, **_kwargs_of(call)).arguments
-        kinds = {signature.parameters[name].kind for name in arguments}
-        if kinds & {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}:
-            return None
-        inputs = symbolic((call.args, call.kwargs))  # the inputs of the graph
-        indices = {id(tensor): index for index, tensor in enumerate(inputs)}
-        source: dict[str, Any] = {"inputs": {}, "options": {}}
-        for name, value in arguments.items():
-            tensors = [isinstance(v, keras.KerasTensor) for v in tree.flatten(value)]
-            if any(tensors) and not all(tensors):
-                return None
-            if any(tensors):
-                source["inputs"][name] = tree.map_structure(lambda t: indices[id(t)], value)
-            elif hasattr(value, "shape") and math.prod(value.shape) <= _UNUSED:
-                array = keras.ops.convert_to_numpy(value)
-                source["options"][name] = {"array": array.tolist(), "dtype": str(array.dtype)}
-            elif value is not None:
-                source["options"][name] = value
-        json.dumps(source)
-    except TypeError:
-        return None
-    try:
-        source["layer"] = keras.saving.serialize_keras_object(layer)
-        json.dumps(source)
-    except Exception:  # get_config() of a custom layer may raise anything
-        source["layer"] = None
-    return source
-
-
-def _kwargs_of(call: Call) -> dict[str, Any]:
-    """Returns the arguments by name, without `training`, which Keras takes for any layer."""
-    known = inspect.signature(call.operation.call).parameters
-    return {k: v for k, v in call.kwargs.items() if k != "training" or k in known}
-
-
-def _is_restorable(expanded: Expanded, layer: Any) -> bool:
-    """Returns whether a layer rebuilt from its config has weights of the same shapes."""
-    inputs = [keras.KerasTensor(t.shape, t.dtype) for t in expanded.inputs]
-    with contextlib.suppress(Exception):
-        restored = expanded.layer()
-        restored(**expanded.arguments(inputs))
-        return [w.shape for w in restored.weights] == [w.shape for w in layer.weights]
-    return False
 
 
 def _inputs_of(model: Any, argument: str) -> Any:

@@ -13,7 +13,8 @@ import numpy as np
 from keras import ops
 
 from tfcompress.graph.clone import Rewriter
-from tfcompress.graph.code import OwnWeight, einsum_shape
+from tfcompress.graph.code import einsum_shape
+from tfcompress.graph.code_layers import OwnWeight
 from tfcompress.graph.keras_internals import (
     producing_arguments,
     producing_inputs,
@@ -73,9 +74,9 @@ def _scaled(call: Call, args: Any, rewriter: Rewriter) -> Any:
         if not all(isinstance(t, keras.KerasTensor) for t in (x, weight)):
             return None
         own = producing_operation(weight)
-        channels = x.shape[-1]
-        fits = isinstance(own, OwnWeight) and channels and len(x.shape) > 1
-        if fits and own.shape[-1:] == (channels,) and np.prod(own.shape) == channels:
+        fits = isinstance(own, OwnWeight) and len(x.shape) > 1
+        channels = x.shape[-1] if fits else None
+        if channels and own.shape[-1:] == (channels,) and np.prod(own.shape) == channels:
             scale = ChannelScale(False, True, {}, name=own.name, dtype=own.dtype_policy)
             scale.trainable = own.trainable
             rewriter.carry(own, scale)
@@ -135,7 +136,12 @@ def _split(tensor: Any) -> tuple[list[Any], list[Any]]:
 
 
 def attention(
-    operation: Any, query: Any, key: Any, value: Any, bias: Any = None, mask: Any = None,
+    operation: Any,
+    query: Any,
+    key: Any,
+    value: Any,
+    bias: Any = None,
+    mask: Any = None,
     scale: Any = None,
 ) -> Any:
     """Emits `ops.dot_product_attention`; None if it caps the logits.

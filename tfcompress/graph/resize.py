@@ -87,16 +87,19 @@ class Resize(Rewriter):
         self._once: set[int] = set()
 
     def run(self, model: keras.Model) -> keras.Model:
+        """Returns the model for inputs of these sizes."""
         self._once = called_once(model)
         self._shapes.update((id(t), s) for t, s in zip(model.inputs, self._outer, strict=True))
         return super().run(model)
 
     def input_like(self, tensor: Any) -> Any:
+        """Creates an input of the size that is known."""
         shape = self._shapes.get(id(tensor), tensor.shape[1:])
         input_layer = producing_operation(tensor)
         return clone_layer(input_layer, batch_shape=(tensor.shape[0], *shape)).output
 
     def visit_model(self, graph: Graph, call: Call, args: Any, kwargs: Any) -> Any:
+        """Emits a nested model for the sizes that it is called on."""
         tensors = [
             t for t in keras.tree.flatten((args, kwargs)) if isinstance(t, keras.KerasTensor)
         ]

@@ -7,6 +7,7 @@ from typing import Any
 
 import keras
 
+from tfcompress.graph.code_layers import OwnWeight
 from tfcompress.graph.keras_internals import flatten_layers
 from tfcompress.graph.layers import plain
 from tfcompress.graph.read import walk_layers
@@ -57,9 +58,11 @@ def quantized(
     int16 = {path for path, own in schemes.items() if own.activation_bits == 16}
     # The fast forms have kernels with 8-bit activations only.
     prefer = "exactness" if int16 else scheme.prefer
+    # What custom code adds or multiplies by is rounded once, as the tensor that it is.
+    rounded_once = {path for path, layer in every if isinstance(layer, OwnWeight)}
     wrapper = WrapCanonicalForms(
         lambda path, layer: weight_quantizer_for(layer, schemes[path]),
-        chosen,
+        chosen - rounded_once,
         move=move,
         int16=int16,
         prefer=prefer,

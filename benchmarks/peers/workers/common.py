@@ -48,6 +48,7 @@ class Task:
         return model
 
     def steps(self, epochs):
+        """Returns the training steps of a number of epochs."""
         return epochs * -(-len(self.x) // BATCH)
 
     def stages(self, count):

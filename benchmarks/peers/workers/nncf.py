@@ -32,7 +32,9 @@ def aware(task):
             },
         }
     )
-    labelled = tf.data.Dataset.from_tensor_slices((task.calibration(), task.y[: common.CALIBRATION]))
+    labelled = tf.data.Dataset.from_tensor_slices(
+        (task.calibration(), task.y[: common.CALIBRATION])
+    )
     config = register_default_init_args(config, labelled.batch(1), 1)
     return create_compressed_model(task.float_model(keras), config)
 

@@ -27,7 +27,8 @@ def qat(task):
 
 
 def prune_ptq(task):
-    return common.int8_file(tf, pruned(task, task.job["epochs"], task.job["settings"]["share"]), task)
+    model = pruned(task, task.job["epochs"], task.job["settings"]["share"])
+    return common.int8_file(tf, model, task)
 
 
 def pqat(task):
@@ -70,7 +71,8 @@ def clustered(task, model, epochs, **options):
     model = cluster.cluster_weights(
         model,
         number_of_clusters=16,
-        cluster_centroids_init=clustering.CentroidInitialization.KMEANS_PLUS_PLUS,
+        # K-means++ fails where a layer has fewer values than clusters after pruning.
+        cluster_centroids_init=clustering.CentroidInitialization.LINEAR,
         **options,
     )
     return clustering.strip_clustering(task.fit(keras, model, epochs))
@@ -105,6 +107,7 @@ class Pruning:
         self.model, self.compile = model, model.compile
 
     def fit(self, *arrays, **options):
+        """Trains."""
         self.model.fit(*arrays, callbacks=[sparsity.UpdatePruningStep()], **options)
 
 

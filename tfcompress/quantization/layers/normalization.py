@@ -181,7 +181,9 @@ class NormalizeInIntegers(Rule):
     def parts(self, layer: Any) -> list[Any]:
         """Returns the normalization of the runtime."""
         config = layer.get_config()
-        rms = type(layer) in (layers.RMSNormalization, RootMeanSquare) or config.get("rms_scaling", False)
+        rms = type(layer) in (layers.RMSNormalization, RootMeanSquare) or config.get(
+            "rms_scaling", False
+        )
         groups = config.get("groups", 0)
         if groups == -1:  # Keras: instance normalization
             groups = layer.get_build_config()["input_shape"][-1]
