@@ -103,6 +103,14 @@ def measured(name):
     return figures
 
 
+def values_of(outputs):
+    """Returns all outputs of a file in one array, each in units of its deviation."""
+    import numpy as np
+
+    each = outputs.values() if isinstance(outputs, dict) else [outputs]
+    return np.concatenate([np.ravel(o) / (np.std(o) or 1) for o in each])
+
+
 def exported(tfc, measure, model, probes, path, **options):
     """Exports one file and returns what it is like."""
     import numpy as np
@@ -110,7 +118,7 @@ def exported(tfc, measure, model, probes, path, **options):
     result = tfc.export_tflite(model, path, verify=False, **options)
     found = measure(model, path, probes)
     file = tfc.TFLiteModel(path, delegates=False)
-    fast, plain = (np.asarray(f.predict(probes)) for f in (tfc.TFLiteModel(path), file))
+    fast, plain = (values_of(f.predict(probes)) for f in (tfc.TFLiteModel(path), file))
     names = {d["index"]: d["name"] for d in file.interpreter.get_tensor_details()}
     left = set(result.float_tensors)
     ops = collections.Counter(

@@ -38,8 +38,8 @@ from tfcompress.distill.teachers import ensemble as ensemble
 from tfcompress.errors import CompressionWarning as CompressionWarning
 from tfcompress.errors import ExportError as ExportError
 from tfcompress.export.compare_outputs import Agreement as Agreement
-from tfcompress.export.export_tflite import ExportResult as ExportResult
 from tfcompress.export.export_tflite import export_tflite as export_tflite
+from tfcompress.export.result import ExportResult as ExportResult
 from tfcompress.graph.describe import describe_layer as describe_layer
 from tfcompress.graph.preprocessing import split_preprocessing as split_preprocessing
 from tfcompress.legacy import from_tf_keras as from_tf_keras

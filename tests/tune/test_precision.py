@@ -7,7 +7,7 @@ from keras import layers as L
 
 import tfcompress as tfc
 from tfcompress.graph.keras_internals import producing_operation
-from tfcompress.tune.noise import quantization_noise
+from tfcompress.post_training.noise import quantization_noise
 
 FRAGILE = ("c2", "c5")
 

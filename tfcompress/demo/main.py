@@ -18,7 +18,8 @@ from tfcompress.demo.data import Data, load
 from tfcompress.demo.models import resnet
 from tfcompress.demo.plot import draw
 from tfcompress.distill.distiller import Distiller
-from tfcompress.export.export_tflite import ExportResult, export_tflite
+from tfcompress.export.export_tflite import export_tflite
+from tfcompress.export.result import ExportResult
 from tfcompress.files import temporary_folder, write_whole
 from tfcompress.graph.cost import macs, parameters
 from tfcompress.progress import FitProgress, progress_bars

@@ -12,13 +12,12 @@ import keras
 import numpy as np
 
 from tfcompress.data import collect
-from tfcompress.devices.check import TargetReport
 from tfcompress.devices.for_target import io_dtype_for, report_for, scheme_for
-from tfcompress.errors import CompressionWarning, ExportError
-from tfcompress.export.agreement import Accuracy, Check
-from tfcompress.export.compare_outputs import Agreement
+from tfcompress.errors import CompressionWarning, ExportError, QuantizationError
+from tfcompress.export.agreement import Check
+from tfcompress.export.auto_scheme import advice, smallest_within
 from tfcompress.export.io_metadata import labels_by_output, normalization_by_input, recipe_of
-from tfcompress.export.latency import Latency, measured_latency, slower_than_float
+from tfcompress.export.latency import measured_latency, slower_than_float
 from tfcompress.export.preflight import (
     backend_problem,
     batch_of,
@@ -30,6 +29,7 @@ from tfcompress.export.preflight import (
     choose_scheme,
     with_sizes_of,
 )
+from tfcompress.export.result import ExportResult
 from tfcompress.files import check_path, write_whole
 from tfcompress.graph.inline import as_graph
 from tfcompress.graph.preprocessing import check_no_tables
@@ -51,100 +51,17 @@ from tfcompress.scheme import (
     QuantizationScheme,
     as_scheme,
 )
-from tfcompress.tables import as_text
 from tfcompress.tflite.convert import convert
 from tfcompress.tflite.converter_process import converter_process
 from tfcompress.tflite.converter_workarounds import HUGE, native_fake_quant
-from tfcompress.tflite.inspect import FileReport, inspect_tflite
+from tfcompress.tflite.inspect import inspect_tflite
 from tfcompress.tflite.metadata import write_metadata
 from tfcompress.tflite.run import interpreter_module
 from tfcompress.tflite.trial import claim, warm_up
 from tfcompress.wrap.state import is_wrapped, warn_unfinished
 
 CALIBRATION_SAMPLES = 512
-
-
-@dataclasses.dataclass(frozen=True)
-class ExportResult:
-    """A file that was written.
-
-    Attributes:
-        path: Path of the file.
-        scheme: A name of `SCHEMES`.
-        trained: Whether its ranges come from quantization-aware training.
-        agreement: How well it agrees with the Keras model; None if verify=False.
-        report: The contents of the file; see `FileReport`.
-        seconds: Time the export took.
-        kept_in_float: Paths of the operations of an integer file that compute in float, because
-            they are steep near zero: roots, logarithms, reciprocals, and what leads to them.
-        float_agreement: Of a quantization-aware model, how well the file agrees with the same model
-            when nothing is quantized: what quantization costs. None for other models.
-        accuracy: The accuracy of model and file, if the representative dataset has labels that are
-            classes.
-        latency: The latency of the file and of the float file, if `benchmark=True`.
-        on_target: What of the file the target takes, if one was given.
-    """
-
-    path: str
-    scheme: str
-    trained: bool
-    agreement: Agreement | None
-    report: FileReport
-    seconds: float
-    kept_in_float: tuple[str, ...] = ()
-    float_agreement: Agreement | None = None
-    accuracy: Accuracy | None = None
-    latency: Latency | None = None
-    on_target: TargetReport | None = None
-
-    @property
-    def bytes(self) -> int:
-        """Size of the file."""
-        return self.report.bytes
-
-    @property
-    def gzip_bytes(self) -> int:
-        """Size of the file after gzip."""
-        return self.report.gzip_bytes
-
-    @property
-    def ops(self) -> dict[str, int]:
-        """How often each operation occurs in the file."""
-        return self.report.ops
-
-    @property
-    def dtypes(self) -> dict[str, int]:
-        """How many tensors of each type the file holds."""
-        return self.report.dtypes
-
-    @property
-    def float_tensors(self) -> list[str]:
-        """Names of the float32 tensors left inside, inputs and outputs not counted."""
-        return self.report.float_tensors
-
-    def __rich__(self) -> Any:
-        table = self.report.__rich__()
-        if self.report.metadata is None:  # which has both
-            ranges = ", ranges trained" if self.trained else ""
-            table.add_row("made as", self.scheme + ranges)
-            table.add_row("agreed with its model", str(self.agreement or "not checked"))
-        if self.float_agreement is not None:
-            table.add_row("agreed with floats", str(self.float_agreement))
-        if self.accuracy is not None:
-            table.add_row("accuracy", str(self.accuracy))
-        if self.latency is not None:
-            table.add_row("latency", str(self.latency))
-        if self.on_target is not None:
-            taken = self.on_target.operations - len(self.on_target.issues)
-            table.add_row(
-                f"on {self.on_target.target}", f"{taken} of {self.on_target.operations} operations"
-            )
-        if self.kept_in_float:
-            table.add_row("in float, steep near zero", ", ".join(self.kept_in_float))
-        return table
-
-    def __str__(self) -> str:
-        return as_text(self.__rich__())
+_NOT_PASSED_ON = ("model", "path", "scheme", "max_rmse", "max_drop")  # to the trials of "auto"
 
 
 def export_tflite(
@@ -157,6 +74,8 @@ def export_tflite(
     target: str | None = None,
     batch_size: int | None = 1,
     input_shape: Any = None,
+    max_rmse: float | None = None,
+    max_drop: float | None = None,
     sparse: bool = False,
     labels: Any = None,
     normalization: Any = None,
@@ -199,6 +118,10 @@ def export_tflite(
         input_shape: Shape of one sample, without the batch, for a model that takes any size; a dict
             of these by input name where there are several inputs. None leaves sizes open, where
             every layer works on any.
+        max_rmse: For "auto": the largest RMSE between file and float model, over the deviation of
+            the outputs.
+        max_drop: For "auto": the largest loss of accuracy, 0.01 for a hundredth, on a
+            representative dataset with labels that are classes.
         sparse: Store matrices with many zeros in TFLite's sparse format: smaller files, no faster
             on x86. For float32 and float16; the runtime refuses sparse integers.
         labels: What each channel of the output means: a list of strings, or a dict of these by
@@ -217,7 +140,9 @@ def export_tflite(
         What was written and how well it agrees with the model.
 
     Raises:
-        ExportError: If the converter fails, the file is broken, or `target` cannot run it.
+        ExportError: If the converter fails, the file is broken, or `target` cannot run it; if no
+            scheme stays within the tolerance. Where integers are too coarse, the message names the
+            layers to blame and a scheme that works.
         OSError: If `path` cannot be written.
         TypeError: If `model` is no Keras model, or the dataset has no known form.
         ValueError: If the model is unbuilt, its ranges were never trained, an argument is unknown,
@@ -241,6 +166,11 @@ def export_tflite(
         >>> result.scheme, result.float_tensors
         ('int8', [])
     """
+    given = {k: v for k, v in locals().items() if k not in _NOT_PASSED_ON}
+    if scheme == "auto":
+        return smallest_within(export_tflite, model, path, max_rmse, max_drop, given)
+    if max_rmse is not None or max_drop is not None:
+        raise ValueError(f"max_rmse and max_drop are for scheme='auto'. Received: {scheme!r}")
     started = time.perf_counter()
     if problem := backend_problem():
         raise ExportError(problem)
@@ -336,7 +266,13 @@ def export_tflite(
     verdict = None
     if check is not None:
         say("checking the file against the model")
-        verdict = check.judge(content)
+        try:
+            verdict = check.judge(content)
+        except QuantizationError as error:
+            if scheme != "int8" or options is not None or trained or samples is None:
+                raise
+            say("looking for the layers to blame")
+            raise ExportError(f"{error} {advice(export_tflite, model, samples, given)}") from error
         for problem in verdict.problems[:1]:
             warnings.warn(problem, CompressionWarning, stacklevel=2)
     agreed = verdict.agreement if verdict else None

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from tfcompress.errors import ExportError
+from tfcompress.errors import ExportError, QuantizationError
 from tfcompress.export.compare_outputs import Output, OutputComparison
 
 
@@ -95,7 +95,7 @@ def judge(
             exceeded.
 
     Raises:
-        ExportError: If the file is broken.
+        ExportError: If the file is broken; `QuantizationError` if quantization costs too much.
     """
     limit = TOLERANCES[tolerance]
     problems = [
@@ -105,7 +105,7 @@ def judge(
     hint = _HINTS.get(" ".join(tolerance.split()[:2]), "")
     figures = f"{comparison.agreement}. {hint}".strip()
     if reason := next((reason for refused, reason in filter(None, problems) if refused), None):
-        raise ExportError(
+        raise (ExportError if limit.is_copy else QuantizationError)(
             f"The {kind or tolerance} file does not compute what its model computes: {reason}. "
             f"Measured: {figures} No file was written."
         )

@@ -15,11 +15,11 @@ import numpy as np
 
 from tfcompress.files import write_whole
 from tfcompress.post_training.fold_batch_norm import fold_batch_norm
+from tfcompress.post_training.noise import quantization_noise
 from tfcompress.post_training.pipeline import post_training
 from tfcompress.quantization.quantize import weight_quantizer_for
 from tfcompress.scheme import PREFERENCES, QuantizationScheme, as_scheme, check_choice
 from tfcompress.tables import as_text, table
-from tfcompress.tune.noise import quantization_noise
 from tfcompress.tune.score import Metric, Scorer, weighted_layers
 
 _ORDER = ("w4a8", "int8", "int16x8", "float32")
