@@ -10,6 +10,7 @@ file, and a family that is in it is not run again. By hand, a quarter of an hour
 """
 
 import argparse
+import contextlib
 import fnmatch
 import json
 import multiprocessing
@@ -77,8 +78,10 @@ def measured(name):
     figures = {"model": name, "parameters": model.count_params()}
     shape = shape_of(x)
     with tempfile.TemporaryDirectory() as folder:
-        tfc.export_tflite(model, f"{folder}/float.tflite", input_shape=shape, verify=False)
-        figures["float_bytes"] = os.path.getsize(f"{folder}/float.tflite")
+        figures["float_bytes"] = 0
+        with contextlib.suppress(tfc.ExportError):  # which the others report
+            tfc.export_tflite(model, f"{folder}/float.tflite", input_shape=shape, verify=False)
+            figures["float_bytes"] = os.path.getsize(f"{folder}/float.tflite")
         try:
             aware = with_ranges(tfc.quantize(model, input_shape=shape), x)
             figures["qat"] = exported(tfc, measure, aware, probes, f"{folder}/qat.tflite")
@@ -120,7 +123,8 @@ def row(figures):
     cells = [figures["model"], f"{figures['parameters']:,}", f"{figures['float_bytes']:,}"]
     qat, ptq = figures["qat"], figures["ptq"]
     sizes = [found["bytes"] for found in (qat, ptq) if "bytes" in found]
-    cells.append(f"{sizes[0] / figures['float_bytes']:.2f}x" if sizes else "")
+    whole = figures["float_bytes"]
+    cells.append(f"{sizes[0] / whole:.2f}x" if sizes and whole else "")
     for found, columns in ((qat, ("rmse", "max_lsb")), (ptq, ("rmse",))):
         if "error" in found:
             cells += [" ".join(found["error"].split())[:120], *[""] * len(columns)]

@@ -31,7 +31,7 @@ from tfcompress.graph.dot_attention import (
     softmax,
     with_masks,
 )
-from tfcompress.graph.expanded_source import array_or_value
+from tfcompress.graph.expanded_source import array_or_value, located_weights
 from tfcompress.graph.keras_internals import (
     attention_mask,
     attention_parts,
@@ -107,8 +107,8 @@ class Expanded(keras.Model):
         config = json.loads(self.source)["layer"]
         if config is None:
             raise ValueError(
-                f"Layer {self.name!r} cannot be put back: its class has no get_config() that makes "
-                "it again. Strip such a model in the process that wrapped it."
+                f"Layer {self.name!r} cannot be put back: its class has no get_config() that "
+                "makes it again. Strip such a model in the process that wrapped it."
             )
         config.pop("build_config", None)
         config["config"]["name"] = self.name
@@ -131,22 +131,10 @@ class Expanded(keras.Model):
 
         The weights of attention differ in shape: heads are flattened.
         """
-        parts = dict(walk_layers(self))
         source = json.loads(self.source)
         if "weights" not in source:
             return matching_variables(layer, self.get_layer)
-        unused = set(source.get("unused", ()))  # their values stand in place of a location
-        return [
-            (
-                weight,
-                keras.ops.convert_to_tensor(location, weight.dtype)
-                if number in unused
-                else parts[location[0]].weights[location[1]],
-            )
-            for number, (weight, location) in enumerate(
-                zip(layer.weights, source["weights"], strict=True)
-            )
-        ]
+        return located_weights(layer, source, dict(walk_layers(self)))
 
 
 def expandable(model: keras.Model) -> set[int]:

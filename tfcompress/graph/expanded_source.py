@@ -86,3 +86,24 @@ def array_or_value(option: Any) -> Any:
     if isinstance(option, dict) and option.keys() == {"array", "dtype"}:
         return keras.ops.convert_to_tensor(option["array"], option["dtype"])
     return option
+
+
+def located_weights(
+    layer: Any, source: dict[str, Any], parts: dict[str, Any]
+) -> list[tuple[Any, Any]]:
+    """Pairs the weights of a layer with those of its graph, or with the values that were kept.
+
+    Args:
+        layer: The layer.
+        source: The result of `located`, among others.
+        parts: The layers of the graph by path.
+    """
+    unused = set(source.get("unused", ()))  # their values stand in place of a location
+    pairs = []
+    for number, (weight, location) in enumerate(zip(layer.weights, source["weights"], strict=True)):
+        if number in unused:
+            pairs.append((weight, keras.ops.convert_to_tensor(location, weight.dtype)))
+        else:
+            path, index = location
+            pairs.append((weight, parts[path].weights[index]))
+    return pairs

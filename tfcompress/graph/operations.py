@@ -53,9 +53,36 @@ def in_operations(call: Call, args: Any, kwargs: Any, rewriter: Rewriter) -> Any
         return _scaled(call, args, rewriter) if normalized is None else normalized
     if name in ("Cast", "ConvertToTensor") and call.outputs[0].dtype == args[0].dtype:
         return args[0]
+    if name == "FFT2":
+        return _fourier(call, args[0])
     if name == "DotProductAttention":
         return attention(layer, *args, **kwargs)
     return None
+
+
+def _fourier(call: Call, parts: Any) -> Any:
+    """Emits a Fourier transform of real matrices as products with cosines and sines.
+
+    TFLite has no operation for it. None for complex matrices, or an open size.
+    """
+    real, imaginary = parts
+    zero = call.args[0][1]
+    if isinstance(zero, keras.KerasTensor):
+        vanishes = _is(zero, "ZerosLike")
+    else:
+        vanishes = not np.any(ops.convert_to_numpy(zero))
+    if not vanishes or None in real.shape[-2:]:
+        return None
+
+    def waves(size: int) -> tuple[Any, Any]:
+        angles = 2 * np.pi * np.outer(np.arange(size), np.arange(size)) / size
+        return np.cos(angles).astype("float32"), np.sin(angles).astype("float32")
+
+    rows, columns = waves(real.shape[-2]), waves(real.shape[-1])
+    swapped = ops.swapaxes(real, -1, -2)
+    cosines, sines = (ops.swapaxes(ops.matmul(swapped, rows[index]), -1, -2) for index in (0, 1))
+    products = [ops.matmul(part, wave) for part in (cosines, sines) for wave in columns]
+    return products[0] - products[3], -(products[1] + products[2])
 
 
 def _activated(layer: Any, options: Any, args: Any, kwargs: Any, rewriter: Rewriter) -> Any:
