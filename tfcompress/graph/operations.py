@@ -65,7 +65,7 @@ def _fourier(call: Call, parts: Any) -> Any:
 
     TFLite has no operation for it. None for complex matrices, or an open size.
     """
-    real, imaginary = parts
+    real, _ = parts
     zero = call.args[0][1]
     if isinstance(zero, keras.KerasTensor):
         vanishes = _is(zero, "ZerosLike")

@@ -246,6 +246,25 @@ class Mean:
 
 
 @dataclasses.dataclass(frozen=True)
+class GlobalMean:
+    """A mean of quantized values by MEAN: their sum, times one float32.
+
+    Args:
+        input_quantizer: The quantizer of its input.
+        count: The number of values in each mean.
+    """
+
+    input_quantizer: Int8Quantizer
+    count: int
+
+    def requantize(self, x: Any, output_scale: Any, kernels: Kernels = XNNPACK) -> Any:
+        """Returns the requantized means."""
+        scale = self.input_quantizer.qparams()[0]
+        total = ops.round(x / scale * self.count)
+        return ops.round(total * (divide(scale, output_scale) * np.float32(1 / self.count)))
+
+
+@dataclasses.dataclass(frozen=True)
 class InverseRoot:
     """The inverse square root of quantized values, with 20 fractional bits in the runtime."""
 

@@ -49,7 +49,7 @@ class FloatOutputs:
 
 @contextlib.contextmanager
 def recording_floats(
-    model: keras.Model, samples: Mapping[str, np.ndarray], *, adaptive: bool
+    model: keras.Model, samples: Mapping[str, np.ndarray], *, adaptive: bool, most: int
 ) -> Iterator[FloatOutputs]:
     """Makes a model compute with unquantized weights, and records its layers' inputs and outputs.
 
@@ -60,9 +60,10 @@ def recording_floats(
             batches, of 32 to 256 samples (about 4 million values of input), fewer where tensors
             are large.
         adaptive: Whether inputs are recorded.
+        most: The largest number of samples to record.
     """
     values = sum(array[0].size for array in samples.values())
-    count = int(np.clip(2**22 // values, *_SAMPLES))
+    count = min(int(np.clip(2**22 // values, *_SAMPLES)), most)
     count = min(count, max(8, _LARGEST // largest_tensor(model)))
     size = batch_size_for(model)
     # Only the first pass is recorded; histograms need a second one.

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import fnmatch
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import keras
 import numpy as np
@@ -47,11 +48,18 @@ def _best_range_method(
     errors = {}
     for method in methods:
         calibrate(quantized_model, measured, method)
-        pairs = zip(_outputs(quantized_model, samples), wanted, strict=True)
-        each = [((a - b) ** 2).reshape(len(a), -1).mean(1) / (np.var(b) or 1) for a, b in pairs]
-        by_sample = np.sort(np.sum(each, axis=0))  # without outliers
-        errors[method] = float(by_sample[: max(1, int(0.98 * len(by_sample)))].mean())
+        errors[method] = _error(quantized_model, samples, wanted)
     return min(errors, key=lambda method: errors[method])
+
+
+def _error(
+    model: keras.Model, samples: Mapping[str, np.ndarray], wanted: list[np.ndarray]
+) -> float:
+    """Returns the squared error of the outputs, in variances, without the worst samples."""
+    pairs = zip(_outputs(model, samples), wanted, strict=True)
+    each = [((a - b) ** 2).reshape(len(a), -1).mean(1) / (np.var(b) or 1) for a, b in pairs]
+    by_sample = np.sort(np.sum(each, axis=0))
+    return float(by_sample[: max(1, int(0.98 * len(by_sample)))].mean())
 
 
 def _range_method(
@@ -134,11 +142,40 @@ def post_training(
     if not (any_batch and (adaptive or scheme.correct_bias)):
         calibrate(quantized_model, samples, method)
         return quantized_model
+    order = np.random.default_rng(0).permutation(len(next(iter(samples.values()))))
+    samples = {name: array[order] for name, array in samples.items()}
     # After the correction, activations and their ranges are close to those of the float model.
-    with recording_floats(quantized_model, samples, adaptive=adaptive) as floats:
+    most = max(1, len(order) * 3 // 4)
+    with recording_floats(quantized_model, samples, adaptive=adaptive, most=most) as floats:
         calibrate(quantized_model, samples, method)
     say("choosing how weights are rounded")
-    round_by_output(
-        quantized_model, samples, floats, adaptive=adaptive, correct_bias=scheme.correct_bias
-    )
+    # AdaRound was chosen with the biases as they are corrected.
+    used = len(order) if adaptive else floats.count
+    with _keeping_biases_that_help(quantized_model, original, samples, used):
+        round_by_output(
+            quantized_model, samples, floats, adaptive=adaptive, correct_bias=scheme.correct_bias
+        )
     return quantized_model
+
+
+_FEWEST_OTHERS = 8
+
+
+@contextlib.contextmanager
+def _keeping_biases_that_help(
+    model: keras.Model, original: keras.Model, samples: Mapping[str, np.ndarray], used: int
+) -> Iterator[None]:
+    """Puts biases back if the outputs of other samples than those used are worse afterwards."""
+    others = {name: array[used : used + _TRIED] for name, array in samples.items()}
+    if len(next(iter(others.values()))) < _FEWEST_OTHERS:
+        yield
+        return
+    wanted = _outputs(original, others)
+    layers = (plain(layer) for _, layer in walk_layers(model))
+    biases = [layer.bias for layer in layers if getattr(layer, "bias", None) is not None]
+    kept = [keras.ops.convert_to_numpy(bias) for bias in biases]
+    before = _error(model, others, wanted)
+    yield
+    if _error(model, others, wanted) > before:
+        for bias, value in zip(biases, kept, strict=True):
+            bias.assign(value)

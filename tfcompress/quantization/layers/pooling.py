@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -12,6 +13,7 @@ from keras import layers, ops
 from tfcompress.graph.keras_internals import inbound_nodes
 from tfcompress.integer.fixed_point import scale_of_constant
 from tfcompress.integer.grid_ops import FixedFakeQuant
+from tfcompress.integer.producers import GlobalMean
 from tfcompress.integer.roles import AVERAGE, MOVE, integer_layer
 from tfcompress.quantization.canonicalize import Rule, canonical_form
 from tfcompress.quantization.layers.base import RuntimeLayer, runtime_layer
@@ -28,7 +30,7 @@ integer_layer("MaxPooling1D MaxPooling2D", keeps_channels=True)
 integer_layer("AveragePooling1D AveragePooling2D AveragePool", role=AVERAGE, int16=True)
 integer_layer("AveragePooling3D AdaptiveAveragePooling1D AdaptiveAveragePooling2D", role=AVERAGE)
 integer_layer("Mean", int16=True)
-integer_layer("RuntimeAverage BorderScale RuntimeMean", role=AVERAGE)
+integer_layer("RuntimeAverage BorderScale", role=AVERAGE)
 
 MOST_TAPS = 25  # of a depthwise kernel, for which XNNPACK has code; larger ones are slow
 EXACT_FACTORS = "exact_factors"  # in the names of factors that are multiples of FACTOR_SCALE
@@ -199,6 +201,8 @@ class AverageByConvolution(Rule):
 class RuntimeMean(RuntimeLayer):
     """The mean of an image of known size, as XNNPACK's MEAN: a sum, times a float.
 
+    Unlike averages over windows it has a scale of its own: means vary much less than pixels.
+
     Args:
         count: The number of pixels.
         **kwargs: Arguments of `keras.layers.Layer`.
@@ -210,10 +214,9 @@ class RuntimeMean(RuntimeLayer):
         super().__init__(**kwargs)
         self.count = count
 
-    @property
-    def averages(self) -> int:
-        """How its averages are rounded; see `ActivationQuantizer`."""
-        return self.count
+    def producer_for(self, read: Sequence[Any]) -> GlobalMean:
+        """Returns the mean of the quantized pixels."""
+        return GlobalMean(read[0], self.count)
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         """Returns the shape of the mean."""
