@@ -14,9 +14,9 @@ often both choose the same class. One thread, medians, in turns. By hand, half a
 """
 
 import argparse
-import contextlib
 import fnmatch
 import importlib
+import importlib.util
 import io
 import pathlib
 import subprocess
@@ -35,6 +35,7 @@ from PIL import Image
 import tfcompress as tfc
 from benchmarks.latency import by_litert_quantizer
 from tfcompress.graph.keras_internals import producing_operation
+from tfcompress.graph.run import outputs_of
 from tfcompress.tflite.benchmark import benchmark
 
 CALIBRATION, JUDGED = 100, 200
@@ -73,12 +74,19 @@ class Wheels:
         return next(home.rglob(inside))
 
     def import_from(self, package, module):
-        """Imports a module of a package."""
-        root = self.path(package, module.split(".")[0])
-        sys.path.insert(0, str(root.parent))
-        with contextlib.suppress(ValueError):
-            return importlib.import_module(module)
-        return None
+        """Imports a module of a package, and makes the package importable."""
+        root = self.path(package, module)
+        if str(root.parent) not in sys.path:
+            sys.path.insert(0, str(root.parent))
+        return importlib.import_module(module)
+
+    def module(self, package, inside):
+        """Returns a single file of a package as a module, without what the package imports."""
+        path = self.path(package, inside)
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
 
 
 def photographs(wheels, generator, count, size, grey=False):
@@ -236,8 +244,8 @@ def deepcut(wheels):
             )
             kept_in_order[kind].remove(found)
             layer.set_weights(found)
-    module = wheels.import_from("deepcut", "deepcut.utils") or sys.modules["deepcut.utils"]
-    words = sorted(importlib.import_module("deepcut.stop_words").THAI_STOP_WORDS)
+    module = wheels.module("deepcut", "utils.py")
+    words = sorted(wheels.module("deepcut", "stop_words.py").THAI_STOP_WORDS)
     order = np.random.default_rng(0).permutation(len(words) * 20) % len(words)
     text = "".join(words[index] for index in order)
     features = [np.array(f, "float32") for f in module.create_feature_array(text)]
@@ -287,7 +295,9 @@ def by_converter(model, samples):
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
     names = [producing_operation(t).name for t in model.inputs]
     converter.representative_dataset = lambda: (
-        [samples[name][index : index + 1] for name in names]
+        {name: samples[name][index : index + 1] for name in names}
+        if len(names) > 1
+        else [samples[names[0]][index : index + 1]]
         for index in range(len(samples[names[0]]))
     )
     return converter.convert()
@@ -336,7 +346,7 @@ def flat(outputs):
     return [np.asarray(o) for o in (each if isinstance(each, (list, tuple)) else [each])]
 
 
-def in_order(model, outputs, wanted):
+def in_order(outputs, wanted):
     """Returns the outputs of a file in the order of the model's, by shape."""
     left = flat(list(outputs.values()) if isinstance(outputs, dict) else outputs)
     ordered = []
@@ -348,7 +358,9 @@ def in_order(model, outputs, wanted):
 
 def judged(content, model, x, wanted):
     """Returns (RMSE, agreement) of a file: the worst of its outputs."""
-    found = in_order(model, tfc.TFLiteModel(content).predict(x), wanted)
+    # Other tools give inputs other names.
+    given = x if len(x) > 1 else next(iter(x.values()))
+    found = in_order(tfc.TFLiteModel(content).predict(given), wanted)
     errors, agreements = [], []
     for one, other in zip(wanted, found, strict=True):
         errors.append(float(np.sqrt(np.mean((one - other) ** 2)) / (one.std() or 1)))
@@ -364,7 +376,7 @@ def rows(name, wheels, draws):
     model, draw = NETS[name](wheels)
     calibration, count = FEWER.get(name, (CALIBRATION, JUDGED))
     x = as_dict(model, draw(np.random.default_rng(99), count))
-    wanted = flat(model.predict(x, verbose=0, batch_size=16))
+    wanted = outputs_of(model, x)
     files, figures, problems = {}, {}, {}
     for index in range(draws):
         samples = as_dict(model, draw(np.random.default_rng(index), calibration))

@@ -23,6 +23,10 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 IDS = [str(path.relative_to(PACKAGE)) for path in MODULES]
 
 TESTED_ELSEWHERE = {
+    "export/result": "export/test_export_tflite.py",
+    "graph/code_layers": "graph/test_code.py graph/test_any_batch.py",
+    "graph/expanded_source": "graph/test_code.py graph/test_inline.py",
+    "post_training/noise": "tune/test_precision.py export/test_auto_scheme.py",
     "__init__": "test_architecture.py test_process.py",
     "__main__": "cli/test_cli.py",
     "cli/__init__": "cli/test_cli.py",
@@ -117,7 +121,6 @@ TESTED_ELSEWHERE = {
     "tflite/tensors": "measure/test_layer_errors.py",
     "tflite/trial_child": "tflite/test_trial.py",
     "transforms/base": "transforms/test_mask.py test_docs.py",
-    "tune/noise": "tune/test_precision.py",
     "tune/score": "tune/test_precision.py tune/test_sensitivity.py",
     "wrap/prune": "quantization/test_quantize.py wrap/test_training.py",
     "wrap/sparsity": "quantization/test_quantize.py",

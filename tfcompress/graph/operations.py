@@ -42,9 +42,9 @@ def in_operations(call: Call, args: Any, kwargs: Any, rewriter: Rewriter) -> Any
         return _activated(layer, options, args, kwargs, rewriter)
     if type(layer) is keras.layers.Softmax and (len(args) > 1 or kwargs.get("mask") is not None):
         scores, mask = (*args, kwargs.get("mask"))[:2]
-        if "bool" not in str(mask.dtype):
-            floating = keras.backend.is_float_dtype(str(mask.dtype))
-            mask = ops.greater(mask, 0.5 if floating else 0)
+        dtype = keras.backend.standardize_dtype(mask.dtype)
+        if dtype != "bool":
+            mask = ops.greater(mask, 0.5 if keras.backend.is_float_dtype(dtype) else 0)
         return rewriter.clone(layer)(MaskScores()(scores, mask))
     if isinstance(layer, keras.layers.Layer):
         return _activated(layer, {}, args, kwargs, rewriter)
