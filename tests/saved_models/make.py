@@ -113,6 +113,26 @@ def positions():
     return keras.Model(inputs, L.Dense(2)(Positions()(x))), (4, 6)
 
 
+@keras.saving.register_keras_serializable("tests.saved_models")
+class Tokens(L.Layer):
+    """Puts a token of its own in front, and normalizes by the root of the mean square."""
+
+    def build(self, shape):
+        self.token = self.add_weight(shape=(1, 1, shape[-1]), name="token")
+        self.scale = self.add_weight(shape=(shape[-1],), initializer="ones", name="scale")
+
+    def call(self, x):
+        token = keras.ops.tile(self.token, (keras.ops.shape(x)[0], 1, 1))
+        x = keras.ops.concatenate([token, x], axis=1)
+        mean = keras.ops.mean(keras.ops.square(x), axis=-1, keepdims=True)
+        return x * keras.ops.rsqrt(mean + 1e-6) * self.scale
+
+
+def tokens():
+    x = inputs = keras.Input((4, 6))
+    return keras.Model(inputs, L.Dense(2)(Tokens()(x))), (4, 6)
+
+
 def bits_mixed():
     x = inputs = keras.Input((8, 8, 3))
     x = L.Conv2D(4, 3, activation="relu", name="conv2d")(x)
@@ -159,7 +179,7 @@ def models():
     for make in (image_network, normalized_first, chain, nested, recurrent, steps, attention):
         model, shape = make()
         yield f"int8_{make.__name__}", trained(tfc.quantize(model), shape), shape
-    for make in (divided, positions):
+    for make in (divided, positions, tokens):
         model, shape = make()
         yield f"int8_{make.__name__}", trained(tfc.quantize(model), shape), shape
     model, shape = image_network()

@@ -142,7 +142,7 @@ def test_what_is_done_meanwhile_is_done_once(fails, tmp_path):
 
 class Talking(layers.Layer):
     def build(self, input_shape):
-        self.scale = self.add_weight(shape=(), initializer="ones")  # or it would be read as a graph
+        self.scale = self.add_weight(shape=(), initializer="ones")
 
     def call(self, inputs):
         if not isinstance(inputs, keras.KerasTensor) and not tf.inside_function():
@@ -151,6 +151,7 @@ class Talking(layers.Layer):
 
 
 def test_what_a_model_says_meanwhile_is_heard(tmp_path, capfd):
+    tfc.describe_layer(Talking)  # or its code would be read, not run
     model = keras.Sequential([keras.Input((4,)), Talking(), layers.Dense(3)])
     capfd.readouterr()
     export(model, tmp_path)
