@@ -10,6 +10,7 @@ file, and a family that is in it is not run again. By hand, a quarter of an hour
 """
 
 import argparse
+import concurrent.futures
 import contextlib
 import fnmatch
 import json
@@ -158,8 +159,13 @@ def main():
         if name in kept or not fnmatch.fnmatch(name, options.families):
             continue
         context = multiprocessing.get_context("spawn")
-        with context.Pool(1, maxtasksperchild=1) as pool:
-            kept[name] = pool.apply(measured, (name,))
+        try:
+            with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool:
+                kept[name] = pool.submit(measured, name).result()
+        except concurrent.futures.process.BrokenProcessPool:
+            died = {"error": "the runtime dies on the file"}
+            kept[name] = {"model": name, "parameters": 0, "float_bytes": 0, "seconds": 0}
+            kept[name] |= {"qat": died, "ptq": died}
         options.json.write_text(json.dumps(kept, indent=1))
         print("| " + " | ".join(row(kept[name])) + " |", flush=True)
     PAGE.write_text(page([kept[name] for name in FAMILIES if name in kept]))

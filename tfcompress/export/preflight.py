@@ -92,9 +92,9 @@ def with_sizes_of(model: keras.Model, samples: Mapping[str, np.ndarray]) -> kera
         CompressionWarning: If that is the case.
     """
     left = code_of_open_sizes(model)
-    if not left:
-        return model
     shapes = {name: array.shape[1:] for name, array in samples.items()}
+    if not left or any(0 in shape for shape in shapes.values()):
+        return model
     warnings.warn(
         f"The code of {left[0]!r} ({len(left)} such layers) computes with the sizes of its inputs: "
         f"the file takes those of the samples, {shapes}. Pass input_shape for others.",

@@ -33,6 +33,7 @@ from tfcompress.graph.keras_internals import (
     inbound_nodes,
     mask_of,
     outbound_nodes,
+    own_variables,
     seeds_of,
 )
 from tfcompress.graph.operations import in_operations
@@ -45,7 +46,7 @@ from tfcompress.graph.read import (
     read_graphs,
     walk_layers,
 )
-from tfcompress.graph.resize import Resize, input_shapes, with_input_shape
+from tfcompress.graph.resize import Resize, input_shapes
 
 
 def as_graph(model: Any, argument: str = "model", input_shape: Any = None) -> keras.Model:
@@ -79,8 +80,13 @@ def as_graph(model: Any, argument: str = "model", input_shape: Any = None) -> ke
             )
             graph = read_code(model, [inputs], {}, keras.Model)
         known = {id(weight) for _, weight in weights_of(graph)}
-        whole = all(id(weight) in known for weight in model.weights)
-        if whole and _runs(expanded := _inlined(graph, input_shape)):
+        all_known = all(id(weight) in known for weight in model.weights)
+        # Weights of the model's own would leave layers of ours behind `strip`.
+        if (
+            all_known
+            and not own_variables(model)
+            and _runs(expanded := _inlined(graph, input_shape))
+        ):
             return expanded
     try:
         whole = keras.Model(inputs, model(inputs), name=f"{model.name}_graph")
@@ -90,7 +96,7 @@ def as_graph(model: Any, argument: str = "model", input_shape: Any = None) -> ke
             f"called on a keras.Input. Received: {model.name!r} ({type(model).__name__}), which "
             f"cannot: {str(error).strip().splitlines()[0]}. Use layers and keras.ops in its call()."
         ) from error
-    return whole if input_shape is None else with_input_shape(whole, input_shape)
+    return _inlined(whole, input_shape)
 
 
 def _inlined(model: keras.Model, input_shape: Any) -> keras.Model:
