@@ -44,16 +44,21 @@ def judged(path, x, y):
     }
 
 
+def file_of(job, folder):
+    """Returns where the file of a job is."""
+    name = job["name"].replace("/", "_").replace(" ", "_").replace(",", "")
+    return folder / "files" / f"{name}.tflite"
+
+
 def execute(job, folder):
     """Runs one job in the environment of its peer, and returns its result."""
     path = data.ready(job["data"], folder)
-    name = job["name"].replace("/", "_").replace(" ", "_").replace(",", "")
     (folder / "files").mkdir(exist_ok=True)
     stage = "tune" if job["stage"] == "tune" else "final"
     job = {
         **job,
         "data": str(path),
-        "file": str(folder / "files" / f"{name}.tflite"),
+        "file": str(file_of(job, folder)),
         "weights": str(folder / f"float_{stage}_{job['net']}_{job['seed']}.npz"),
     }
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"}
@@ -62,7 +67,7 @@ def execute(job, folder):
         asked.write_text(json.dumps(job))
         module = f"benchmarks.peers.workers.{jobs.WORKERS[job['peer']]}"
         command = [python_of(folder, job["peer"]), "-m", module, asked, answer]
-        log = folder / "files" / f"{name}.log"
+        log = pathlib.Path(job["file"]).with_suffix(".log")
         started = time.perf_counter()
         with log.open("w") as output:
             try:

@@ -1,0 +1,165 @@
+"""Writes docs/peers.md and its plots from the results so far; measures the latency of the files.
+
+python -m benchmarks.peers.report --folder FOLDER
+"""
+
+import argparse
+import collections
+import pathlib
+import statistics
+
+from benchmarks.peers import jobs
+from benchmarks.peers.run import file_of, known
+
+DOCS = pathlib.Path(__file__).resolve().parents[2] / "docs"
+NETS = {
+    "resnet": "ResNet of 78,426 parameters, Fashion-MNIST",
+    "mobilenet": "MobileNet-like net, Fashion-MNIST",
+    "ds_cnn": "DS-CNN, spoken digits, five folds",
+}
+TEXT = """# Beside other tools
+
+tensorflow-model-optimization 0.8.1, Keras 3.15, qkeras-v3 1.2.1, TFLiteConverter of TensorFlow
+2.21, litert-quantizer 0.11, and on TensorFlow 2.15 Sony's model-compression-toolkit 2.6, Intel
+Neural Compressor 2.6 and NNCF 2.19, each in an environment of its own. All start from the same
+float weights, which each checks. tfmot and tfcompress are tuned on one grid: learning rate 0.003,
+0.001, 0.0003; with or without cosine decay; the share of the epochs until all weights are pruned
+1/3 or 2/3, at 90% zeros, on 10,000 images, by 5,000 others. The best settings then train on all
+images for six epochs (20 on spoken digits), three seeds (five folds), and are judged on the test
+images by ai-edge-litert. Bytes are those of the file after gzip. "distilled" has the float net as
+its teacher. Seconds are of training, on two cores.
+
+    python -m benchmarks.peers.environments && python -m benchmarks.peers.run
+    python -m benchmarks.peers.report
+"""
+
+
+def label(key):
+    """Returns what to call a row."""
+    peer, recipe, sparsity, teacher = key
+    parts = [peer, recipe, f"{sparsity:.0%} zeros" if sparsity else "", "distilled" * teacher]
+    return ", ".join(filter(None, parts))
+
+
+def spread(values, form):
+    """Returns the mean, and the least and the largest value."""
+    return f"{form(statistics.mean(values))} ({form(min(values))}-{form(max(values))})"
+
+
+def grouped(results, net):
+    """Returns the final results of a network by row; those with an error last."""
+    rows = collections.defaultdict(list)
+    for result in results:
+        if result["stage"] == "final" and result["net"] == net and result["recipe"] != "train":
+            rows[jobs.key_of(result)].append(result)
+    return rows
+
+
+def latencies(rows, folder):
+    """Returns the milliseconds of the first file of each row, in turns, one thread."""
+    import tfcompress as tfc
+    from tfcompress.tflite.benchmark import benchmark
+
+    files = {
+        key: file_of(found[0], folder)
+        for key, found in rows.items()
+        if "accuracy" in found[0] and file_of(found[0], folder).exists()
+    }
+    if not files:
+        return {}
+    models = {label(key): tfc.TFLiteModel(path) for key, path in files.items()}
+    timed = benchmark(models, runs=200)
+    return {key: timed[label(key)].median_ms for key in files}
+
+
+def tables(results, folder):
+    """Yields the lines of the tables, and draws the plots."""
+    for net, title in NETS.items():
+        rows = grouped(results, net)
+        if not rows:
+            continue
+        times = latencies(rows, folder)
+        yield f"\n## {title}\n"
+        yield "| | seeds | accuracy | bytes, gzip | bytes | ms | training s |"
+        yield "|---" * 7 + "|"
+        good = {key: found for key, found in rows.items() if "accuracy" in found[0]}
+        for key in sorted(good, key=lambda k: -statistics.mean(r["accuracy"] for r in good[k])):
+            found = [r for r in good[key] if "accuracy" in r]
+            cells = (
+                label(key),
+                str(len(found)),
+                spread([r["accuracy"] for r in found], lambda v: f"{v:.2%}"),
+                f"{statistics.mean(r['gzip_bytes'] for r in found):,.0f}",
+                f"{statistics.mean(r['bytes'] for r in found):,.0f}",
+                f"{times[key]:.3f}" if key in times else "",
+                f"{statistics.mean(r['train_seconds'] for r in found):.0f}",
+            )
+            yield "| " + " | ".join(cells) + " |"
+        for key in rows.keys() - good.keys():
+            message = " ".join(rows[key][0].get("error", "").split())[:300].replace("|", "/")
+            yield f"| {label(key)} | | {message} | | | | |"
+        draw(net, title, good, times)
+        yield f"\n![Accuracy over bytes and over latency](peers_{net}.png)"
+    yield from steps(results)
+
+
+def steps(results):
+    """Yields the table of training steps, as ratios to the float step of the same process."""
+    ratios = collections.defaultdict(list)
+    for result in results:
+        for name, milliseconds in result.get("step_ms", {}).items():
+            key = result["net"], result["peer"], name
+            ratios[key].append(milliseconds / result["step_ms"]["float"])
+    if ratios:
+        yield "\n## Training step, as a ratio to float\n"
+        yield "| network | | | median | lowest-highest |\n|---|---|---|---|---|"
+    for (net, peer, name), found in sorted(ratios.items()):
+        if name != "float":
+            middle = statistics.median(found)
+            yield f"| {net} | {peer} | {name} | {middle:.2f}x | {min(found):.2f}-{max(found):.2f} |"
+
+
+def draw(net, title, rows, times):
+    """Draws accuracy over gzip bytes and over latency."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(12, 5), sharey=True)
+    peers = list(dict.fromkeys(key[0] for key in rows))
+    for index, peer in enumerate(peers):
+        points = [
+            (statistics.mean(r["gzip_bytes"] for r in found) / 1000, times.get(key), found)
+            for key, found in rows.items()
+            if key[0] == peer
+        ]
+        for axis, position in zip(axes, (0, 1), strict=True):
+            chosen = [p for p in points if p[position] is not None]
+            axis.plot(
+                [p[position] for p in chosen],
+                [100 * statistics.mean(r["accuracy"] for r in p[2]) for p in chosen],
+                "o^sDvP*"[index % 7],
+                label=peer,
+            )
+    axes[0].set_xscale("log")
+    axes[0].set_xlabel("kilobytes after gzip")
+    axes[0].set_ylabel("accuracy, %")
+    axes[1].set_xlabel("ms, one thread")
+    axes[1].legend()
+    figure.suptitle(title)
+    figure.tight_layout()
+    figure.savefig(DOCS / f"peers_{net}.png", dpi=100)
+    plt.close(figure)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--folder", type=pathlib.Path, default=pathlib.Path("peers-output"))
+    folder = parser.parse_args().folder.resolve()
+    lines = tables(known(folder), folder)
+    (DOCS / "peers.md").write_text(TEXT + "\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()
