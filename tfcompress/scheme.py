@@ -59,7 +59,8 @@ class QuantizationScheme:
             of models with recurrent layers, whose average includes the time steps, it is whichever
             of the two has the smaller error on 64 of the samples.
         equalize: PTQ: first equalizes the ranges of the channels across layers, where there is at
-            most a ReLU between them (cross-layer equalization).
+            most a ReLU between them (cross-layer equalization), and between a normalization and the
+            projections that alone read it, by the channels' largest values (SmoothQuant).
         rounding: PTQ: "nearest", or "adaround", which decides for each weight whether to round up
             or down, by gradient, on the samples.
         correct_bias: PTQ: corrects the mean error of each channel by the bias (not for models of a
@@ -99,7 +100,8 @@ class QuantizationScheme:
 
     References:
         LSQ (learned ranges): Esser et al. 2020, arXiv:1902.08153. Equalization and correction:
-        Nagel et al. 2019, arXiv:1906.04721. AdaRound: Nagel et al. 2020, arXiv:2004.10568.
+        Nagel et al. 2019, arXiv:1906.04721; Xiao et al. 2022, arXiv:2211.10438 (SmoothQuant).
+        AdaRound: Nagel et al. 2020, arXiv:2004.10568.
     """
 
     weight_bits: int = 8

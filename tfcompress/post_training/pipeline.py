@@ -19,6 +19,7 @@ from tfcompress.post_training.adaround import recording_floats, round_by_output
 from tfcompress.post_training.calibrate import calibrate
 from tfcompress.post_training.equalize import equalize
 from tfcompress.post_training.fold_batch_norm import fold_batch_norm
+from tfcompress.post_training.smooth import smooth
 from tfcompress.quantization.layers.recurrent import RuntimeRecurrent
 from tfcompress.quantization.quantize import quantized
 from tfcompress.samples.probes import far_samples
@@ -122,7 +123,8 @@ def post_training(
     folded = fold_batch_norm(model)
     if scheme.equalize:
         say("equalizing channels")
-        folded = equalize(folded)
+        few = {name: spread(array, _TRIED) for name, array in samples.items()}
+        folded = smooth(equalize(folded), few)
     if scheme.weight_range == "learned":
         scheme = dataclasses.replace(scheme, weight_range="mse")
     scheme = dataclasses.replace(scheme, overrides=_remaining_overrides(scheme, model, folded))
