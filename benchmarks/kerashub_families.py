@@ -304,7 +304,15 @@ def clip(kind):
         "text_encoder": getattr(models, f"{kind}TextEncoder")(**words),
     }
     more = {"projection_dim": 24} if kind == "CLIP" else {}
-    return getattr(models, f"{kind}Backbone")(**parts, **more)
+    whole = getattr(models, f"{kind}Backbone")(**parts, **more)
+    # What the backbone itself puts out compares all images of a batch with all of its texts.
+    inputs = {"images": keras.Input(IMAGE, name="images")}
+    inputs["token_ids"] = keras.Input((None,), dtype="int32", name="token_ids")
+    embedded = {
+        "image": whole.get_vision_embeddings(inputs["images"]),
+        "text": whole.get_text_embeddings(inputs["token_ids"]),
+    }
+    return keras.Model(inputs, embedded)
 
 
 def deeplab():
