@@ -85,11 +85,15 @@ def test_transfer_learning(name, tmp_path):
 
 
 def test_one_backbone_of_two_images(tmp_path):
-    goes_all_the_way(siamese(), [X, X[::-1]], tmp_path)
+    # A backbone that is called on two tensors rounds in floats: its accumulators have two scales.
+    goes_all_the_way(siamese(), [X, X[::-1]], tmp_path, off=0.02)
 
 
 def test_the_grid_is_not_learned_twice():
-    aware = tfc.quantize(NETS["pooled globally"]())
+    inner = NETS["pooled globally"]().get_layer("backbone")
+    inputs = keras.Input(inner.input_shape[1:])
+    averages = L.AveragePooling2D(2)(inner(inputs))
+    aware = tfc.quantize(keras.Model(inputs, L.Dense(2)(L.Flatten()(averages))))
     (follower,) = [layer for layer in aware.layers if isinstance(layer, FollowingQuantizer)]
     assert not follower.variables
     inner = aware.get_layer("backbone")

@@ -29,7 +29,7 @@ def fragile(fashion):
         before.trainable = False
         layer = model.get_layer(name)
         kernel, bias = layer.get_weights()
-        kernel[:, :, 0, :] = 60
+        kernel[:, :, 0, :] = 120
         layer.set_weights([kernel, bias])
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(keras.optimizers.Adam(3e-3), loss, metrics=["accuracy"])

@@ -214,9 +214,10 @@ class RuntimeMean(RuntimeLayer):
         super().__init__(**kwargs)
         self.count = count
 
-    def producer_for(self, read: Sequence[Any]) -> GlobalMean:
-        """Returns the mean of the quantized pixels."""
-        return GlobalMean(read[0], self.count)
+    def link(self, read: Sequence[Any], result: Any) -> GlobalMean | None:
+        """Returns the mean of the quantized pixels: of each call its own, as it has no kernels."""
+        known = read[0] is not None and self.compute_dtype == "float32"
+        return GlobalMean(read[0], self.count) if known else None
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         """Returns the shape of the mean."""
