@@ -65,6 +65,8 @@ def test_export_without_training(work, tmp_path):
         done("export", work / "model.keras", "-o", file, "--scheme", "float16", "--json").stdout
     )
     assert half["scheme"] == "float16"
+    chosen = json.loads(done(*command, "--scheme", "auto", "--max-rmse", "0.3", "--json").stdout)
+    assert chosen["trials"][-1]["rmse"] <= 0.3 and chosen["report"]["bytes"]
 
 
 def test_patterns_and_layers(work, tmp_path):

@@ -41,6 +41,10 @@ _target_option = click.option(
 
 def _preferring(scheme: str | None, prefer: str, default: str | None = None) -> Any:
     """Returns a scheme by name, or as an object if it prefers something else than by default."""
+    if scheme == "auto":
+        if prefer != PREFERENCES[0]:
+            raise ValueError(f"--prefer is not for --scheme auto. Received: {prefer!r}")
+        return scheme
     name = scheme or default
     if prefer == PREFERENCES[0] or name not in INTEGER_SCHEMES:
         return scheme
@@ -53,9 +57,13 @@ def _preferring(scheme: str | None, prefer: str, default: str | None = None) -> 
 @data_option(required=False)
 @click.option(
     "--scheme",
-    shell_complete=lambda context, option, typed: [s for s in SCHEMES if s.startswith(typed)],
-    help=f"One of {', '.join(SCHEMES)}; int8 if there is data.",
+    shell_complete=lambda context, option, typed: [
+        s for s in (*SCHEMES, "auto") if s.startswith(typed)
+    ],
+    help=f"One of {', '.join(SCHEMES)}; int8 if there is data; auto: the smallest that is enough.",
 )
+@click.option("--max-rmse", type=float, help="For auto: RMSE to the model, over the deviation.")
+@click.option("--max-drop", type=float, help="For auto: loss of accuracy; needs labels.")
 @_prefer_option
 @_target_option
 @click.option("--io-dtype", help="float32, int8, uint8 or int16; else what suits the target.")
@@ -86,6 +94,8 @@ def export(
     output: pathlib.Path | None,
     data: str | None,
     scheme: str | None,
+    max_rmse: float | None,
+    max_drop: float | None,
     prefer: str,
     target: str | None,
     io_dtype: str | None,
@@ -128,6 +138,8 @@ def export(
         target=target,
         batch_size=batch_size or None,
         input_shape=input_shape,
+        max_rmse=max_rmse,
+        max_drop=max_drop,
         sparse=sparse,
         labels=labels.read_text().splitlines() if labels else None,
         normalization=normalize,
