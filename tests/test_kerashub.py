@@ -19,8 +19,6 @@ UNREAD = {
     "XLNet": "reverses the batch",
     "Moonshine": "computes its mask in TensorFlow",
     "DepthAnything": "resizes in TensorFlow",
-    "ESM2": "computes masks in float",
-    "RoformerV2": "two quantizers behind one dense layer",
     "T5": "casts its mask",
 }
 """What stays in float, in part."""

@@ -41,3 +41,20 @@ def test_a_rule_of_a_smaller_order_is_tried_first(monkeypatch):
     assert tried == ["first", "second"]
     x = keras.ops.ones((1, 3))
     assert keras.ops.max(keras.ops.abs(lowered(x) - 2 * model(x))) < 1e-6
+
+
+def test_layers_with_equal_kernels(tmp_path):
+    """As initializers with a seed make them for query, key and value of some attention layers."""
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((6, 8))
+    parts = [L.Dense(8, name=name) for name in ("query", "key", "value")]
+    query, key, value = (part(inputs) for part in parts)
+    for part in parts[1:]:
+        part.kernel.assign(parts[0].kernel)
+    scores = keras.ops.matmul(query, keras.ops.transpose(key, (0, 2, 1)))
+    model = keras.Model(inputs, keras.ops.matmul(keras.ops.softmax(scores), value))
+    x = np.random.default_rng(0).normal(size=(64, 6, 8)).astype("float32")
+    aware = tfc.quantize(model)
+    aware(x, training=True)
+    result = tfc.export_tflite(aware, tmp_path / "m.tflite")
+    assert result.float_tensors == [] and result.agreement.max_lsb == 0

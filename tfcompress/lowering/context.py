@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import collections
+import hashlib
 from typing import Any
 
 import keras
@@ -51,6 +53,7 @@ class Lowering(Rewriter):
         self.negative: dict[int, Any] = {}
         self._producers: dict[int, Call] = {}
         self._names: dict[str, int] = {}
+        self._kernels: collections.Counter[bytes] = collections.Counter()
 
     def value_of(self, variable: Any) -> Any:
         """Returns the value of a weight in the lowered model."""
@@ -90,7 +93,7 @@ class Lowering(Rewriter):
         accumulation = self.folded.get(id(new))
         if accumulation is not None:
             kernel, offset, scale = accumulation.constants()
-            pairs = [(kernel, new.variables[0])]
+            pairs = [(self._unlike_others(kernel), new.variables[0])]
             if has_bias(new):
                 offset = np.broadcast_to(offset, new.bias.shape)
                 if isinstance(new, TRANSPOSED) and not offset.any():
@@ -100,6 +103,16 @@ class Lowering(Rewriter):
         if isinstance(old, RuntimeLayer):
             return zip(uneven_biases(old), new.original_variables(), strict=True)
         return super().match(old, new)
+
+    def _unlike_others(self, kernel: np.ndarray) -> np.ndarray:
+        """Returns a kernel that equals no other, with the same quantized values.
+
+        The converter merges layers that read one tensor with equal kernels, as initializers make
+        them for query, key and value, and then finds one range too few.
+        """
+        digest = hashlib.sha256(np.ascontiguousarray(kernel).data).digest()
+        self._kernels[digest] += 1
+        return kernel * np.float32(1 + 2.0**-21 * (self._kernels[digest] - 1))
 
     # For use by rules.
 
