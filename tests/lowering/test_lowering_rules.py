@@ -1,9 +1,11 @@
 """The registry of lowering rules: stages, order, and rules registered twice."""
 
 import keras
+import numpy as np
 import pytest
 from keras import layers as L
 
+import tfcompress as tfc
 from tfcompress.lowering import lowering_rules
 from tfcompress.lowering.lower import lower
 from tfcompress.lowering.lowering_rules import Stage, lowering_rule, rules_of
