@@ -15,13 +15,14 @@ from tfcompress.devices import micro
 pytest.importorskip("tflite_micro")
 
 
-def test_outputs_are_those_of_litert_within_an_lsb(integer_file):
+def test_outputs_are_those_of_litert_within_two_lsb(integer_file):
+    """The kernels of MEAN differ by one, which the dense layer behind it can double."""
     path, x = integer_file
     result = tfc.run_micro(path, x[:20])
     model = tfc.TFLiteModel(path)
     (info,) = model.outputs
     assert result.missing == {} and result.quantized.dtype == np.int8
-    assert np.abs(result.outputs - model.predict(x[:20])).max() < 1.01 * info.scale
+    assert np.abs(result.outputs - model.predict(x[:20])).max() < 2.01 * info.scale
     assert len(np.unique(result.quantized)) > 10
 
 
