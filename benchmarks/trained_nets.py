@@ -180,7 +180,10 @@ def textgenrnn(wheels):
     x = AttentionWeightedAverage()(L.Concatenate()([embedded, first, second]))
     model = keras.Model(inputs, L.Dense(465, activation="softmax")(x))
     kept = h5py.File(wheels.path("textgenrnn", "textgenrnn_weights.hdf5"))
-    read = lambda part, name: np.array(kept[f"{part}/{part}/{name}:0"])  # noqa: E731
+
+    def read(part, name):
+        return np.array(kept[f"{part}/{part}/{name}:0"])
+
     arrays = [read("embedding", "embeddings")]
     for part in ("rnn_1", "rnn_2"):
         # The layout of cuDNN: each gate's kernel is transposed, and there are two biases.
@@ -230,13 +233,15 @@ def deepcut(wheels):
         if weights:
             kind = name.rsplit("_", 1)[0]
             kept_in_order.setdefault(kind, []).append([np.array(kept[name][w]) for w in weights])
+    kinds = {
+        L.TimeDistributed: "time_distributed",
+        L.Conv1D: "conv1d",
+        L.Dense: "dense",
+        L.BatchNormalization: "batch_normalization",
+        L.Embedding: "embedding",
+    }
     for layer in model.layers:
-        kind = {"TimeDistributed": "time_distributed", "Conv1D": "conv1d", "Dense": "dense"}.get(
-            type(layer).__name__,
-            {"BatchNormalization": "batch_normalization", "Embedding": "embedding"}.get(
-                type(layer).__name__
-            ),
-        )
+        kind = kinds.get(type(layer))
         if kind:
             shapes = [w.shape for w in layer.weights]
             found = next(

@@ -79,7 +79,9 @@ def test_what_is_no_root_mean_square(name):
 
 def _attention(causal=False, heads=4, fewer=4, mask=None, scale=None, bias=None):
     def attend(x):
-        split = lambda n: ops.reshape(x[..., : 2 * n], (-1, 6, n, 2))  # noqa: E731
+        def split(n):
+            return ops.reshape(x[..., : 2 * n], (-1, 6, n, 2))
+
         return ops.dot_product_attention(
             split(heads),
             split(fewer) * 0.5,

@@ -95,7 +95,7 @@ def for_any_batch(call: Call, args: Any, kwargs: Any, size: int, like: Any) -> A
     shape = list(call.outputs[0].shape)
     if name == "Reshape" and None not in shape and sum(n % size == 0 for n in shape) == 1:
         return keras.ops.reshape(x, [-1 if n % size == 0 else n for n in shape])
-    alone = sum(map(lambda n: _mentions(n, size), shape)) == 1 and size in shape
+    alone = sum(_mentions(n, size) for n in shape) == 1 and size in shape
     axis = shape.index(size) if alone else 0
     if name in ("BroadcastTo", "Tile", "Repeat") and alone:
         one = [*shape[:axis], 1, *shape[axis + 1 :]]

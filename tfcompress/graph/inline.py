@@ -123,7 +123,6 @@ class _Inline(Resize):
         super().__init__(shapes)
         self._expanded: dict[tuple[int, str], Any] = {}
         self._names = {layer.name for _, layer in walk_layers(model)}
-        self.unread: dict[str, str] = {}
         self._failed: dict[tuple[int, str], str] = {}
         self._kinds: dict[int, set[str]] = {}
         self._stand_in: int | None = None
@@ -160,7 +159,10 @@ class _Inline(Resize):
             # A layer without weights may compute something else with each shape.
             key = (id(layer), "" if layer.weights else described(call, {}))
             if key not in self._expanded:
-                self._expanded[key] = self._expand(call, args, kwargs)
+                try:
+                    self._expanded[key] = self._expand(call, args, kwargs)
+                except Unreadable:
+                    self._expanded[key] = None
             if self._expanded[key] is not None:
                 return self._expanded[key](symbolic((args, kwargs)))
         if self._like is not None:  # in code, which strip puts back whole
@@ -174,14 +176,11 @@ class _Inline(Resize):
         return super().visit(graph, call, args, kwargs)
 
     def _expand(self, call: Call, args: Any, kwargs: Any) -> Any:
-        """Returns the nested model for a layer; None if its code cannot be read."""
-        try:
-            return self._read(call, args, kwargs)
-        except Unreadable as error:
-            self.unread[call.path] = str(error)
-            return None
+        """Returns the nested model for a layer.
 
-    def _read(self, call: Call, args: Any, kwargs: Any) -> Any:
+        Raises:
+            Unreadable: If its code cannot be read.
+        """
         layer = call.operation
         kinds = self._kinds.get(id(layer), set())
         source = source_of(layer, call)

@@ -13,23 +13,16 @@ from tfcompress.graph.keras_internals import producing_operation
 from tfcompress.graph.read import Call, Graph, called_once, input_specs, is_graph, read_graphs
 
 
-def with_input_shape(model: keras.Model, input_shape: Any) -> keras.Model:
-    """Returns the model with inputs of a fixed size.
+def input_shapes(model: keras.Model, input_shape: Any) -> list[tuple[int | None, ...]]:
+    """Returns the shape of one sample of each input.
 
     Args:
-        model: A Sequential or Functional model. It is not changed.
-        input_shape: The shape of one sample, or a dict of these by input name.
+        model: A Sequential or Functional model.
+        input_shape: The shape of one sample, or a dict of these by input name. None leaves every
+            input as it is.
 
     Raises:
         ValueError: If an input is unknown, or the shape does not fit it.
-    """
-    return Resize(input_shapes(model, input_shape)).run(model)
-
-
-def input_shapes(model: keras.Model, input_shape: Any) -> list[tuple[int | None, ...]]:
-    """Returns the shape of one sample of each input; see `with_input_shape`.
-
-    None in place of `input_shape` leaves every input as it is.
     """
     specs = {spec.name: spec.shape for spec in input_specs(model)}
     if input_shape is None:
