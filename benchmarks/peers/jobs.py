@@ -130,20 +130,27 @@ def key_of(result):
     return (result["peer"], result["recipe"], result.get("sparsity"), bool(result.get("teacher")))
 
 
-def finals(results, net):
-    """Returns the runs of one network with the best settings."""
+def finals(results):
+    """Yields the runs with the best settings: all of one seed first."""
     settings = best(results)
-    for seed in range(SEEDS[DATA[net]]):
-        for peer, recipe in UNTRAINED:
-            yield job(peer, recipe, net, seed, "final")
-        for peer, recipe, _, prunes, teacher in TRAINED:
-            tuned = peer, INHERITED.get(recipe, recipe)
-            chosen = settings.get(tuned) or settings.get(("tfmot", "QAT"))
-            if chosen is None:
-                continue  # the grid was not run yet
-            for sparsity in SPARSITIES if prunes else (None,):
-                more = {"sparsity": sparsity, "teacher": teacher}
-                yield job(peer, recipe, net, seed, "final", chosen, **more)
+    for seed in range(max(SEEDS.values())):
+        for net, data in DATA.items():
+            if seed < SEEDS[data]:
+                yield from finals_of(settings, net, seed)
+
+
+def finals_of(settings, net, seed):
+    """Yields the runs of one network and seed."""
+    for peer, recipe in UNTRAINED:
+        yield job(peer, recipe, net, seed, "final")
+    for peer, recipe, _, prunes, teacher in TRAINED:
+        tuned = peer, INHERITED.get(recipe, recipe)
+        chosen = settings.get(tuned) or settings.get(("tfmot", "QAT"))
+        if chosen is None:
+            continue  # the grid was not run yet
+        for sparsity in SPARSITIES if prunes else (None,):
+            more = {"sparsity": sparsity, "teacher": teacher}
+            yield job(peer, recipe, net, seed, "final", chosen, **more)
 
 
 def steps():

@@ -98,9 +98,39 @@ def tables(results, folder):
         for key in rows.keys() - good.keys():
             message = " ".join(rows[key][0].get("error", "").split())[:300].replace("|", "/")
             yield f"| {label(key)} | | {message} | | | | |"
+        yield from equal_accuracy(good)
         draw(net, title, good, times)
         yield f"\n![Accuracy over bytes and over latency](peers_{net}.png)"
     yield from steps(results)
+
+
+def equal_accuracy(rows):
+    """Yields a table: for each row of tfmot, the smallest file of ours that is as accurate.
+
+    As accurate: the mean is not lower by more than the larger spread of both.
+    """
+    points = {}
+    for key, found in rows.items():
+        accuracies = [r["accuracy"] for r in found if "accuracy" in r]
+        size = statistics.mean(r["gzip_bytes"] for r in found if "accuracy" in r)
+        spread = max(accuracies) - min(accuracies)
+        points[key] = statistics.mean(accuracies), spread, size
+    ours = {key: point for key, point in points.items() if key[0] == "tfcompress"}
+    yield "\nThe smallest file of tfcompress that is as accurate within the spread:\n"
+    yield "| tfmot | accuracy | bytes, gzip | tfcompress | accuracy | bytes, gzip | times smaller |"
+    yield "|---" * 7 + "|"
+    for key, (accuracy, spread, size) in sorted(points.items(), key=lambda item: -item[1][0]):
+        if key[0] != "tfmot":
+            continue
+        equal = {k: p for k, p in ours.items() if p[0] >= accuracy - max(spread, p[1])}
+        cells = [label(key), f"{accuracy:.2%}", f"{size:,.0f}"]
+        if equal:
+            best = min(equal, key=lambda k: equal[k][2])
+            theirs, _, least = equal[best]
+            cells += [label(best), f"{theirs:.2%}", f"{least:,.0f}", f"{size / least:.2f}"]
+        else:
+            cells += ["none", "", "", ""]
+        yield "| " + " | ".join(cells) + " |"
 
 
 def steps(results):

@@ -1,18 +1,19 @@
 """Runs what has no result yet, and judges each file on the same images by the same runtime.
 
 Results are lines of FOLDER/results.jsonl; a run that failed has the message of its error. --only
-takes a part of a run's name ("tune/", "final/resnet", "steps/"); several drivers can work at once,
-on different parts.
+takes a part of a run's name ("tune/", "final/resnet", "steps/"); --jobs is how many run at once, each
+on one thread. Step times are measured one by one, on all cores.
 """
 
 import argparse
+import concurrent.futures
 import gzip
 import json
 import os
 import pathlib
 import subprocess
-import sys
 import tempfile
+import threading
 import time
 
 import numpy as np
@@ -62,6 +63,8 @@ def execute(job, folder):
         "weights": str(folder / f"float_{stage}_{job['net']}_{job['seed']}.npz"),
     }
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"}
+    if job["stage"] != "steps":
+        environment |= {"TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1"}
     with tempfile.TemporaryDirectory() as scratch:
         asked, answer = pathlib.Path(scratch, "job.json"), pathlib.Path(scratch, "answer.json")
         asked.write_text(json.dumps(job))
@@ -92,27 +95,32 @@ def execute(job, folder):
     return found
 
 
+def record(job, folder, lock):
+    """Runs a job, and adds its result to those there are."""
+    result = {**job, **execute(job, folder)}
+    told = result.get("error", result.get("accuracy", result.get("step_ms", "")))
+    with lock:
+        with (folder / "results.jsonl").open("a") as output:
+            output.write(json.dumps(result) + "\n")
+        print(f"{job['name']}: {told}, {result['seconds']:.0f} s", flush=True)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=pathlib.Path, default=pathlib.Path("peers-output"))
     parser.add_argument("--only", default="")
+    parser.add_argument("--jobs", type=int, default=2)
     options = parser.parse_args()
     folder = options.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    stages = [jobs.floats, jobs.grid]
-    stages += [lambda net=net: jobs.finals(known(folder), net) for net in jobs.DATA]
-    stages += [jobs.steps]
-    for stage in stages:
-        for job in stage():
-            have = {result["name"] for result in known(folder)}
-            if job["name"] in have or options.only not in job["name"]:
-                continue
-            result = {**job, **execute(job, folder)}
-            with (folder / "results.jsonl").open("a") as output:
-                output.write(json.dumps(result) + "\n")
-            told = result.get("error", result.get("accuracy", result.get("step_ms", "")))
-            print(f"{job['name']}: {told}, {result['seconds']:.0f} s", flush=True)
+    lock = threading.Lock()
+    for stage in (jobs.floats, jobs.grid, lambda: jobs.finals(known(folder)), jobs.steps):
+        have = {result["name"] for result in known(folder)}
+        wanted = [j for j in stage() if j["name"] not in have and options.only in j["name"]]
+        at_once = 1 if stage is jobs.steps else options.jobs
+        with concurrent.futures.ThreadPoolExecutor(at_once) as pool:
+            list(pool.map(lambda job: record(job, folder, lock), wanted))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
