@@ -398,7 +398,7 @@ def rows(name, wheels, draws):
         tfc.export_tflite(model, f"{folder}/float.tflite", verify=False, verbose=False)
         files["float"] = pathlib.Path(folder, "float.tflite").read_bytes()
     timed = benchmark({tool: tfc.TFLiteModel(c) for tool, c in files.items()}, runs=50)
-    yield name, "float", f"{len(files['float']):,}", f"{timed['float'].median_ms:.2f}", "", ""
+    yield name, "float", f"{len(files['float']):,}", f"{timed['float'].median_ms:.3f}", "", ""
     for tool in TOOLS:
         if tool in problems:
             yield name, tool, problems[tool][:400], "", "", ""
@@ -408,7 +408,7 @@ def rows(name, wheels, draws):
             name,
             tool,
             f"{len(files[tool]):,}",
-            f"{timed[tool].median_ms:.2f}",
+            f"{timed[tool].median_ms:.3f}",
             f"{errors[len(errors) // 2]:.4f} ({errors[0]:.4f}-{errors[-1]:.4f})",
             f"{agreed[len(agreed) // 2]:.1%} ({agreed[0]:.1%}-{agreed[-1]:.1%})",
         )

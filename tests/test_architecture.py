@@ -14,7 +14,8 @@ PACKAGE = ROOT / "tfcompress"
 FLOORS = (
     "errors files tensorflow_internals archives process stderr progress tables scheme data "
     "transforms graph integer wrap quantization samples distill rewrite tflite devices lowering "
-    "post_training export qat measure testing tune callbacks backup legacy demo cli __main__"
+    "post_training export qat measure testing tune callbacks backup recipes legacy demo cli "
+    "__main__"
 ).split()
 INTERNALS = ("graph/keras_internals.py", "tensorflow_internals.py")
 # Scripts of processes of their own, which import nothing of tfcompress.
@@ -31,9 +32,9 @@ TESTED_ELSEWHERE = {
     "__main__": "cli/test_cli.py",
     "cli/__init__": "cli/test_cli.py",
     "cli/data": "cli/test_work.py cli/test_mistakes.py",
-    "cli/fitting": "cli/test_train.py",
     "cli/commands/compress": "cli/test_work.py",
     "cli/commands/devices": "devices/test_micro.py devices/test_ethos_u.py devices/test_lut.py",
+    "cli/commands/training": "cli/test_work.py cli/test_train.py",
     "cli/commands/measure": "cli/test_work.py",
     "cli/options": "cli/test_mistakes.py",
     "demo/data": "demo/test_demo.py",
@@ -51,6 +52,7 @@ TESTED_ELSEWHERE = {
     "errors": "export/test_export_tflite.py",
     "export/agreement": "test_exactness.py test_tampering.py",
     "export/io_metadata": "tflite/test_metadata.py",
+    "graph/fingerprint": "recipes/test_run.py tune/test_precision.py",
     "graph/keras_internals": "graph/test_read.py graph/test_clone.py distill/test_features.py",
     "graph/kernel_axes": "post_training/test_equalize.py post_training/test_adaround.py",
     "graph/layers": "quantization/test_canonicalize.py quantization/test_placement.py",
@@ -102,6 +104,12 @@ TESTED_ELSEWHERE = {
     "quantization/quantized_models": "quantization/test_quantize.py",
     "quantization/state": "lowering/test_strip.py post_training/test_calibrate.py",
     "quantization/tensor_state": "quantization/test_placement.py",
+    "recipes/apply": "recipes/test_run.py",
+    "recipes/fitting": "cli/test_train.py recipes/test_run.py",
+    "recipes/losses": "cli/test_train.py",
+    "recipes/recipe": "recipes/test_parse.py",
+    "recipes/reproduce": "recipes/test_run.py",
+    "recipes/stages": "recipes/test_parse.py",
     "rewrite/channels/coupling": "rewrite/channels/test_rules.py",
     "rewrite/channels/cutting": "tune/test_channels.py rewrite/channels/test_rules.py",
     "rewrite/channels/passing": "rewrite/channels/test_rules.py",

@@ -56,6 +56,9 @@ from tfcompress.measure.weight_histograms import histograms as histograms
 from tfcompress.post_training.fold_batch_norm import fold_batch_norm as fold_batch_norm
 from tfcompress.qat import quantize as quantize
 from tfcompress.quantization.input_samples import forget_samples as forget_samples
+from tfcompress.recipes.parse import RecipeError as RecipeError
+from tfcompress.recipes.recipe import Recipe as Recipe
+from tfcompress.recipes.run import run_recipe as run_recipe
 from tfcompress.rewrite.channels.regularize import GroupLasso as GroupLasso
 from tfcompress.rewrite.channels.regularize import regularize_channels as regularize_channels
 from tfcompress.rewrite.depth import drop_layers as drop_layers

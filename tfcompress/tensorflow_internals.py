@@ -102,3 +102,10 @@ def native_functions() -> list[tuple[Any, str]]:
 
     functions = [(module, "wrap_converter") for module in (convert, metrics_wrapper)]
     return [*functions, (calibrator(), "_calibration_wrapper")]
+
+
+def make_operations_deterministic() -> None:
+    """Makes operations give the same numbers in each run, until the process ends."""
+    import tensorflow as tf
+
+    tf.config.experimental.enable_op_determinism()

@@ -13,18 +13,18 @@ import pytest
 
 from tests.cli.conftest import done, run
 from tests.conftest import ROOT
-from tfcompress.cli.fitting import Interruptible
+from tfcompress.recipes.fitting import Interruptible
 
 
 def test_a_model_that_was_changed_is_not_gone_on_with(work, tmp_path, monkeypatch):
-    from tfcompress.cli.commands import compress
+    from tfcompress.cli.commands import training
 
     model = tmp_path / "m.keras"
     model.write_bytes((work / "model.keras").read_bytes())
-    first = compress._identity(str(model))
-    assert first == compress._identity(str(model)) and first[0] == str(model)
+    first = training._identity(str(model))
+    assert first == training._identity(str(model)) and first[0] == str(model)
     os.utime(model, (1, 1))
-    assert compress._identity(str(model)) != first
+    assert training._identity(str(model)) != first
 
 
 LOSSES = {
@@ -38,23 +38,23 @@ LOSSES = {
 
 @pytest.mark.parametrize(("y", "named"), LOSSES.values(), ids=LOSSES)
 def test_the_usual_loss_for_the_labels(y, named):
-    from tfcompress.cli.train import _loss, _usual_labels
+    from tfcompress.recipes.losses import loss_for, usual_labels
 
     last = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, activation="softmax")])
     model = keras.Sequential([keras.Input((4,)), last, keras.layers.Reshape((3,))])
-    loss, _, output = _loss(model, _usual_labels(y))
+    loss, _, output = loss_for(model, usual_labels(y))
     assert output.startswith(named)
     assert not getattr(loss, "from_logits", False) and "from_logits=True" not in str(vars(loss))
     with pytest.raises(ValueError, match="do not fit outputs"):
-        _loss(model, np.ones((4, 2)))
+        loss_for(model, np.ones((4, 2)))
 
 
 def test_whole_numbers_to_be_told_are_no_classes():
-    from tfcompress.cli.train import _loss
+    from tfcompress.recipes.losses import loss_for
 
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
-    assert _loss(model, np.array([10, 65, 30]))[2] == "mean squared error"
-    assert _loss(model, np.array([0, 1, 1]))[2] == "binary crossentropy"
+    assert loss_for(model, np.array([10, 65, 30]))[2] == "mean squared error"
+    assert loss_for(model, np.array([0, 1, 1]))[2] == "binary crossentropy"
 
 
 def test_a_stopped_run_is_gone_on_with(work, tmp_path):
@@ -73,7 +73,7 @@ def test_a_stopped_run_is_gone_on_with(work, tmp_path):
     )
     backup = tmp_path / ".q.keras.progress"
     deadline = time.monotonic() + 120
-    while not (backup / "state.npz").is_file() and time.monotonic() < deadline:
+    while not list(tmp_path.glob(".*.progress/*/state.npz")) and time.monotonic() < deadline:
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=60) == 130

@@ -12,6 +12,8 @@ from typing import Any
 
 import click
 
+from tfcompress.scheme import PREFERENCES
+
 
 class Commands(click.Group):
     """Turns errors into one line on standard error, and names the nearest command."""
@@ -74,6 +76,24 @@ PATH = click.Path(path_type=pathlib.Path)
 model_argument = click.argument("model", type=PATH)
 batch_option = click.option(
     "--batch-size", type=click.IntRange(min=1), default=32, show_default=True
+)
+
+seed_option = click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    help="Two runs with one seed are equal to the byte. Any, if left out.",
+)
+layers_option = click.option("--layers", multiple=True, metavar="GLOB", help="Only these layers.")
+prefer_option = click.option(
+    "--prefer",
+    type=click.Choice(PREFERENCES),
+    default=PREFERENCES[0],
+    show_default=True,
+    help="Which form a layer gets where the runtime has several; a trained model keeps its own.",
+)
+target_option = click.option(
+    "--target",
+    help="What the file will run on, as for `check`: it is made and checked for that.",
 )
 
 

@@ -28,7 +28,6 @@ from tfcompress.distill.losses.response import SoftTargets, layer_kind, output_k
 from tfcompress.distill.shards import (
     MANIFEST,
     alone,
-    digest_of,
     save_shard,
     shard_name,
     to_arrays,
@@ -37,6 +36,7 @@ from tfcompress.distill.shards import (
 )
 from tfcompress.distill.teachers import LiveTeacher
 from tfcompress.distill.terms import make_terms
+from tfcompress.graph.fingerprint import digest_of
 
 
 def cache_teacher(

@@ -8,6 +8,7 @@ import os
 import pathlib
 from typing import Any
 
+import numpy as np
 from keras import tree
 
 from tfcompress.distill.features import Feature
@@ -151,6 +152,14 @@ class CachedTeacher:
                 lambda index: (index, tree.map_structure(lambda a: tf.gather(a, index), arrays))
             )
         return data.map(join, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+
+    def rows(self, index: np.ndarray) -> dict[str, np.ndarray]:
+        """Returns what is stored of some samples: "teacher" of a batch that a `Distiller` takes.
+
+        Args:
+            index: Numbers of the samples, in the order they were cached in.
+        """
+        return {key: stored.rows(index) for key, stored in self._stored.items()}
 
     def _rows(self, key: str, index: Any, in_memory: bool) -> Any:
         """Returns the rows of one output or feature for a batch of samples, as tensors."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import math
 import os
@@ -13,7 +12,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from keras import tree
 
 MANIFEST = "manifest.json"
 
@@ -59,11 +57,17 @@ class StoredOutput:
     def rows(self, index: np.ndarray) -> np.ndarray:
         """Returns the rows of a batch of samples."""
         return self._expanded(
-            {
-                name: np.stack([shards[i // self._size][i % self._size] for i in index])
-                for name, shards in self._parts.items()
-            }
+            {name: self._taken(shards, index) for name, shards in self._parts.items()}
         )
+
+    def _taken(self, shards: list[np.ndarray], index: np.ndarray) -> np.ndarray:
+        """Returns rows by number; of each shard that holds some, all at once."""
+        taken = np.empty((len(index), *shards[0].shape[1:]), shards[0].dtype)
+        numbers = index // self._size
+        for number in np.unique(numbers):
+            chosen = numbers == number
+            taken[chosen] = shards[number][index[chosen] % self._size]
+        return taken
 
     def all(self) -> np.ndarray:
         """Returns all rows in order."""
@@ -90,15 +94,6 @@ def to_half(values: np.ndarray, path: str) -> np.ndarray:
             "hold. Name a layer behind a normalization."
         )
     return values.astype(np.float16)
-
-
-def digest_of(x: Any) -> str:
-    """Returns a digest of samples."""
-    digest = hashlib.blake2b(digest_size=16)
-    for array in tree.flatten(x):
-        digest.update(f"{array.dtype}{array.shape}".encode())
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()
 
 
 def save_shard(shard: pathlib.Path, digest: str, arrays: dict[str, np.ndarray]) -> None:

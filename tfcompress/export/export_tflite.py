@@ -6,6 +6,7 @@ import dataclasses
 import os
 import time
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -16,7 +17,7 @@ from tfcompress.devices.for_target import io_dtype_for, report_for, scheme_for
 from tfcompress.errors import CompressionWarning, ExportError, QuantizationError
 from tfcompress.export.agreement import Check
 from tfcompress.export.auto_scheme import advice, smallest_within
-from tfcompress.export.io_metadata import labels_by_output, normalization_by_input, recipe_of
+from tfcompress.export.io_metadata import labels_by_output, normalization_by_input, settings_of
 from tfcompress.export.latency import measured_latency, slower_than_float
 from tfcompress.export.preflight import (
     backend_problem,
@@ -79,7 +80,7 @@ def export_tflite(
     sparse: bool = False,
     labels: Any = None,
     normalization: Any = None,
-    metadata: bool = True,
+    metadata: bool | Mapping[str, Any] = True,
     verify: bool = True,
     benchmark: bool = False,
     verbose: bool | str = "auto",
@@ -130,7 +131,7 @@ def export_tflite(
             channel, that raw inputs go through before they reach the model; a dict by input where
             there are several. Written into the file, not applied.
         metadata: Whether to write into the file (half a kilobyte) how it was made and how well it
-            agrees with its model; see `inspect_tflite`.
+            agrees with its model; see `inspect_tflite`. A dict adds entries of your own.
         verify: False skips the check, for a model that cannot be run here.
         benchmark: Whether to measure the file and the float file of the model on this machine, in
             turns. Without, a file that is slower than in float is warned of by a table of costs.
@@ -277,7 +278,8 @@ def export_tflite(
             warnings.warn(problem, CompressionWarning, stacklevel=2)
     agreed = verdict.agreement if verdict else None
     if metadata:
-        entries = recipe_of(model, scheme, use_ranges, agreed)
+        entries = settings_of(model, scheme, use_ranges, agreed)
+        entries |= {} if metadata is True else metadata
         content = write_metadata(
             content,
             entries,

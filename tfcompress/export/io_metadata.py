@@ -12,7 +12,7 @@ import numpy as np
 
 from tfcompress.graph.read import input_specs, output_names
 from tfcompress.scheme import INTEGER_SCHEMES
-from tfcompress.wrap.state import recipe
+from tfcompress.wrap.state import transforms_of
 
 
 def labels_by_output(labels: Any, model: keras.Model) -> dict[str, list[str]]:
@@ -100,10 +100,8 @@ def _by_name(value: Any, names: list[str], argument: str, kind: str) -> Mapping[
     return value
 
 
-def recipe_of(model: keras.Model, scheme: str, trained: bool, agreed: Any) -> dict[str, Any]:
+def settings_of(model: keras.Model, scheme: str, trained: bool, agreed: Any) -> dict[str, Any]:
     """Returns how a file was made, for its metadata."""
-    names = ("tfcompress", "tensorflow", "keras")  # by module: tensorflow-cpu is one, too
-    versions = {name: importlib.import_module(name).__version__ for name in names}
     checked = {
         key: float(f"{value:.4g}") if isinstance(value, float) else value
         for key, value in (dataclasses.asdict(agreed) if agreed else {}).items()
@@ -111,7 +109,12 @@ def recipe_of(model: keras.Model, scheme: str, trained: bool, agreed: Any) -> di
     return {
         "scheme": scheme,
         "ranges": "trained" if trained else "measured" if scheme in INTEGER_SCHEMES else None,
-        "weights": recipe(model),
+        "weights": transforms_of(model),
         "agreement": checked or None,
-        "versions": versions,
+        "versions": versions("tfcompress", "tensorflow", "keras"),
     }
+
+
+def versions(*modules: str) -> dict[str, str]:
+    """Returns the versions of modules; those of packages have several names, as tensorflow-cpu."""
+    return {name: importlib.import_module(name).__version__ for name in modules}

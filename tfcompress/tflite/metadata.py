@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from tfcompress.tensorflow_internals import flatbuffer_schema
-from tfcompress.tflite.run import RECIPE, TFLiteModel
+from tfcompress.tflite.run import SETTINGS, TFLiteModel
 from tfcompress.tflite.trial import trust
 
 _NAME, _IDENTIFIER = "TFLITE_METADATA", b"M001"
@@ -32,7 +32,7 @@ _NORMALIZATION, _AXIS_LABELS = 1, 2
 
 def write_metadata(
     content: bytes,
-    recipe: Mapping[str, Any],
+    settings: Mapping[str, Any],
     *,
     name: str = "",
     labels: Mapping[str, Sequence[str]] | None = None,
@@ -43,7 +43,7 @@ def write_metadata(
 
     Args:
         content: A `.tflite` file without metadata.
-        recipe: The settings of the export, as values that JSON can hold.
+        settings: How the file was made, as values that JSON can hold.
         name: Name of the model.
         labels: By output, the label of each position of its last axis.
         normalization: By input, mean and standard deviation (one, or one for each channel), of
@@ -51,14 +51,14 @@ def write_metadata(
         tried: Whether the runtime has run the file: it then needs no trial when it is opened.
     """
     labels, normalization = labels or {}, normalization or {}
-    files, associated = {RECIPE: ""}, {}
+    files, associated = {SETTINGS: ""}, {}
     for output, names in labels.items():
         associated[output] = "labels.txt" if len(labels) == 1 else f"labels_{output}.txt"
         files[associated[output]] = "\n".join(names) + "\n"
     if labels or normalization:
         content = _embed(content, _described(content, name, associated, normalization))
-    recipe_json = {**recipe, "normalization": normalization}
-    files[RECIPE] = json.dumps(recipe_json, separators=(",", ":"))
+    told = {**settings, "normalization": normalization}
+    files[SETTINGS] = json.dumps(told, separators=(",", ":"))
     buffer = io.BytesIO(content)
     buffer.seek(0, io.SEEK_END)
     with zipfile.ZipFile(buffer, "a", zipfile.ZIP_DEFLATED) as archive:
@@ -71,7 +71,7 @@ def write_metadata(
 
 
 def read_metadata(content: bytes) -> dict[str, Any] | None:
-    """Returns what `write_metadata` wrote: the recipe, and "labels" by file; None if there is none.
+    """Returns what `write_metadata` wrote, with "labels" by file; None if there is none.
 
     Args:
         content: A `.tflite` file.
@@ -79,7 +79,7 @@ def read_metadata(content: bytes) -> dict[str, Any] | None:
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             texts = {file: archive.read(file).decode() for file in archive.namelist()}
-        recipe = json.loads(texts.pop(RECIPE))
+        settings = json.loads(texts.pop(SETTINGS))
     except (*_DAMAGES, RuntimeError):
         return None
     labels = {
@@ -87,7 +87,7 @@ def read_metadata(content: bytes) -> dict[str, Any] | None:
         for file, text in texts.items()
         if file.startswith("labels")
     }
-    return {**recipe, "labels": labels}
+    return {**settings, "labels": labels}
 
 
 def _embed(content: bytes, described: bytes) -> bytes:

@@ -18,7 +18,7 @@ from tfcompress.tflite.benchmark import BenchmarkResult, benchmark
 from tfcompress.tflite.io_tensors import CollectedOutput, TensorInfo, info_of
 from tfcompress.tflite.trial import try_file
 
-RECIPE = "tfcompress.json"  # the JSON file in the appended zip that says how the file was made
+SETTINGS = "tfcompress.json"  # the JSON file in the appended zip that says how the file was made
 
 DECODE = "TFLM_DECODE"  # tflite-micro's operation that decompresses weights
 _BATCH = 64  # batch size where the file leaves the batch open
@@ -356,7 +356,7 @@ def read_content(path_or_bytes: Any) -> tuple[str, bytes]:
             "path_or_bytes must be the path or the bytes of a .tflite file. Received: "
             f"{type(path_or_bytes).__name__}"
         )
-    if RECIPE.encode() in content and not zipfile.is_zipfile(io.BytesIO(content)):
+    if SETTINGS.encode() in content and not zipfile.is_zipfile(io.BytesIO(content)):
         raise ValueError(f"{name} is not a usable TFLite model: its end is missing.")
     if content[4:8] != b"TFL3":
         raise ValueError(f"{name} is not a TFLite model: it lacks the mark 'TFL3'.")

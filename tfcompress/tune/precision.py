@@ -14,6 +14,7 @@ import keras
 import numpy as np
 
 from tfcompress.files import write_whole
+from tfcompress.graph.fingerprint import digest_of, fingerprint
 from tfcompress.post_training.fold_batch_norm import fold_batch_norm
 from tfcompress.post_training.noise import quantization_noise
 from tfcompress.post_training.pipeline import post_training
@@ -297,13 +298,8 @@ class _Search:
             write_whole(self._file, json.dumps(content).encode())
 
     def _fingerprint(self) -> str:
-        digest = hashlib.sha256()
-        for weight in self._model.weights:
-            digest.update(np.ascontiguousarray(keras.ops.convert_to_numpy(weight)).tobytes())
-        for array in self._scorer.samples.values():
-            digest.update(np.ascontiguousarray(array).tobytes())
-        digest.update(np.ascontiguousarray(self._scorer.labels).tobytes())
-        return digest.hexdigest()
+        samples = digest_of([*self._scorer.samples.values(), self._scorer.labels])
+        return f"{fingerprint(self._model)} {samples}"
 
 
 def _of_layer(noise: dict[str, float], path: str) -> float:

@@ -103,7 +103,7 @@ def warn_unfinished(model: keras.Model, action: str) -> None:
         )
 
 
-def recipe(model: keras.Model) -> list[dict[str, Any]]:
+def transforms_of(model: keras.Model) -> list[dict[str, Any]]:
     """Returns the transforms of a model's weights, each with the number of weights."""
     entries: dict[str, dict[str, Any]] = {}
     for _, layer in walk_layers(model):

@@ -1,10 +1,9 @@
-"""Commands that create models and files: export, prune, quantize, demo."""
+"""Commands that write a checked file: export, run, reproduce, demo."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import pathlib
 from typing import Any
 
@@ -12,7 +11,6 @@ import click
 
 from tfcompress.cli.options import (
     PATH,
-    batch_option,
     data_option,
     import_keras,
     json_option,
@@ -20,23 +18,13 @@ from tfcompress.cli.options import (
     loaded_model,
     model_argument,
     normalize_option,
+    prefer_option,
     print_report,
+    seed_option,
     show,
+    target_option,
 )
 from tfcompress.scheme import INTEGER_SCHEMES, PREFERENCES, SCHEMES, as_scheme
-
-_prefer_option = click.option(
-    "--prefer",
-    type=click.Choice(PREFERENCES),
-    default=PREFERENCES[0],
-    show_default=True,
-    help="Which form a layer gets where the runtime has several; a trained model keeps its own.",
-)
-
-_target_option = click.option(
-    "--target",
-    help="What the file will run on, as for `check`: it is made and checked for that.",
-)
 
 
 def _preferring(scheme: str | None, prefer: str, default: str | None = None) -> Any:
@@ -64,8 +52,8 @@ def _preferring(scheme: str | None, prefer: str, default: str | None = None) -> 
 )
 @click.option("--max-rmse", type=float, help="For auto: RMSE to the model, over the deviation.")
 @click.option("--max-drop", type=float, help="For auto: loss of accuracy; needs labels.")
-@_prefer_option
-@_target_option
+@prefer_option
+@target_option
 @click.option("--io-dtype", help="float32, int8, uint8 or int16; else what suits the target.")
 @click.option(
     "--batch-size", type=click.IntRange(min=0), default=1, show_default=True, help="0: open."
@@ -172,137 +160,82 @@ def _shapes(options: tuple[str, ...]) -> Any:
     return shapes[""] if set(shapes) == {""} else shapes or None
 
 
-def _training(function: Any) -> Any:
-    """Adds the options of commands that train."""
-    for option in (
-        json_option,
-        click.option(
-            "--seed",
-            type=click.IntRange(min=0),
-            help="Two runs with one seed are equal to the byte. Any, if left out.",
-        ),
-        click.option("--learning-rate", type=float, default=3e-4, show_default=True),
-        batch_option,
-        click.option("--epochs", type=click.IntRange(min=1), required=True),
-        normalize_option,
-        click.option("--layers", multiple=True, metavar="GLOB", help="Only these layers."),
-        data_option(required=True),
-        click.option("--output", "-o", type=PATH, required=True, help=".keras file to write."),
-        model_argument,
-    ):
-        function = option(function)
-    return function
+@click.command()
+@click.argument("recipe")
+@click.option("--model", type=PATH, required=True, help="A trained .keras file.")
+@data_option(required=True)
+@click.option("--val-data", help="As --data: its accuracy is shown after each epoch.")
+@normalize_option
+@click.option("--output", "-o", type=PATH, help="File to write; MODEL.tflite if left out.")
+@seed_option
+@json_option
+def run(
+    recipe: str,
+    model: pathlib.Path,
+    data: str,
+    val_data: str | None,
+    normalize: Any,
+    output: pathlib.Path | None,
+    seed: int | None,
+    as_json: bool,
+) -> None:
+    """Run RECIPE, a .yaml file or the name of one that comes with the package, on a model.
 
+    A run that is stopped is resumed by the same command.
+    """
+    from tfcompress.recipes.parse import RecipeError
+    from tfcompress.recipes.recipe import Recipe
 
-def _identity(source: str) -> list[Any]:
-    """Returns the name of a file, with its size and time of change."""
-    path = pathlib.Path(source)
-    if not path.exists():
-        return [source]
-    status = path.stat()
-    return [source, status.st_size, status.st_mtime_ns]
-
-
-def _train(model: pathlib.Path, wrap: Any, settings: dict[str, Any], **options: Any) -> None:
-    if options["seed"] is not None:
-        os.environ.setdefault("TF_DETERMINISTIC_OPS", "1")
-        import_keras()
-        import keras
-
-        keras.utils.set_random_seed(
-            options["seed"]
-        )  # layers draw their seeds when they are created
+    chosen = Recipe.from_yaml(recipe)  # refused before the model is loaded
+    if chosen.export is None:
+        raise RecipeError(f"{recipe}: the last stage must be 'export', which writes the file.")
     loaded = loaded_model(model)
-    from tfcompress.cli.train import train
     from tfcompress.graph.read import input_specs
+    from tfcompress.recipes.run import run_recipe
 
-    x, y = loaded_data(options["data"], input_specs(loaded), options["normalize"])
-    train_options = ("output", "epochs", "batch_size", "learning_rate", "seed")
-    settings = {**settings, "model": _identity(str(model)), "data": _identity(options["data"])}
-    recorded = ("batch_size", "learning_rate", "normalize", "seed")
-    settings |= {name: options[name] for name in recorded}
-    result = train(
+    specs = input_specs(loaded)
+    validation = loaded_data(val_data, specs, normalize, "test") if val_data else None
+    result = run_recipe(
+        chosen,
         loaded,
-        wrap,
-        x,
-        y,
-        settings={key: list(v) if isinstance(v, tuple) else v for key, v in settings.items()},
-        quiet=options["as_json"],
-        **{name: options[name] for name in train_options},
+        loaded_data(data, specs, normalize),
+        output or model.with_suffix(".tflite"),
+        validation=validation,
+        seed=seed or 0,
+        verbose=not as_json,
     )
-    if options["as_json"]:
-        click.echo(json.dumps(result, indent=2))
+    print_report(result, as_json)
+
+
+@click.command()
+@click.argument("file", type=PATH)
+@click.option("--model", type=PATH, required=True, help="The .keras file that it was made from.")
+@data_option(required=True)
+@normalize_option
+@json_option
+def reproduce(
+    file: pathlib.Path, model: pathlib.Path, data: str, normalize: Any, as_json: bool
+) -> None:
+    """Make FILE again by the recipe inside it, and say whether the bytes are the same.
+
+    Exits with 1 if they are not.
+    """
+    from tfcompress.recipes.reproduce import read_record
+
+    content = file.read_bytes()
+    read_record(content, str(file))  # refused before the model is loaded
+    loaded = loaded_model(model)
+    from tfcompress.graph.read import input_specs
+    from tfcompress.recipes.reproduce import reproduce as reproduce_file
+
+    data_given = loaded_data(data, input_specs(loaded), normalize)
+    result = reproduce_file(content, loaded, data_given, str(file), verbose=not as_json)
+    if as_json:
+        click.echo(json.dumps(dataclasses.asdict(result), indent=2))
     else:
-        metrics = ", ".join(f"{k} {v:.4g}" for k, v in result.items() if k in ("loss", "accuracy"))
-        click.echo(f"wrote {result['output']} after {result['epochs']} epochs: {metrics}")
-        if "accuracy_before" in result:
-            before, after = result["accuracy_before"], result["accuracy_after"]
-            click.echo(f"accuracy on these samples: {before:.2%} before, {after:.2%} after")
-
-
-@click.command()
-@click.option("--sparsity", type=click.FloatRange(0, 1, max_open=True), help="0.8 if left out.")
-@click.option(
-    "--pattern",
-    default="unstructured",
-    show_default=True,
-    help="unstructured; n:m, such as 2:4; or blocks, such as 4x1.",
-)
-@click.option("--ranking", default="layer", show_default=True, help="layer or global.")
-@_training
-def prune(sparsity: float | None, pattern: str, ranking: str, **options: Any) -> None:
-    """Train MODEL with increasing sparsity, along a cubic schedule.
-
-    A run that is stopped is resumed by the same command.
-    """
-
-    def wrap(model: Any, steps: int) -> Any:
-        from tfcompress.transforms.patterns import as_pattern
-        from tfcompress.transforms.schedules import PolynomialDecay
-        from tfcompress.wrap.prune import prune as prune_model
-
-        block_sizes = pattern.split("x")
-        parsed_pattern = as_pattern(
-            tuple(map(int, block_sizes)) if all(b.isdigit() for b in block_sizes) else pattern
-        )
-        target = sparsity if sparsity is not None else parsed_pattern.sparsity or 0.8
-        end_step = max(1, int(0.6 * steps))
-        schedule = PolynomialDecay(0.0, target, 0, end_step, frequency=max(1, end_step // 50))
-        return prune_model(
-            model, schedule, pattern=parsed_pattern.spec, ranking=ranking, layers=_layers(options)
-        )
-
-    settings = {"sparsity": sparsity, "pattern": pattern, "ranking": ranking}
-    _train(options.pop("model"), wrap, {**settings, "layers": options["layers"]}, **options)
-
-
-@click.command()
-@click.option("--scheme", default="int8", show_default=True, help="int8, w4a8 or int16x8.")
-@_prefer_option
-@_target_option
-@_training
-def quantize(scheme: str, prefer: str, target: str | None, **options: Any) -> None:
-    """Train MODEL with the quantization of the file that `export` will write.
-
-    A run that is stopped is resumed by the same command.
-    """
-
-    def wrap(model: Any, steps: int) -> Any:
-        from tfcompress.qat import quantize as quantize_model
-
-        chosen = _preferring(scheme, prefer)
-        return quantize_model(model, chosen, layers=_layers(options), target=target)
-
-    settings = {"scheme": scheme, "layers": options["layers"]}
-    if prefer != PREFERENCES[0]:
-        settings["prefer"] = prefer
-    if target:
-        settings["target"] = target
-    _train(options.pop("model"), wrap, settings, **options)
-
-
-def _layers(options: dict[str, Any]) -> list[str] | None:
-    return list(options["layers"]) or None
+        click.echo(str(result))
+    if not result.same_model:
+        click.get_current_context().exit(1)
 
 
 @click.command()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import pathlib
-import re
 import signal
 import zipfile
 from typing import Any
@@ -12,7 +11,9 @@ from typing import Any
 import keras
 import numpy as np
 
+from tfcompress.distill.cached import CachedTeacher
 from tfcompress.files import replacing
+from tfcompress.graph.fingerprint import numbered
 from tfcompress.graph.run import packed
 
 
@@ -29,6 +30,7 @@ class Batches(keras.utils.PyDataset):
         y: Labels.
         batch_size: Samples per batch.
         seed: The seed of the order.
+        teacher: The stored outputs of a teacher for these samples, for a `Distiller`.
     """
 
     def __init__(
@@ -38,9 +40,10 @@ class Batches(keras.utils.PyDataset):
         y: np.ndarray,
         batch_size: int,
         seed: int,
+        teacher: CachedTeacher | None = None,
     ) -> None:
         super().__init__()
-        self._model, self._arrays, self._y = model, arrays, y
+        self._model, self._arrays, self._y, self._teacher = model, arrays, y, teacher
         self._size, self._seed = batch_size, seed
         self.start(0)
 
@@ -53,8 +56,10 @@ class Batches(keras.utils.PyDataset):
 
     def __getitem__(self, index: int) -> Any:
         rows = self._order[index * self._size : (index + 1) * self._size]
-        features = {name: array[rows] for name, array in self._arrays.items()}
-        return packed(self._model, features), self._y[rows]
+        x = packed(self._model, {name: array[rows] for name, array in self._arrays.items()})
+        if self._teacher is not None:
+            x = {"inputs": x, "teacher": self._teacher.rows(rows)}
+        return x, self._y[rows]
 
 
 class Interruptible(keras.callbacks.Callback):
@@ -107,14 +112,11 @@ class Interruptible(keras.callbacks.Callback):
         signal.signal(signal.SIGINT, self._before)
 
 
-def _numbered(config: str) -> str:
-    """Returns a model's config with its shared objects numbered, instead of memory addresses."""
-    numbers: dict[str, int] = {}
-
-    def number(match: re.Match[str]) -> str:
-        return match[1] + str(numbers.setdefault(match[2], len(numbers)))
-
-    return re.sub(r'("shared_object_id": )(\d+)', number, config)
+def seed_random_layers(model: keras.Model, seed: int) -> None:
+    """Sets the states of random layers, which are drawn anew whenever a model is loaded."""
+    states = (v for v in model.variables if v.path.endswith("seed_generator_state"))
+    for number, state in enumerate(states):
+        state.assign(np.random.SeedSequence((seed, number)).generate_state(2))
 
 
 def save_undated(model: keras.Model, output: pathlib.Path) -> None:
@@ -129,6 +131,6 @@ def save_undated(model: keras.Model, output: pathlib.Path) -> None:
                     metadata = {**json.loads(content), "date_saved": "1980-01-01@00:00:00"}
                     content = json.dumps(metadata).encode()
                 if entry.filename == "config.json":
-                    content = _numbered(content.decode()).encode()
+                    content = numbered(content.decode()).encode()
                 entry.date_time = (1980, 1, 1, 0, 0, 0)
                 archive.writestr(entry, content, entry.compress_type)
