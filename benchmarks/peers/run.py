@@ -114,7 +114,9 @@ def main():
     folder = options.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     lock = threading.Lock()
-    for stage in (jobs.floats, jobs.grid, lambda: jobs.finals(known(folder)), jobs.steps):
+    seeds = range(max(jobs.SEEDS.values()))
+    finals = [lambda seed=seed: jobs.finals(known(folder), seed) for seed in seeds]
+    for stage in (jobs.floats, jobs.grid, *finals, jobs.steps):
         have = {result["name"] for result in known(folder)}
         wanted = [j for j in stage() if j["name"] not in have and options.only in j["name"]]
         at_once = 1 if stage is jobs.steps else options.jobs

@@ -6,6 +6,7 @@ import pytest
 from keras import layers as L
 
 import tfcompress as tfc
+from tests.agreeing import equals_its_file, trained
 from tfcompress.tflite.fast_convolutions import _merged_groups
 from tfcompress.tflite.fast_kernels import use_fast_kernels
 
@@ -171,3 +172,32 @@ def test_a_scale_for_the_whole_kernel(tmp_path):
         model, tmp_path / "m.tflite", scheme=scheme, representative_dataset=data
     )
     assert result.ops["CONV_2D"] == 2 and result.report.outside == {}
+
+
+def test_four_bits_with_channels_that_are_all_but_dead(tmp_path):
+    """Trained nets have them; the converter gives them a scale that holds their bias instead."""
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((6, 6, 16))
+    x = keras.layers.Conv2D(8, 1, name="first")(inputs)
+    x = keras.layers.ReLU(6.0)(keras.layers.Conv2D(24, 1, name="wide")(x))
+    model = keras.Model(inputs, keras.layers.Conv2D(4, 1, name="last")(x))
+    kernel, bias = model.get_layer("wide").get_weights()
+    kernel[..., [2, 5, 7]] *= np.float32(1e-9)
+    bias[[2, 5, 7]] = (-1.3, 2.4, 0.7)
+    model.get_layer("wide").set_weights([kernel, bias])
+    samples = np.random.default_rng(0).normal(size=(64, 6, 6, 16)).astype("float32")
+    aware = trained(tfc.quantize(model, "w4a8"), samples, model.predict(samples, verbose=0))
+    result = equals_its_file(aware, samples, tmp_path)
+    assert list(result.report.weight_bytes) == ["int4"]
+
+
+def test_four_bits_where_a_relu6_saturates(tmp_path):
+    """An accumulator's LSB is larger than the output's: 6 lies between two of its values."""
+    keras.utils.set_random_seed(1)
+    inputs = keras.Input((6, 6, 16))
+    outputs = keras.layers.ReLU(6.0)(keras.layers.Conv2D(24, 1, name="wide")(inputs))
+    samples = np.random.default_rng(0).normal(size=(64, 6, 6, 16)).astype("float32") * 20
+    model = keras.Model(inputs, outputs)
+    aware = trained(tfc.quantize(model, "w4a8"), samples, model.predict(samples, verbose=0))
+    assert np.mean(aware.predict(samples, verbose=0) == 6) > 0.2
+    equals_its_file(aware, samples, tmp_path)

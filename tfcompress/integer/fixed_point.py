@@ -164,10 +164,19 @@ def accumulator_scale(input_scale: Any, weight_max: Any, qmax: int, offset: Any)
         qmax: The quantized value of this maximum.
         offset: The bias.
     """
-    scale = input_scale * divide(ops.abs(weight_max), qmax)
+    scale = input_scale * weight_scale(weight_max, qmax)
     # If all weights of a channel are zero, only its bias counts, which the file stores in 30 bits.
     bias_scale = ops.maximum(ops.abs(offset), 1e-30) * 2**-20
     return ops.where(scale > 0, scale, bias_scale)
+
+
+def weight_scale(weight_max: Any, qmax: int) -> Any:
+    """Returns the scale of each channel of a weight in the file, rounded as there.
+
+    The converter stores 8 bits; scales for 4 bits are computed from the ones it has rounded.
+    """
+    scale = divide(ops.abs(weight_max), 127)
+    return scale if qmax == 127 else divide(scale * 127, qmax)
 
 
 def scale_of_constant(largest: float, qmax: int) -> np.float32:

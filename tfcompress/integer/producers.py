@@ -31,6 +31,7 @@ from tfcompress.integer.fixed_point import (
     accumulator_scale,
     divide,
     scale_of_constant,
+    weight_scale,
     without_ties,
 )
 from tfcompress.integer.kernels import XNNPACK, Kernels
@@ -91,11 +92,11 @@ class Accumulation:
         folded_max, scale, offset = self._folded(weight_quantizer, channel_max)
         qmax = 127 if weight_quantizer is None else weight_quantizer.qmax
         input_scale = self.input_quantizer.qparams()[0]
-        weight_scale = divide(ops.abs(folded_max), qmax)
-        weight_scale = ops.where(weight_scale > 0, weight_scale, scale / input_scale)
-        factors = (input_scale, weight_scale)
+        scales = weight_scale(folded_max, qmax)
+        scales = ops.where(scales > 0, scales, scale / input_scale)
+        factors = (input_scale, scales)
         dense = self.wrapper is not None and isinstance(plain(self.wrapper), _DENSE)
-        one = dense and weight_scale.shape in ((), (1,))
+        one = dense and scales.shape in ((), (1,))
         return Accumulator(scale, factors, offset, one).requantize(x, output_scale, kernels)
 
     def constants(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -114,9 +115,9 @@ class Accumulation:
             ops.convert_to_numpy, self._folded(weight_quantizer, channel_max)
         )
         offset = (np.round(offset / scale) * scale).astype(np.float32)
-        weight_scale = weight_quantizer.scale_from_max(channel_max)
+        quantized_by = weight_quantizer.scale_from_max(channel_max)
         weight = ops.convert_to_numpy(weight)
-        folded_max = np.reshape(folded_max, weight_scale.shape)
+        folded_max = np.reshape(folded_max, quantized_by.shape)
         qmax = np.float32(weight_quantizer.qmax)
         kernel = np.empty(weight.shape, np.float32)
         chunks = max(kernel.size >> 24, 1)  # to save memory: the kernel may be large
@@ -124,7 +125,7 @@ class Accumulation:
             np.array_split(kernel, chunks), np.array_split(weight, chunks), strict=True
         ):
             quantized = ops.convert_to_numpy(
-                weight_quantizer.quantized_values(ops.convert_to_tensor(weight_chunk), weight_scale)
+                weight_quantizer.quantized_values(ops.convert_to_tensor(weight_chunk), quantized_by)
             )
             np.multiply(quantized, folded_max / qmax, out=kernel_chunk)
             # The converter computes the scale from the largest weight, so this must be exact.
@@ -298,6 +299,29 @@ class Rectified:
         scale = self.input_quantizer.qparams()[0]
         quantized = ops.round(x / scale)
         return kernels.add([quantized, ops.zeros(())], [scale, scale], output_scale)
+
+
+@dataclasses.dataclass(frozen=True)
+class Clipped:
+    """An accumulation whose values are clipped, by what is fused into it, after it is requantized.
+
+    A limit need not be a multiple of the accumulator's scale, which 4-bit weights make large.
+
+    Args:
+        producer: The accumulation.
+        low: The lower limit.
+        high: The upper limit.
+    """
+
+    producer: Producer
+    low: float
+    high: float
+
+    def requantize(self, x: Any, output_scale: Any, kernels: Kernels = XNNPACK) -> Any:
+        """Returns the requantized values, and those of the limits where they are reached."""
+        quantized = self.producer.requantize(x, output_scale, kernels)
+        quantized = ops.where(x <= self.low, ops.round(self.low / output_scale), quantized)
+        return ops.where(x >= self.high, ops.round(self.high / output_scale), quantized)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,6 +24,7 @@ from tfcompress.integer.affine import is_affine
 from tfcompress.integer.grid_ops import Requantize
 from tfcompress.integer.producers import (
     Accumulation,
+    Clipped,
     Int8Quantizer,
     Producer,
     Product,
@@ -32,6 +33,7 @@ from tfcompress.integer.producers import (
     Table,
     weight_quantizer_of,
 )
+from tfcompress.integer.role_queries import clip_range
 from tfcompress.integer.roles import (
     CLIP,
     JOIN,
@@ -71,6 +73,9 @@ def producer_of(tensor: Any, output_quantizer: Int8Quantizer) -> Producer | None
         return Requantized(quantizers[output_index(tensor)])
     if kind in (RELU, CLIP):
         producer = producer_of(inputs[0], output_quantizer)
+        limits = _limits(layer, kind)
+        if isinstance(producer, Accumulation) and limits is not None:
+            return Clipped(producer, *limits)
         if not isinstance(producer, Requantized):
             return producer
         return Rectified(producer.input_quantizer) if kind == RELU else None
@@ -86,6 +91,14 @@ def producer_of(tensor: Any, output_quantizer: Int8Quantizer) -> Producer | None
     if is_ours(layer) and hasattr(layer, "link"):
         return layer.link([quantizer_of(t) for t in inputs], output_quantizer)
     return None
+
+
+def _limits(layer: Any, kind: str) -> tuple[float, float] | None:
+    """Returns the limits of a clipping that is fused; None if it has no upper one."""
+    if kind == CLIP:
+        return clip_range(layer)
+    high = 6.0 if activation_name(layer) == "relu6" else getattr(layer, "max_value", None)
+    return None if high is None else (0.0, float(high))
 
 
 def _folded_accumulation(operation: Any, tensor: Any, scalings: tuple[Any, ...]) -> Producer | None:
@@ -167,6 +180,8 @@ def known_accumulations(model: keras.Model) -> dict[int, Accumulation]:
     once = called_once(model)
     accumulations: dict[int, Accumulation] = {}
     for producer in producers:
+        if isinstance(producer, Clipped):
+            producers.append(producer.producer)
         if isinstance(producer, Accumulation):
             owner = producer.wrapper or producer.scalings[-1]
             if id(owner) in once:

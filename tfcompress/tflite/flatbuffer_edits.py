@@ -209,16 +209,17 @@ def _store_as_int4(model: Any, tensor: Any, schema: Any) -> np.ndarray | None:
     channels = np.moveaxis(values, axis, 0).reshape(values.shape[axis], -1)
     if len(tensor.quantization.scale) != len(channels) or np.abs(channels).max() != _QMAX_INT8:
         return None
-    qmax = np.array([_four_bit_qmax(channel) for channel in channels])
-    if not qmax.all() or qmax.max() == 1:
+    growth = np.array([_four_bit_growth(channel) for channel in channels])
+    if not growth.all() or growth.min() == _QMAX_INT8:
         return None
     shape = [1] * values.ndim
     shape[axis] = -1
-    quantized = np.round(values * (qmax / _QMAX_INT8).reshape(shape)).astype(np.int8).ravel()
+    quantized = np.round(values / growth.reshape(shape)).astype(np.int8).ravel()
     tensor.buffer = add_buffer(model, _nibbles(quantized))
     tensor.type = schema.TensorType.INT4
-    growth = _QMAX_INT8 / qmax
-    tensor.quantization.scale = (np.asarray(tensor.quantization.scale) * growth).astype(np.float32)
+    # In the steps of `integer.fixed_point.weight_scale`, so that the model has the same floats.
+    largest = np.asarray(tensor.quantization.scale, np.float32) * np.float32(_QMAX_INT8)
+    tensor.quantization.scale = largest / np.round(_QMAX_INT8 / growth).astype(np.float32)
     return growth
 
 
@@ -262,13 +263,20 @@ def add_buffer(model: Any, data: np.ndarray) -> int:
     return len(model.buffers) - 1
 
 
-def _four_bit_qmax(channel: np.ndarray) -> int:
-    """Returns the smallest 4-bit qmax that reproduces the int8 values of a channel, or 0."""
+def _four_bit_growth(channel: np.ndarray) -> float:
+    """Returns by how much the scale of a channel grows in 4 bits; 0 if these are too few.
+
+    The converter gives a channel a larger scale than its weights need where its bias would not fit
+    into 32 bits otherwise. Such weights hardly count beside the bias, and are rounded once more:
+    kernels for 4 bits compute with 16 times the bias.
+    """
+    if 0 < np.abs(channel).max() < _QMAX_INT8:
+        return _QMAX_INT8 / _QMAX_INT4
     for qmax in range(1, _QMAX_INT4 + 1):
         quantized = channel * qmax / _QMAX_INT8
         if np.abs(quantized - np.round(quantized)).max() <= 0.5 * qmax / _QMAX_INT8 + 1e-9:
-            return qmax
-    return 0
+            return _QMAX_INT8 / qmax
+    return 0.0
 
 
 def _rescaled_bias(model: Any, graph: Any, index: int, growth: np.ndarray, count: int) -> int:
