@@ -198,14 +198,18 @@ def peers_files(make, name, folder):
 
 
 def by_litert_quantizer(path, samples):
-    """Returns the file that litert-quantizer makes of a float file."""
+    """Returns the file that litert-quantizer makes of a float file; samples may be a dict."""
     from litert_quantizer import quantizer, recipe
 
     tool = quantizer.Quantizer(path, recipe.static_wi8_ai8())
     import tfcompress as tfc
 
-    (info,) = tfc.TFLiteModel(path).inputs
-    data = {"serving_default": [{info.name: sample[None]} for sample in samples]}
+    if not isinstance(samples, dict):
+        (info,) = tfc.TFLiteModel(path).inputs
+        samples = {info.name: samples}
+    count = len(next(iter(samples.values())))
+    batches = [{name: x[i : i + 1] for name, x in samples.items()} for i in range(count)]
+    data = {"serving_default": batches}
     return bytes(tool.quantize(tool.calibrate(data)).quantized_model)
 
 

@@ -335,9 +335,7 @@ def by_litert(model, samples):
     with tempfile.TemporaryDirectory() as folder:
         path = f"{folder}/float.tflite"
         tfc.export_tflite(model, path, verify=False, verbose=False)
-        if len(samples) > 1:
-            raise ValueError("more than one input")  # as this benchmark calls it
-        return by_litert_quantizer(path, next(iter(samples.values())))
+        return by_litert_quantizer(path, samples)
 
 
 TOOLS = {

@@ -48,10 +48,11 @@ class FitProgress(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Shows the metrics; prints a line if the output is no terminal."""
-        shown = {k: v for k, v in (logs or {}).items() if k in ("loss", "accuracy")}
+        names = {"accuracy": "training accuracy", "val_accuracy": "validation accuracy"}
+        shown = {k: v for k, v in (logs or {}).items() if k == "loss" or k in names}
         note = ", ".join(
-            f"training {k} {v:.1%}" if k == "accuracy" else f"{k} {v:.4g}"
-            for k, v in reversed(shown.items())
+            f"{names[k]} {v:.1%}" if k in names else f"{k} {v:.4g}"
+            for k, v in sorted(shown.items(), key=lambda item: item[0] in names)
         )
         done = (epoch + 1) * self._steps
         self._progress.update(self._task, note=note, completed=done)

@@ -1,8 +1,8 @@
 """Runs what has no result yet, and judges each file on the same images by the same runtime.
 
 Results are lines of FOLDER/results.jsonl; a run that failed has the message of its error. --only
-takes a part of a run's name ("tune/", "final/resnet", "steps/"); --jobs is how many run at once, each
-on one thread. Step times are measured one by one, on all cores.
+takes a part of a run's name ("tune/", "final/resnet", "steps/"); --jobs is how many run at once,
+each on one thread. Step times are measured one by one, on all cores.
 """
 
 import argparse

@@ -206,3 +206,46 @@ def test_a_size_is_given(tmp_path):
         assert tfc.TFLiteModel(file).inputs[0].shape == (1, 16, 12, 3)
     refused = run("export", tmp_path / "any.keras", "--input-shape", "16x12")
     assert refused.exit_code == 1 and "Received: '16x12'" in refused.output + refused.stderr
+
+
+def test_the_other_ways_to_a_smaller_model(work, tmp_path):
+    model, data = work / "model.keras", work / "data.npz"
+    training = ("--data", data, "--val-data", data, "--epochs", 1, "--seed", 0)
+    clustered = tmp_path / "clustered.keras"
+    output = done("cluster", model, "-o", clustered, "--clusters", 8, *training)
+    assert "validation accuracy" in output.stderr and "accuracy on --val-data" in output.stdout
+    weights = tfc.strip(keras.models.load_model(clustered)).layers[0].get_weights()[0]
+    assert len(np.unique(weights)) <= 8
+
+    smaller = tmp_path / "smaller.keras"
+    told = done("prune-channels", model, "-o", smaller, "--ratio", 0.5)
+    assert "parameters 387 before, 195 after" in told.stdout
+    student = tmp_path / "student.keras"
+    result = json.loads(done("distill", model, smaller, "-o", student, *training, "--json").stdout)
+    assert result["val_accuracy_after"] > result["val_accuracy_before"]
+    assert keras.models.load_model(student).count_params() == 195
+    trained = done("prune-channels", model, "-o", smaller, *training)
+    assert "accuracy on these samples" in trained.stdout
+
+    factors = tmp_path / "factors.keras"
+    done("factorize", model, "-o", factors, "--rank", 2)
+    assert "first_factor" in [layer.name for layer in keras.models.load_model(factors).layers]
+    missing = run("factorize", model, "-o", factors, "--epochs", 1)
+    assert missing.exit_code == 1 and "--epochs needs --data" in missing.stderr
+
+
+def test_a_recipe_is_run_and_its_file_made_again(work, tmp_path):
+    model, data, file = work / "model.keras", work / "data.npz", tmp_path / "m.tflite"
+    output = done("run", "qat-int8", "--model", model, "--data", data, "-o", file)
+    assert "made as" in output.stdout and "m: epoch 3" in output.stderr
+    again = done("reproduce", file, "--model", model, "--data", data)
+    assert again.stdout.strip() == "the same bytes"
+    told = json.loads(done("reproduce", file, "--model", model, "--data", data, "--json").stdout)
+    assert told["same_bytes"] and told["differing"] == {}
+    np.savez(tmp_path / "other.npz", x=np.zeros((16, 8), "float32"), y=np.zeros(16, "int64"))
+    other = run("reproduce", file, "--model", model, "--data", tmp_path / "other.npz")
+    assert other.exit_code == 1 and "The data is not the one" in other.stderr
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("stages:\n  - qantize\n")
+    wrong = run("run", recipe, "--model", tmp_path / "no.keras", "--data", data)
+    assert wrong.exit_code == 1 and "mine.yaml, line 2: there is no stage" in wrong.stderr

@@ -78,6 +78,7 @@ def train(
             seed=seed,
             validation=held_out,
             console=console,
+            name=output.stem,
         )
         run_folder.run = run
         before = [_accuracy(model, part, run.metrics) for part in ((arrays, run.labels), held_out)]

@@ -61,6 +61,7 @@ class Run:
         seed: Seed of the order of samples and of random layers.
         validation: Samples by input name, and labels, to show metrics of after each epoch.
         console: Where to show progress.
+        name: What to call the training there.
         watch: Called after each epoch; what it raises ends the run.
 
     Attributes:
@@ -87,6 +88,7 @@ class Run:
         seed: int = 0,
         validation: tuple[dict[str, np.ndarray], np.ndarray] | None = None,
         console: Console | None = None,
+        name: str = "training",
         watch: Watch | None = None,
     ) -> None:
         self._stages = [stage for stage in recipe.stages if not isinstance(stage, Export)]
@@ -94,7 +96,7 @@ class Run:
         self._arrays, self.labels = arrays, np.zeros(0) if y is None else usual_labels(y)
         self._folder, self._identity, self._seed = folder, identity, seed
         self._validation = validation
-        self._console = console or Console(quiet=True)
+        self._console, self._name = console or Console(quiet=True), name
         self._watch = watch
         self.loss: Any = None
         self.metrics: list[Any] = []
@@ -173,7 +175,7 @@ class Run:
                 validation_data=self._validation_batches(model, stage.batch_size),
                 callbacks=[
                     backup,
-                    FitProgress(progress, model.name, stage.epochs, steps),
+                    FitProgress(progress, self._name, stage.epochs, steps),
                     Interruptible(steps, batches),
                     _Told(self, before, model),
                 ],
@@ -290,6 +292,7 @@ def run_recipe(
             seed=seed,
             validation=held_out,
             console=Console(quiet=not verbose, stderr=True),
+            name=target.stem,
         )
         current.rehearse()
         trained = current.trained()
