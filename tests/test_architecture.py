@@ -14,7 +14,7 @@ PACKAGE = ROOT / "tfcompress"
 FLOORS = (
     "errors files tensorflow_internals archives process stderr progress tables scheme data "
     "transforms graph integer wrap quantization samples distill rewrite tflite devices lowering "
-    "post_training export qat measure testing tune callbacks backup recipes legacy demo cli "
+    "post_training export qat measure testing tune callbacks backup recipes pareto legacy demo cli "
     "__main__"
 ).split()
 INTERNALS = ("graph/keras_internals.py", "tensorflow_internals.py")
@@ -84,6 +84,11 @@ TESTED_ELSEWHERE = {
     "lowering/rules/quantizers": "test_exactness.py graph/test_augmentation.py",
     "lowering/rules/recurrent": "tflite/test_mixed_bits.py",
     "measure/weight_histograms": "measure/test_report.py",
+    "pareto/objectives": "pareto/test_search.py",
+    "pareto/result": "pareto/test_search.py",
+    "pareto/space": "pareto/test_search.py",
+    "pareto/study": "pareto/test_search.py",
+    "pareto/worker": "pareto/test_search.py",
     "post_training/fold_batch_norm": "post_training/test_equalize.py",
     "post_training/pipeline": "post_training/test_calibrate.py export/test_export_tflite.py",
     "progress": "cli/test_cli.py demo/test_demo.py",

@@ -53,6 +53,9 @@ from tfcompress.measure.summary import Summary as Summary
 from tfcompress.measure.summary import summary as summary
 from tfcompress.measure.weight_histograms import Histograms as Histograms
 from tfcompress.measure.weight_histograms import histograms as histograms
+from tfcompress.pareto.result import Search as Search
+from tfcompress.pareto.result import TrialResult as TrialResult
+from tfcompress.pareto.search import search as search
 from tfcompress.post_training.fold_batch_norm import fold_batch_norm as fold_batch_norm
 from tfcompress.qat import quantize as quantize
 from tfcompress.quantization.input_samples import forget_samples as forget_samples

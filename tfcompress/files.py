@@ -202,6 +202,23 @@ def locked(target: pathlib.Path) -> Iterator[None]:
         os.close(handle)
 
 
+@contextlib.contextmanager
+def one_at_a_time(target: pathlib.Path) -> Iterator[None]:
+    """Waits until no other process is in here for the same file.
+
+    Args:
+        target: The file; its lock stays beside it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    with open(beside(target, ".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def _is_same(handle: int, path: pathlib.Path) -> bool:
     try:
         return os.fstat(handle).st_ino == path.stat().st_ino

@@ -25,7 +25,7 @@ from tfcompress.distill.distiller import Distiller
 from tfcompress.export.export_tflite import export_tflite
 from tfcompress.export.io_metadata import versions
 from tfcompress.export.result import ExportResult
-from tfcompress.files import beside, check_path, locked
+from tfcompress.files import beside, check_path, locked, one_at_a_time
 from tfcompress.graph.clone import Rewriter
 from tfcompress.graph.fingerprint import digest_of, fingerprint
 from tfcompress.graph.inline import as_graph
@@ -113,7 +113,8 @@ class Run:
             stage = self._stages[index]
             keras.utils.set_random_seed(self._seed + index)
             if isinstance(stage, Fit):
-                model = self._fit(model, stage, index)
+                with one_at_a_time(self._file(index)):  # of those that share the folder
+                    model = self._fit(model, stage, index)
             else:
                 model = apply(stage, model, self._context(model, index))
         return model
@@ -135,7 +136,7 @@ class Run:
         return 0, self._first
 
     def _key(self, index: int) -> str:
-        return _key(as_dicts(self._stages[: index + 1]), self._identity, self._seed)
+        return key_of(as_dicts(self._stages[: index + 1]), self._identity, self._seed)
 
     def _file(self, index: int) -> pathlib.Path:
         return self._folder / f"{self._key(index)}.keras"
@@ -150,6 +151,9 @@ class Run:
         return math.ceil(len(self.labels) / stage.batch_size)
 
     def _fit(self, model: keras.Model, stage: Fit, index: int) -> keras.Model:
+        if self._file(index).is_file():  # another process has trained it
+            self.epochs_done += stage.epochs
+            return load_keras(self._file(index))
         if model is self._first:
             model = Rewriter().run(model)
         steps, state = self._steps(stage), self._folder / self._key(index)
@@ -193,10 +197,11 @@ class Run:
     def _teacher(self, distill: Distill) -> CachedTeacher:
         """Returns the outputs of the teacher, which is run once over the data."""
         teacher = load_keras(distill.teacher) if distill.teacher else self._first
-        name = _key(self._identity, distill.teacher, distill.loss)
+        name = key_of(self._identity, distill.teacher, distill.loss)
         data = (packed(teacher, self._arrays), self.labels)
         folder = self._folder / f"teacher-{name}"
-        return cache_teacher(teacher, data, folder, losses_of(distill), verbose=False)
+        with one_at_a_time(folder):
+            return cache_teacher(teacher, data, folder, losses_of(distill), verbose=False)
 
     def told(self, model: keras.Model, epochs: int, logs: Mapping[str, float]) -> None:
         """Notes that an epoch is done."""
@@ -205,7 +210,7 @@ class Run:
             self._watch(model, epochs, logs)
 
 
-def _key(*parts: Any) -> str:
+def key_of(*parts: Any) -> str:
     """Returns a hash of values that JSON can hold, short enough for names of files."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
@@ -261,8 +266,7 @@ def run_recipe(
     """
     if not isinstance(recipe, Recipe):
         recipe = Recipe.from_yaml(recipe)
-    export = recipe.export
-    if export is None:
+    if recipe.export is None:
         raise RecipeError("The recipe has no export: it writes no file. Add 'export' as its last.")
     target = check_path(path, ".tflite")
     model = as_graph(model)
@@ -295,18 +299,41 @@ def run_recipe(
             name=target.stem,
         )
         current.rehearse()
-        trained = current.trained()
-        told = {**recipe.as_dict(), **sources, "seed": seed, "versions": surroundings()}
-        result = export_tflite(
-            trained,
-            target,
-            representative_dataset=arrays if y is None else (arrays, y),
-            metadata={"recipe": told},
-            verbose=False,
-            **export.options(),
-        )
+        result = export_trained(recipe, current.trained(), arrays, y, target, sources, seed)
         shutil.rmtree(folder)
     return result
+
+
+def export_trained(
+    recipe: Recipe,
+    model: keras.Model,
+    arrays: dict[str, np.ndarray],
+    y: np.ndarray | None,
+    path: pathlib.Path,
+    sources: Mapping[str, str],
+    seed: int,
+) -> ExportResult:
+    """Writes what a recipe has trained, with all that is needed to make it again.
+
+    Args:
+        recipe: The recipe, which ends in an export.
+        model: The model after its other stages.
+        arrays: The samples of the training, by input name.
+        y: Their labels.
+        path: The file to write.
+        sources: The hashes of the first model and of the data.
+        seed: The seed of the run.
+    """
+    told = {**recipe.as_dict(), **sources, "seed": seed, "versions": surroundings()}
+    options = recipe.export.options() if recipe.export else {}
+    return export_tflite(
+        model,
+        path,
+        representative_dataset=arrays if y is None else (arrays, y),
+        metadata={"recipe": told},
+        verbose=False,
+        **options,
+    )
 
 
 def make_deterministic(seed: int) -> None:

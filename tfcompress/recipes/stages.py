@@ -192,7 +192,7 @@ class Export(Stage):
 
     def options(self) -> dict[str, Any]:
         """Returns the arguments of `export_tflite`."""
-        return {**self.model_dump(), "scheme": scheme_of(self.scheme)}
+        return self.model_dump() | {"scheme": scheme_of(self.scheme)}
 
 
 def scheme_of(scheme: Any) -> Any:

@@ -208,6 +208,73 @@ def run(
 
 
 @click.command()
+@model_argument
+@data_option(required=True)
+@click.option("--val-data", required=True, help="As --data: what files are judged on.")
+@normalize_option
+@click.option("--output", "-o", type=PATH, required=True, help="Folder for the files of the front.")
+@click.option("--trials", type=click.IntRange(min=1), default=60, show_default=True)
+@click.option("--space", default="auto", show_default=True, help="auto, ptq, fast or thorough.")
+@click.option(
+    "--objective",
+    "objectives",
+    multiple=True,
+    help="accuracy and bytes, gzip_bytes, latency_ms, arena_bytes; give it several times.",
+)
+@click.option("--max-drop", type=float, help="Loss of accuracy beyond which files are no use.")
+@click.option("--storage", help="A journal file or the URL of a database; else in --output.")
+@click.option("--budget-seconds", type=float, help="Start no trial after this time.")
+@seed_option
+@json_option
+def search(
+    model: pathlib.Path,
+    data: str,
+    val_data: str,
+    normalize: Any,
+    output: pathlib.Path,
+    trials: int,
+    space: str,
+    objectives: tuple[str, ...],
+    max_drop: float | None,
+    storage: str | None,
+    budget_seconds: float | None,
+    seed: int | None,
+    as_json: bool,
+) -> None:
+    """Search for the smallest, fastest files of MODEL that lose little.
+
+    Writes a table, a picture, and each file of the front with its recipe. A search that is stopped
+    goes on by the same command; the same command in several shells shares the work.
+    """
+    loaded = loaded_model(model)
+    from tfcompress.graph.read import input_specs
+    from tfcompress.pareto.search import search as search_recipes
+
+    specs = input_specs(loaded)
+    output.mkdir(parents=True, exist_ok=True)
+    found = search_recipes(
+        loaded,
+        loaded_data(data, specs, normalize),
+        loaded_data(val_data, specs, normalize, "test"),
+        objectives=objectives or ("accuracy", "bytes", "latency_ms"),
+        trials=trials,
+        space=space,
+        storage=storage or output / "journal.log",
+        budget_seconds=budget_seconds,
+        max_drop=max_drop,
+        seed=seed or 0,
+        verbose=not as_json,
+    )
+    found.plot(output / "front.png")
+    written = found.write_front(output)
+    if as_json:
+        click.echo(json.dumps(found.as_dict(), indent=2))
+    else:
+        show(found)
+        click.echo(f"wrote {len(written)} files of the front to {output}")
+
+
+@click.command()
 @click.argument("file", type=PATH)
 @click.option("--model", type=PATH, required=True, help="The .keras file that it was made from.")
 @data_option(required=True)

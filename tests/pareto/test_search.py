@@ -1,0 +1,258 @@
+"""A search: what is on the front, what is given up, and what goes on after a stop."""
+
+import itertools
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import keras
+import numpy as np
+import optuna
+import pytest
+
+import tfcompress as tfc
+from tests.conftest import ROOT
+from tfcompress.pareto import worker as worker_module
+from tfcompress.pareto.result import described
+from tfcompress.pareto.study import open_study, take_up
+from tfcompress.recipes.reproduce import reproduce
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("search")
+    keras.utils.set_random_seed(0)
+    generator = np.random.default_rng(0)
+    x = generator.normal(size=(256, 8)).astype("float32")
+    y = (x[:, :4] @ generator.normal(size=(4, 3))).argmax(-1)
+    layers = [keras.Input((8,), name="x"), keras.layers.Dense(16, "relu"), keras.layers.Dense(3)]
+    model = keras.Sequential(layers)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.Adam(1e-2), loss)
+    model.fit(x, y, epochs=15, verbose=0)
+    model.save(folder / "model.keras")
+    np.savez(folder / "data.npz", x=x, y=y)
+    return folder
+
+
+@pytest.fixture
+def model(folder):
+    return keras.models.load_model(folder / "model.keras")
+
+
+@pytest.fixture
+def data(folder):
+    with np.load(folder / "data.npz") as arrays:
+        return arrays["x"], arrays["y"]
+
+
+def small_space(trial):
+    """Four recipes: with two numbers of epochs, and with two sparsities."""
+    sparsity = trial.suggest_categorical("sparsity", [0.5, 0.95])
+    epochs = trial.suggest_categorical("epochs", [1, 4])
+    return tfc.Recipe.from_dict(
+        {
+            "stages": [
+                {"prune": {"sparsity": sparsity, "until": 0.5}},
+                "quantize",
+                {"fit": {"epochs": epochs, "batch_size": 64, "learning_rate": 3e-3}},
+                "export",
+            ]
+        }
+    )
+
+
+def searched(model, data, trials, **options):
+    grid = optuna.samplers.GridSampler({"sparsity": [0.5, 0.95], "epochs": [1, 4]}, seed=0)
+    options = {"space": small_space, "sampler": grid, "verbose": False, **options}
+    options = {"objectives": ("accuracy", "gzip_bytes"), **options}
+    return tfc.search(model, data, data, trials=trials, **options)
+
+
+def test_the_front_is_what_no_other_file_beats(model, data, tmp_path):
+    found = searched(model, data, 4)
+    assert [trial.state for trial in found.trials] == ["complete"] * 4
+    for trial in found.trials:  # the figures are those of the files
+        file = tfc.TFLiteModel(trial.file)
+        assert trial.values["accuracy"] == pytest.approx(file.evaluate(*data))
+        assert trial.values["gzip_bytes"] == tfc.inspect_tflite(trial.file).gzip_bytes
+    values = [(t.values["accuracy"], -t.values["gzip_bytes"]) for t in found.trials]
+    wanted = {
+        n
+        for n, one in enumerate(values)
+        if not any(all(np.subtract(other, one) >= 0) and other != one for other in values)
+    }
+    assert {trial.number for trial in found.front()} == wanted
+    smallest = min(found.trials, key=lambda t: t.values["gzip_bytes"])
+    assert found.best(max_drop=1.0) == smallest
+    closest = max(t.values["accuracy"] for t in found.trials)
+    drop = found.reference["accuracy"] - closest
+    assert found.best(max_drop=drop + 1e-9).values["accuracy"] == closest
+    with pytest.raises(ValueError, match="No trial loses at most"):
+        found.best(max_drop=drop - 0.001)
+    with pytest.raises(ValueError, match="minimize must be one of 'gzip_bytes'"):
+        found.best(minimize="bytes")
+
+    written = found.write_front(tmp_path / "front")
+    assert len(written) == len(wanted)
+    again = tfc.Recipe.from_yaml(written[0].replace(".tflite", ".yaml"))
+    assert again in [trial.recipe for trial in found.front()]
+    assert set(found.importances()) == {"sparsity", "epochs"}
+    assert "on the front" in str(found) and "95% zeros, QAT int8" in str(found)
+    found.plot(tmp_path / "front.png")
+    assert (tmp_path / "front.png").stat().st_size > 5000
+
+
+def test_a_file_of_a_search_can_be_made_again(model, data):
+    best = searched(model, data, 2).trials[0]
+    content = pathlib.Path(best.file).read_bytes()
+    assert reproduce(content, model, data, verbose=False).same_bytes
+
+
+def test_a_study_goes_on_and_repeats_nothing(model, data, tmp_path, monkeypatch):
+    journal = tmp_path / "journal.log"
+    first = searched(model, data, 2, storage=journal)
+    tried = []
+    original = worker_module.Worker._tried
+    monkeypatch.setattr(
+        worker_module.Worker,
+        "_tried",
+        lambda self, trial, recipe, key: tried.append(key) or original(self, trial, recipe, key),
+    )
+    again = searched(model, data, 4, storage=journal)
+    assert len(tried) == 2 and len(again.trials) == 4
+    assert again.trials[:2] == first.trials
+    same = searched(model, data, 4, storage=journal)
+    assert len(tried) == 2 and same.trials == again.trials
+    with pytest.raises(ValueError, match="of other data"):
+        searched(model, (data[0] + 1, data[1]), 4, storage=journal)
+    with pytest.raises(ValueError, match="of other objectives"):
+        searched(model, data, 4, storage=journal, objectives=("accuracy", "bytes"))
+
+
+def test_trials_that_others_dominate_are_given_up(model, data):
+    """With nothing to learn from, the second of two equal recipes is worse half of the way."""
+    calls = itertools.count()
+
+    def space(trial):
+        rate = [3e-2, 1e-9][next(calls) % 2]
+        trial.suggest_categorical("rate", [0, 1])
+        stages = [
+            "quantize",
+            {"fit": {"epochs": 4, "batch_size": 16, "learning_rate": rate}},
+            "export",
+        ]
+        return tfc.Recipe.from_dict({"stages": stages})
+
+    worse, generator = keras.models.clone_model(model), np.random.default_rng(1)
+    worse.set_weights([generator.normal(size=w.shape) for w in worse.weights])
+    worse.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    found = tfc.search(
+        worse, data, data, trials=2, objectives=("accuracy", "bytes"), space=space, verbose=False
+    )
+    assert [trial.state for trial in found.trials] == ["complete", "pruned"]
+    assert "trial 0 was better at rung 0" in found.trials[1].note
+    assert found.trials[1].values["accuracy"] <= found.trials[0].values["accuracy"]
+    assert found.front() == [found.trials[0]]
+    with pytest.raises(ValueError, match="has no file"):
+        found.trials[1].export("m.tflite")
+
+
+def test_what_fails_is_noted_and_the_search_goes_on(model, data):
+    def space(trial):
+        layers = trial.suggest_categorical("layers", ["no_such", "dense*"])
+        stages = [{"quantize": {"layers": layers}}, {"fit": {"epochs": 1}}, "export"]
+        return tfc.Recipe.from_dict({"stages": stages})
+
+    sampler = optuna.samplers.GridSampler({"layers": ["no_such", "dense*"]}, seed=0)
+    options = {"objectives": ("accuracy", "bytes"), "space": space, "sampler": sampler}
+    found = tfc.search(model, data, data, trials=2, verbose=False, **options)
+    assert sorted(trial.state for trial in found.trials) == ["complete", "failed"]
+    (failed,) = [trial for trial in found.trials if trial.state == "failed"]
+    assert "no_such" in failed.note
+
+
+@pytest.mark.parametrize("space", ["ptq", "fast", "thorough"])
+def test_presets_make_recipes_that_can_be_run(space, model):
+    from tfcompress.pareto.space import space_of
+
+    chosen, beginnings = space_of(space, model)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    for choices in beginnings:
+        study.enqueue_trial(choices)
+    recipes = [chosen(study.ask()) for _ in range(60)]
+    assert len(set(map(str, recipes))) > 5
+    for recipe in recipes:
+        assert tfc.Recipe.from_dict(recipe.as_dict()) == recipe
+        assert recipe.export is not None and described(recipe)
+
+
+def test_the_best_lose_no_more_than_allowed(model, data):
+    found = searched(model, data, 4, max_drop=0.01)
+    for trial, frozen in zip(found.trials, found.study.get_trials(), strict=True):
+        drop = found.reference["accuracy"] - trial.values["accuracy"]
+        assert frozen.constraints["max_drop"] == pytest.approx(drop - 0.01)
+
+
+def test_wrong_arguments(model, data):
+    with pytest.raises(ValueError, match="objectives must be one of"):
+        searched(model, data, 1, objectives=("accuracy", "byte"))
+    with pytest.raises(ValueError, match="objectives are 'accuracy' and one or more"):
+        searched(model, data, 1, objectives=("bytes",))
+    with pytest.raises(ValueError, match="space must be one of .*'fast'"):
+        searched(model, data, 1, space="fas")
+    with pytest.raises(ValueError, match="validation holds no labels"):
+        tfc.search(model, data, data[0], trials=1)
+
+
+SEARCH = """
+import sys
+sys.path.insert(0, {root!r})
+import keras, numpy as np, tfcompress as tfc
+from tests.pareto.test_search import searched
+with np.load("data.npz") as arrays:
+    data = arrays["x"], arrays["y"]
+searched(keras.models.load_model("model.keras"), data, 4, storage={journal!r}, sampler=None)
+"""
+
+
+def test_killed_workers_lose_nothing_and_count_nothing_twice(folder, model, data, tmp_path):
+    journal = str(tmp_path / "journal.log")
+    code = SEARCH.format(root=str(ROOT), journal=journal)
+    generator = np.random.default_rng(0)
+
+    def start():
+        return subprocess.Popen([sys.executable, "-c", code], cwd=folder, env={**os.environ})
+
+    for _ in range(3):
+        worker = start()
+        deadline = time.monotonic() + 60
+        while not os.path.exists(f"{journal}.files/.study.lock") and time.monotonic() < deadline:
+            time.sleep(0.05)
+        time.sleep(generator.uniform(0, 4))
+        worker.send_signal(signal.SIGKILL)
+        worker.wait()
+    two = [start(), start()]
+    assert [worker.wait() for worker in two] == [0, 0]
+    found = searched(model, data, 4, storage=journal, sampler=None)
+    complete = [trial for trial in found.trials if trial.state == "complete"]
+    assert not any(trial.state == "running" for trial in found.trials)
+    # A trial that was broken is there twice: as failed, and as tried again.
+    again = {trial.user_attrs.get("taken up") for trial in found.study.get_trials()} - {None}
+    broken = {trial.number for trial in found.trials if trial.state == "failed"}
+    assert broken == again and len(complete) == len(found.trials) - len(broken) >= 4
+
+
+def test_a_trial_of_another_machine_is_left_alone(tmp_path):
+    study = open_study(tmp_path / "journal.log", ["maximize", "minimize"], None, 0)
+    for host in ("elsewhere", None):
+        trial = study.ask()
+        trial.suggest_int("n", 0, 3)
+        if host:
+            trial.set_user_attr("worker", [host, 1, "0"])
+    take_up(study, [], tmp_path)
+    take_up(study, [], tmp_path)
+    assert [t.state.name for t in study.get_trials()] == ["RUNNING", "FAIL", "WAITING"]

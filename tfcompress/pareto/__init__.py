@@ -1,0 +1,1 @@
+"""Searches recipes for the smallest, fastest files that lose little."""

@@ -1,0 +1,269 @@
+"""What a search found: its trials, its front, and the files of both."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import shutil
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+
+from tfcompress.files import check_path, replacing, save_figure
+from tfcompress.pareto.objectives import ACCURACY, dominates
+from tfcompress.recipes.recipe import Recipe
+from tfcompress.recipes.stages import (
+    Cluster,
+    DropLayers,
+    Export,
+    Factorize,
+    Fit,
+    Prune,
+    PruneChannels,
+    Quantize,
+    name_of,
+)
+from tfcompress.scheme import check_choice
+from tfcompress.tables import as_text, table
+
+
+@dataclasses.dataclass(frozen=True)
+class TrialResult:
+    """One recipe that was tried.
+
+    Attributes:
+        number: Its number.
+        recipe: The recipe.
+        state: "complete", "pruned" (better ones were known when a part of it had been trained),
+            "failed", or "running".
+        values: Its objectives by name, of the exported file; those of a pruned trial are of the
+            file at that time.
+        note: Why it was pruned or failed.
+        file: The checked file of a complete trial.
+        folder: What keeps the file of a search without a storage, as long as this object lives.
+    """
+
+    number: int
+    recipe: Recipe
+    state: str
+    values: dict[str, float]
+    note: str = ""
+    file: str | None = None
+    folder: Any = dataclasses.field(default=None, repr=False, compare=False)
+
+    @classmethod
+    def of(
+        cls, trial: Any, names: Sequence[str], folder: pathlib.Path, kept: Any = None
+    ) -> TrialResult:
+        """Returns what Optuna keeps of a trial.
+
+        Args:
+            trial: The trial.
+            names: The names of the objectives.
+            folder: Where the files are.
+            kept: What keeps this folder.
+        """
+        attributes = trial.user_attrs
+        state = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed"}.get(trial.state.name)
+        values = dict(zip(names, trial.values or (), strict=False)) or attributes.get("values", {})
+        file = folder / f"{attributes.get('key')}.tflite"
+        return cls(
+            trial.number,
+            Recipe.from_dict(attributes.get("recipe", {"stages": []})),
+            state or "running",
+            values,
+            attributes.get("note", ""),
+            str(file) if state == "complete" else None,
+            kept,
+        )
+
+    def export(self, path: Any) -> str:
+        """Copies the file, which has its recipe inside, and returns its path."""
+        if self.file is None:
+            raise ValueError(f"Trial {self.number} is {self.state}: it has no file.")
+        target = check_path(path, ".tflite")
+        with replacing(target) as part:
+            shutil.copyfile(self.file, part)
+        return str(target)
+
+
+@dataclasses.dataclass(frozen=True)
+class Search:
+    """The trials of a search.
+
+    Attributes:
+        trials: All of them, in order.
+        names: The names of the objectives.
+        reference: The objectives of the float file.
+        study: The Optuna study, for its own tools.
+    """
+
+    trials: list[TrialResult]
+    names: tuple[str, ...]
+    reference: dict[str, float]
+    study: Any = dataclasses.field(repr=False, compare=False)
+
+    @property
+    def complete(self) -> list[TrialResult]:
+        """The trials that have a file."""
+        return [trial for trial in self.trials if trial.state == "complete"]
+
+    def front(self, names: Sequence[str] | None = None) -> list[TrialResult]:
+        """Returns the trials that no other is better than in every objective, the best first.
+
+        Args:
+            names: The objectives that count; None for all.
+        """
+        chosen = tuple(names or self.names)
+        complete = self.complete
+        best = [
+            trial
+            for trial in complete
+            if not any(dominates(other.values, trial.values, chosen) for other in complete)
+        ]
+        return sorted(best, key=lambda trial: -trial.values[ACCURACY])
+
+    def best(self, *, max_drop: float = 0.01, minimize: str | None = None) -> TrialResult:
+        """Returns the cheapest of the trials that lose no more accuracy than allowed.
+
+        Args:
+            max_drop: The largest allowed loss, as a share: 0.01 is one point.
+            minimize: The cost; None for the first of the objectives that is one.
+
+        Raises:
+            ValueError: If no trial is accurate enough, or the cost was not measured.
+        """
+        costs = [name for name in self.names if name != ACCURACY]
+        cost = check_choice(minimize or costs[0], "minimize", costs)
+        floor = self.reference[ACCURACY] - max_drop
+        enough = [trial for trial in self.complete if trial.values[ACCURACY] >= floor]
+        if not enough:
+            nearest = max((t.values[ACCURACY] for t in self.complete), default=float("nan"))
+            raise ValueError(
+                f"No trial loses at most {max_drop:.2%}: the float model has "
+                f"{self.reference[ACCURACY]:.2%}, the most accurate of {len(self.complete)} trials "
+                f"{nearest:.2%}. Allow more (max_drop=), or go on with more trials."
+            )
+        return min(enough, key=lambda trial: (trial.values[cost], -trial.values[ACCURACY]))
+
+    def importances(self, name: str = ACCURACY) -> dict[str, float]:
+        """Returns how much each choice of the space mattered for an objective (fANOVA's trees).
+
+        Args:
+            name: The objective.
+        """
+        import optuna  # an extra
+
+        index = self.names.index(check_choice(name, "name", self.names))
+        sign = -1 if name == ACCURACY else 1  # importance for low values
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "PedAnova.*low `target` values")
+            return optuna.importance.get_param_importances(
+                self.study, target=lambda trial: sign * trial.values[index]
+            )
+
+    def write_front(self, folder: Any) -> list[str]:
+        """Writes the files of the front and their recipes into a folder, and returns their paths.
+
+        Args:
+            folder: Created if it does not exist.
+        """
+        home = pathlib.Path(folder)
+        home.mkdir(parents=True, exist_ok=True)
+        written = []
+        for trial in self.front():
+            written.append(trial.export(home / f"trial{trial.number}.tflite"))
+            trial.recipe.to_yaml(home / f"trial{trial.number}.yaml")
+        return written
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns the trials as values that JSON can hold."""
+        front = {trial.number for trial in self.front()}
+        trials = [
+            {
+                "number": trial.number,
+                "recipe": trial.recipe.as_dict(),
+                "state": trial.state,
+                "values": trial.values,
+                "note": trial.note,
+                "front": trial.number in front,
+            }
+            for trial in self.trials
+        ]
+        return {"objectives": list(self.names), "float": self.reference, "trials": trials}
+
+    def __rich__(self) -> Any:
+        header = ("trial", "recipe", *self.names, "")
+        rows = [("float", "", *(_shown(n, self.reference[n]) for n in self.names), "")]
+        front = {trial.number for trial in self.front()}
+        for trial in sorted(self.trials, key=lambda t: -t.values.get(ACCURACY, -np.inf)):
+            values = [_shown(n, trial.values.get(n)) for n in self.names]
+            state = trial.state if trial.state != "complete" else ""
+            note = "on the front" if trial.number in front else state
+            rows.append((str(trial.number), described(trial.recipe), *values, note))
+        return table("search", header, rows)
+
+    def __str__(self) -> str:
+        return as_text(self.__rich__())
+
+    def plot(self, path: Any = None, cost: str | None = None) -> Any:
+        """Draws accuracy over a cost, the front as a line; writes a picture if a path is given.
+
+        Args:
+            path: The picture.
+            cost: The cost; None for the first of the objectives that is one.
+        """
+        costs = [name for name in self.names if name != ACCURACY]
+        chosen = check_choice(cost or costs[0], "cost", costs)
+        figure = matplotlib.figure.Figure((8, 5))
+        axis = figure.subplots()
+        for trials, style in ((self.complete, "o"), (self.front((ACCURACY, chosen)), "o-")):
+            points = sorted((t.values[chosen], 100 * t.values[ACCURACY]) for t in trials)
+            label = f"{len(trials)} trials" if style == "o" else "front"
+            axis.plot(*zip(*points, strict=True) if points else ([], []), style, label=label)
+        axis.plot(self.reference[chosen], 100 * self.reference[ACCURACY], "k*", label="float")
+        axis.set_xscale("log")
+        axis.set_xlabel(chosen)
+        axis.set_ylabel("accuracy, %")
+        axis.legend()
+        if path is not None:
+            save_figure(figure, path, 100)
+        return figure
+
+
+def _shown(name: str, value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.2%}" if name == ACCURACY else f"{value:,.3f}".removesuffix(".000")
+
+
+def described(recipe: Recipe) -> str:
+    """Returns a recipe in a few words; `recipe.to_yaml()` has all of it."""
+    return ", ".join(_words(stage) for stage in recipe.stages)
+
+
+def _words(stage: Any) -> str:
+    match stage:
+        case PruneChannels():
+            return f"{1 - stage.ratio:.0%} of channels"
+        case DropLayers():
+            return f"without {stage.blocks} blocks"
+        case Factorize():
+            return f"rank {stage.rank}"
+        case Prune():
+            return f"{stage.sparsity:.0%} zeros" if isinstance(stage.sparsity, float) else "zeros"
+        case Cluster():
+            return f"{stage.number_of_clusters} clusters"
+        case Quantize():
+            return f"QAT {stage.scheme}" if isinstance(stage.scheme, str) else "QAT"
+        case Fit():
+            return f"{stage.epochs} epochs" + (" distilled" if stage.distill else "")
+        case Export(scheme=None):
+            return "export"
+        case Export():
+            fields = stage.scheme if isinstance(stage.scheme, dict) else {"scheme": stage.scheme}
+            return "PTQ " + " ".join(str(value) for value in fields.values())
+    return name_of(stage)

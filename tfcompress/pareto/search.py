@@ -1,0 +1,123 @@
+"""search: tries recipes, and keeps those that no other is better than."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import tempfile
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+from rich.console import Console
+
+from tfcompress.data import collect
+from tfcompress.graph.fingerprint import digest_of, fingerprint
+from tfcompress.graph.inline import as_graph
+from tfcompress.graph.read import input_specs
+from tfcompress.pareto.objectives import ACCURACY, Metric, Objectives
+from tfcompress.pareto.result import Search, TrialResult
+from tfcompress.pareto.space import Space, space_of
+from tfcompress.pareto.study import check_same, counted, open_study, take_up
+from tfcompress.pareto.worker import Worker, float_file
+from tfcompress.recipes.losses import labels_of
+from tfcompress.recipes.run import make_deterministic
+
+
+def search(
+    model: keras.Model,
+    train: Any,
+    validation: Any,
+    *,
+    objectives: Sequence[str] = (ACCURACY, "bytes", "latency_ms"),
+    trials: int = 60,
+    space: str | Space = "auto",
+    storage: str | os.PathLike[str] | None = None,
+    budget_seconds: float | None = None,
+    max_drop: float | None = None,
+    metric: Metric | None = None,
+    sampler: Any = None,
+    seed: int = 0,
+    verbose: bool = True,
+) -> Search:
+    """Searches for the recipes on the front of accuracy, bytes and latency, each with its file.
+
+    Cheap recipes without training come first. A trial that is dominated by a finished one at a
+    quarter or a half of its epochs is given up. Trials with equal beginnings share what was
+    trained, and the float model, which teaches them, runs over the data once. Every file is
+    exported and checked, and measured on the validation data: keep test data apart, and touch them
+    once, with the file that you choose.
+
+    Args:
+        model: A trained model. It is not changed.
+        train: Samples and labels to train and calibrate on.
+        validation: Samples and labels to judge on.
+        objectives: "accuracy" and one or more of "bytes", "gzip_bytes", "latency_ms" (one thread on
+            this machine, in turns with the float file) and "arena_bytes" (working memory).
+        trials: How many to have in the study, those of earlier runs included.
+        space: "ptq" (no training), "fast" (2 epochs at most), "thorough" (8 at most; also "auto"),
+            or a function that takes an Optuna trial and returns a `Recipe`.
+        storage: A journal file, or the URL of a database that Optuna takes. The same call goes on
+            with the trials that are there; several processes may work on one study. Models and
+            files are kept in a folder beside the journal. None: nothing is kept between runs.
+        budget_seconds: No trial is started after this time.
+        max_drop: The loss of accuracy beyond which files are of no interest: the search keeps to
+            what is within it.
+        metric: A function of labels and outputs in place of accuracy; more is better.
+        sampler: An Optuna sampler; None for `TPESampler`.
+        seed: Seed of the sampler and of trainings.
+        verbose: Whether to say what is tried.
+
+    Returns:
+        The trials, of which `front()` and `best()` choose.
+
+    Raises:
+        ImportError: If Optuna is missing.
+        ValueError: If the study in the storage is of another model, other data or objectives, or an
+            argument is unknown.
+
+    Example:
+        >>> import keras, numpy as np
+        >>> import tfcompress as tfc
+        >>> keras.utils.set_random_seed(0)
+        >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(3)])
+        >>> data = np.random.default_rng(0).normal(size=(64, 8)), np.arange(64) % 3
+        >>> found = tfc.search(
+        ...     model, data, data, objectives=("accuracy", "bytes"), trials=2, space="ptq",
+        ...     verbose=False,
+        ... )
+        >>> len(found.trials)
+        2
+
+    References:
+        Optuna: Akiba et al. 2019, arXiv:1907.10902. TPE for several objectives: Ozaki et al. 2022.
+    """
+    model = as_graph(model)
+    specs = input_specs(model)
+    arrays, y = collect(train, specs, argument="train")
+    y = labels_of(arrays, y, "train")
+    held_out, wanted = collect(validation, specs, argument="validation")
+    wanted = labels_of(held_out, wanted, "validation")
+    chosen, beginnings = space_of(space, model)
+    kept = None if storage else tempfile.TemporaryDirectory()
+    folder = pathlib.Path(kept.name if kept else f"{storage}.files")
+    folder.mkdir(parents=True, exist_ok=True)
+    make_deterministic(seed)
+    judge = Objectives(objectives, float_file(model, folder), held_out, wanted, metric)
+    study = open_study(storage, judge.directions, sampler, seed)
+    sources = {"model": fingerprint(model), "data": digest_of([arrays, y])}
+    described = {**sources, "validation": digest_of([held_out, wanted])}
+    judge.reference = check_same(
+        study, {**described, "objectives": list(judge.names)}, judge.reference
+    )
+    console = Console(quiet=not verbose, stderr=True)
+    worker = Worker(chosen, model, arrays, y, judge, folder, sources, seed, max_drop, console)
+    take_up(study, beginnings, folder)
+    started = time.perf_counter()
+    while counted(study) < trials:
+        if budget_seconds is not None and time.perf_counter() - started > budget_seconds:
+            break
+        study.optimize(worker, n_trials=1, catch=(Exception,))
+    results = [TrialResult.of(trial, judge.names, folder, kept) for trial in study.get_trials()]
+    return Search(results, judge.names, judge.reference, study)

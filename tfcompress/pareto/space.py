@@ -1,0 +1,119 @@
+"""Which recipes a search tries: presets, or a function of an Optuna trial."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+
+from tfcompress.recipes.recipe import Recipe
+from tfcompress.recipes.stages import (
+    Cluster,
+    Distill,
+    DropLayers,
+    Export,
+    Factorize,
+    Fit,
+    Prune,
+    PruneChannels,
+    Quantize,
+    Stage,
+)
+from tfcompress.rewrite.depth import residual_blocks
+from tfcompress.scheme import check_choice
+
+Space = Callable[[Any], Recipe]
+"""Takes an Optuna trial and returns a recipe that ends in an export."""
+
+PRESETS = ("auto", "ptq", "fast", "thorough")
+BATCH = 64
+
+
+def space_of(space: str | Space, model: keras.Model) -> tuple[Space, list[dict[str, Any]]]:
+    """Returns a space, and the choices to begin with: the cheapest, and those known to be good.
+
+    Args:
+        space: A name of `PRESETS` ("auto" is "thorough"), or a function of a trial.
+        model: The model, whose blocks can be dropped.
+    """
+    if callable(space):
+        return space, []
+    check_choice(space, "space", PRESETS)
+    if space == "ptq":
+        return _untrained, [{"scheme": "int8", "rounding": "nearest", "equalize": False}]
+    epochs = (1, 2) if space == "fast" else (2, 4, 8)
+    blocks = min(len(residual_blocks(model)), 4)
+    return _Trained(epochs, blocks), [
+        {"training": False, "scheme": "int8", "rounding": "nearest"},
+        {"training": True, **_PLAIN, "epochs": epochs[-1]},
+        {"training": True, **_PLAIN, "epochs": epochs[-1], "sparsity": 0.8, "clusters": 16},
+        {"training": True, **_PLAIN, "epochs": epochs[-1], "channels": 0.5},
+    ]
+
+
+_PLAIN = {
+    "channels": 0.0,
+    "blocks": 0,
+    "energy": 1.0,
+    "sparsity": 0.0,
+    "clusters": 0,
+    "scheme": "int8",
+    "alpha": 0.5,
+    "temperature": 3.0,
+    "learning_rate": 1e-3,
+}
+
+
+def _untrained(trial: Any) -> Recipe:
+    scheme = trial.suggest_categorical("scheme", ["int8", "w4a8", "float16", "dynamic_int8"])
+    if scheme in ("float16", "dynamic_int8"):
+        return Recipe((Export(scheme=scheme),))
+    chosen = {"weight_bits": 4 if scheme == "w4a8" else 8}
+    chosen["rounding"] = trial.suggest_categorical("rounding", ["nearest", "adaround"])
+    chosen["equalize"] = trial.suggest_categorical("equalize", [False, True])
+    return Recipe((Export(scheme=chosen),))
+
+
+class _Trained:
+    """Recipes of up to two trainings: of what is left after cutting, and of the quantized rest."""
+
+    def __init__(self, epochs: tuple[int, ...], blocks: int) -> None:
+        self._epochs, self._blocks = epochs, blocks
+
+    def __call__(self, trial: Any) -> Recipe:
+        scheme = trial.suggest_categorical("scheme", ["int8", "w4a8"])
+        if not trial.suggest_categorical("training", [True, False]):
+            rounding = trial.suggest_categorical("rounding", ["nearest", "adaround"])
+            bits = 4 if scheme == "w4a8" else 8
+            return Recipe((Export(scheme={"weight_bits": bits, "rounding": rounding}),))
+        epochs = trial.suggest_categorical("epochs", list(self._epochs))
+        rate = trial.suggest_float("learning_rate", 1e-4, 3e-3, log=True)
+        alpha = round(trial.suggest_float("alpha", 0.0, 0.9, step=0.1), 1)
+        temperature = trial.suggest_categorical("temperature", [1.0, 3.0, 6.0])
+        distill = Distill(alpha=alpha, temperature=temperature) if alpha else None
+        cuts = self._cuts(trial)
+        stages: list[Stage] = [*cuts]
+        fit = Fit(epochs=epochs, batch_size=BATCH, learning_rate=rate, distill=distill)
+        if cuts:
+            stages.append(fit)
+        sparsity = trial.suggest_categorical("sparsity", [0.0, 0.5, 0.7, 0.8, 0.85, 0.9])
+        clusters = trial.suggest_categorical("clusters", [0, 8, 16, 32])
+        if sparsity:
+            stages.append(Prune(sparsity=sparsity))
+        if clusters:
+            stages.append(Cluster(number_of_clusters=clusters))
+        return Recipe((*stages, Quantize(scheme=scheme), fit, Export()))
+
+    def _cuts(self, trial: Any) -> list[Stage]:
+        ratio = trial.suggest_float("channels", 0.0, 0.75, step=0.125)
+        blocks = trial.suggest_int("blocks", 0, self._blocks) if self._blocks else 0
+        energy = trial.suggest_categorical("energy", [1.0, 0.95, 0.9, 0.8])
+        cuts: list[Stage] = []
+        if blocks:
+            cuts.append(DropLayers(blocks=blocks))
+        if ratio:
+            cuts.append(PruneChannels(ratio=ratio, round_to=4))
+        if energy < 1:
+            cuts.append(Factorize(rank=energy))
+        return cuts
