@@ -120,6 +120,7 @@ TESTED_ELSEWHERE = {
     "rewrite/channels/passing": "rewrite/channels/test_rules.py",
     "rewrite/channels/scoring": "tune/test_channels.py",
     "rewrite/rank": "rewrite/test_low_rank.py",
+    "rewrite/separable": "tune/test_student.py",
     "stderr": "test_process.py",
     "tables": "demo/test_demo.py",
     "tensorflow_internals": "tflite/test_convert.py test_process.py",

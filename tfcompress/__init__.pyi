@@ -81,6 +81,7 @@ from tfcompress.tune.precision import AssignedScheme as AssignedScheme
 from tfcompress.tune.precision import assign_precision as assign_precision
 from tfcompress.tune.sensitivity import Sensitivity as Sensitivity
 from tfcompress.tune.sensitivity import sensitivity as sensitivity
+from tfcompress.tune.student import student as student
 from tfcompress.wrap.cluster import cluster as cluster
 from tfcompress.wrap.prune import prune as prune
 from tfcompress.wrap.wrapper import CompressionWrapper as CompressionWrapper

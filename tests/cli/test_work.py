@@ -227,6 +227,9 @@ def test_the_other_ways_to_a_smaller_model(work, tmp_path):
     trained = done("prune-channels", model, "-o", smaller, *training)
     assert "accuracy on these samples" in trained.stdout
 
+    told = done("student", model, "-o", smaller, "--width", 0.25)
+    assert "parameters 387 before, 99 after" in told.stdout
+
     factors = tmp_path / "factors.keras"
     done("factorize", model, "-o", factors, "--rank", 2)
     assert "first_factor" in [layer.name for layer in keras.models.load_model(factors).layers]

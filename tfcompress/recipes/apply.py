@@ -18,6 +18,7 @@ from tfcompress.rewrite.low_rank import factorize
 from tfcompress.transforms.patterns import as_pattern
 from tfcompress.transforms.schedules import PolynomialDecay
 from tfcompress.tune.channels import prune_channels
+from tfcompress.tune.student import student
 from tfcompress.wrap.cluster import cluster
 from tfcompress.wrap.prune import prune
 
@@ -89,6 +90,7 @@ _FUNCTIONS: dict[type[stages.Stage], Callable[[Any, keras.Model, Context], keras
     stages.DropLayers: _drop_layers,
     stages.ShareLayers: lambda stage, model, context: share_layers(model, stage.groups),
     stages.Factorize: lambda stage, model, context: factorize(model, **stage.model_dump()),
+    stages.Student: lambda stage, model, context: student(model, **stage.model_dump()),
     stages.FoldBatchNorm: lambda stage, model, context: fold_batch_norm(model),
     stages.Prune: _prune,
     stages.Cluster: lambda stage, model, context: cluster(model, **stage.model_dump()),

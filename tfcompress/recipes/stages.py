@@ -75,6 +75,15 @@ class Factorize(Stage):
     layers: Layers = _LAYERS
 
 
+class Student(Stage):
+    """A smaller model of the same kind: fewer channels and blocks, separable convolutions."""
+
+    width: float = Field(default=0.5, gt=0, le=1, description="Share of the channels that stay.")
+    depth: float = Field(default=1.0, ge=0, le=1, description="Share of the blocks that stay.")
+    separable: bool = False
+    round_to: int = Field(default=1, ge=1, description="Channels that stay are a multiple of this.")
+
+
 class FoldBatchNorm(Stage):
     """Folds BatchNormalization into the layers before it."""
 
@@ -211,6 +220,7 @@ STAGES: dict[str, type[Stage]] = {
     "drop_layers": DropLayers,
     "share_layers": ShareLayers,
     "factorize": Factorize,
+    "student": Student,
     "fold_batch_norm": FoldBatchNorm,
     "prune": Prune,
     "cluster": Cluster,

@@ -301,3 +301,28 @@ def factorize(
     chosen: Any = rank if rank == "vbmf" else int(rank) if rank.isdigit() else float(rank)
     stage = Factorize(rank=chosen, target_macs=target_macs, layers=_layers(layers))
     _train(model, [stage], **options)
+
+
+@click.command()
+@model_argument
+@click.option("--width", type=float, default=0.5, show_default=True, help="Share of channels.")
+@click.option("--depth", type=float, default=1.0, show_default=True, help="Share of blocks.")
+@click.option("--separable", is_flag=True, help="Depthwise separable convolutions.")
+@click.option("--round-to", type=click.IntRange(min=1), default=1, show_default=True)
+@_training(required=False)
+def student(
+    model: pathlib.Path,
+    width: float,
+    depth: float,
+    separable: bool,
+    round_to: int,
+    **options: Any,
+) -> None:
+    """Make a smaller model of the same kind as MODEL, and train it if --epochs are given.
+
+    `distill MODEL STUDENT` trains it with MODEL as its teacher.
+    """
+    from tfcompress.recipes.stages import Student
+
+    stage = Student(width=width, depth=depth, separable=separable, round_to=round_to)
+    _train(model, [stage], **options)
