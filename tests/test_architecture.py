@@ -83,6 +83,7 @@ TESTED_ELSEWHERE = {
     "lowering/rules/normalization": "test_exactness.py lowering/test_strip.py",
     "lowering/rules/quantizers": "test_exactness.py graph/test_augmentation.py",
     "lowering/rules/recurrent": "tflite/test_mixed_bits.py",
+    "measure/files_of": "measure/test_comparison.py measure/test_energy.py",
     "measure/weight_histograms": "measure/test_report.py",
     "pareto/objectives": "pareto/test_search.py",
     "pareto/result": "pareto/test_search.py",

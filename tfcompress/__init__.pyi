@@ -46,6 +46,11 @@ from tfcompress.legacy import from_tf_keras as from_tf_keras
 from tfcompress.lowering.strip import strip as strip
 from tfcompress.measure.comparison import Comparison as Comparison
 from tfcompress.measure.comparison import compare as compare
+from tfcompress.measure.energy import Energy as Energy
+from tfcompress.measure.energy import Power as Power
+from tfcompress.measure.energy import TrainingEnergy as TrainingEnergy
+from tfcompress.measure.energy import energy as energy
+from tfcompress.measure.energy import inferences_to_pay_back as inferences_to_pay_back
 from tfcompress.measure.layer_errors import LayerErrors as LayerErrors
 from tfcompress.measure.layer_errors import layer_errors as layer_errors
 from tfcompress.measure.summary import LayerSummary as LayerSummary

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,12 +12,11 @@ import numpy as np
 
 from tfcompress.data import collect
 from tfcompress.devices.outcome import check_device, outcome
-from tfcompress.export.export_tflite import export_tflite
-from tfcompress.files import check_path, save_figure, temporary_folder, write_whole
-from tfcompress.graph.inline import as_graph
-from tfcompress.graph.read import input_specs, load_keras
+from tfcompress.files import check_path, save_figure, write_whole
+from tfcompress.graph.read import input_specs
 from tfcompress.graph.run import predict
-from tfcompress.lowering.strip import without_transforms
+from tfcompress.measure.energy import Energy, Power, inferences_to_pay_back
+from tfcompress.measure.files_of import as_file, loaded
 from tfcompress.tables import as_text, table
 from tfcompress.tflite.benchmark import benchmark
 from tfcompress.tflite.inspect import FileReport, inspect_tflite
@@ -39,6 +37,9 @@ class ComparisonRow:
         latency_ms: Median latency of one inference.
         outside: The share of the time outside of XNNPACK, from 0 to 1; see `profile_tflite`.
         devices: What each device makes of the file, in words, by its name.
+        joules: Estimated energy of one inference; None if no power was stated.
+        pays_back: Inferences after which it has saved the energy of its training, against the first
+            row; None if that is not known, or never.
     """
 
     name: str
@@ -49,6 +50,8 @@ class ComparisonRow:
     latency_ms: float
     outside: float = 0.0
     devices: dict[str, str] = dataclasses.field(default_factory=dict)
+    joules: float | None = None
+    pays_back: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +65,7 @@ class Comparison:
         runtime: The runtime on which the latencies were measured.
         reports: The content of each file, by name.
         profiles: Where the time of each file goes, by name.
+        power: The power that energies are estimated from, if one was stated.
     """
 
     rows: list[ComparisonRow]
@@ -70,6 +74,7 @@ class Comparison:
     runtime: str
     reports: dict[str, FileReport] = dataclasses.field(default_factory=dict, repr=False)
     profiles: dict[str, Profile] = dataclasses.field(default_factory=dict, repr=False)
+    power: Power | None = None
 
     def __getitem__(self, name: str) -> ComparisonRow:
         for row in self.rows:
@@ -91,19 +96,33 @@ class Comparison:
                 f"{first.latency_ms / row.latency_ms:.2f}x",
                 f"{row.outside:.0%}",
                 *row.devices.values(),
+                *self._energy_cells(row),
             )
             for row in self.rows
         ]
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The heads of the columns."""
+        known = ("model", "accuracy", "bytes", "gzip bytes", "smaller", "latency ms", "faster")
+        energy = ("mJ", "pays back after") if self.power else ()
+        return (*known, "outside", *self.rows[0].devices, *energy)
+
+    def _energy_cells(self, row: ComparisonRow) -> tuple[str, ...]:
+        if row.joules is None:
+            return ()
+        return f"{1000 * row.joules:.3g}", f"{row.pays_back:,.0f}" if row.pays_back else "-"
+
     def __rich__(self) -> Any:
-        columns = ("model", "accuracy", "bytes", "gzip bytes", "smaller", "latency ms", "faster")
-        result = table("", (*columns, "outside", *self.rows[0].devices), self.cells())
+        result = table("", self.columns, self.cells())
         result.caption = (
             f"{self.samples} samples; {self.threads} thread(s), {self.runtime}; Keras models are "
             "measured as float32 .tflite files; outside: of XNNPACK, in slower kernels"
         )
         if self.rows[0].devices:
             result.caption += "; NPUs: share of the operations, flash or DRAM, estimated time"
+        if self.power:
+            result.caption += f"; energy estimated from the latency and a stated {self.power}"
         return result
 
     def __str__(self) -> str:
@@ -141,6 +160,8 @@ def compare(
     num_threads: int = 1,
     runs: int = 200,
     devices: Sequence[str] = (),
+    power: Power | None = None,
+    trained: Mapping[str, Energy] | None = None,
 ) -> Comparison:
     """Measures accuracy, bytes and latency of models and files side by side.
 
@@ -158,6 +179,9 @@ def compare(
         runs: Number of inferences to measure for each.
         devices: Devices for a column each: "tflite-micro" for its working memory, or an NPU that
             `compile_ethos_u` takes.
+        power: Power and grid where inferences run, for a column with their energy.
+        trained: By name, what the training of a model took (`TrainingEnergy.energy`): a column says
+            after how many inferences that is paid back, against the first model.
 
     Returns:
         Plain data that prints as a table.
@@ -166,8 +190,8 @@ def compare(
         FileNotFoundError: If a file does not exist.
         ImportError: If a tool of `devices` is not installed.
         TypeError: If an entry is neither a model nor a path.
-        ValueError: If there are no models, a file is damaged or unsafe to load, or data and models
-            do not match.
+        ValueError: If there are no models, a file is damaged or unsafe to load, data and models
+            do not match, or `trained` names no model or comes without `power`.
 
     Example:
         >>> import tfcompress as tfc
@@ -182,21 +206,27 @@ def compare(
         )
     for device in devices:
         check_device(device)
-    loaded = {name: _load(name, model) for name, model in models.items()}
+    for name in trained or {}:
+        if name not in models or power is None:
+            raise ValueError(
+                "trained needs power=, and the energy of trainings by the names of models. "
+                f"Received: {name!r}"
+            )
+    opened = {name: loaded(f"models[{name!r}]", model) for name, model in models.items()}
     files: dict[str, TFLiteModel] = {}
     accuracies: dict[str, float | None] = {}
     count = 0
-    for name, model in loaded.items():
+    for name, model in opened.items():
         accuracies[name] = None
         if x is not None:
             accuracies[name], count = measure_accuracy(model, x, y)
-        files[name] = TFLiteModel(_as_file(model), num_threads)
+        files[name] = as_file(name, model, num_threads)
     latencies = benchmark(files, runs=runs)
     rows, reports = [], {}
     profiles = {name: profile_tflite(file.content, num_threads) for name, file in files.items()}
     for name, file in files.items():
         report = reports[name] = inspect_tflite(file.content)
-        kind = "keras" if isinstance(loaded[name], keras.Model) else "tflite"
+        kind = "keras" if isinstance(opened[name], keras.Model) else "tflite"
         rows.append(
             ComparisonRow(
                 name,
@@ -209,23 +239,26 @@ def compare(
                 {device: outcome(file.content, device) for device in devices},
             )
         )
+    if power is not None:
+        rows = _with_energy(rows, power, trained or {})
     runtime = next(iter(files.values())).runtime
-    return Comparison(rows, count, num_threads, runtime, reports, profiles)
+    return Comparison(rows, count, num_threads, runtime, reports, profiles, power)
 
 
-def _load(name: str, model: Any) -> Any:
-    if isinstance(model, keras.Model):
-        return as_graph(model, f"models[{name!r}]")
-    if isinstance(model, TFLiteModel):
-        return model
-    if not isinstance(model, (str, os.PathLike)):
-        raise TypeError(
-            f"models[{name!r}] must be a Keras model, a TFLiteModel or the path of a .keras or "
-            f".tflite file. Received: {type(model).__name__}"
+def _with_energy(
+    rows: list[ComparisonRow], power: Power, trained: Mapping[str, Energy]
+) -> list[ComparisonRow]:
+    energies = [Energy(row.latency_ms / 1000, power) for row in rows]
+    return [
+        dataclasses.replace(
+            row,
+            joules=used.joules,
+            pays_back=inferences_to_pay_back(trained[row.name], energies[0], used)
+            if row.name in trained
+            else None,
         )
-    if pathlib.Path(model).suffix == ".keras":
-        return load_keras(pathlib.Path(model))
-    return TFLiteModel(model)
+        for row, used in zip(rows, energies, strict=True)
+    ]
 
 
 def measure_accuracy(model: Any, x: Any, y: Any) -> tuple[float, int]:
@@ -251,12 +284,3 @@ def measure_accuracy(model: Any, x: Any, y: Any) -> tuple[float, int]:
     if not hasattr(outputs, "shape"):
         raise ValueError("compare() measures the accuracy of models with a single output only.")
     return accuracy(outputs, labels), len(labels)
-
-
-def _as_file(model: Any) -> bytes:
-    if isinstance(model, TFLiteModel):
-        return model.content
-    with temporary_folder() as folder:
-        path = pathlib.Path(folder) / "model.tflite"
-        export_tflite(without_transforms(model), path, scheme="float32", verbose=False)
-        return path.read_bytes()

@@ -94,8 +94,9 @@ def page(comparison: Any, reports: dict[str, FileReport], profiles: dict[str, Pr
         reports: The content of each file, by name.
         profiles: Where the time of each file goes, by name.
     """
-    head = ("model", "accuracy", "bytes", "after gzip", "smaller", "latency, ms", "faster")
-    head = (*head, "outside of XNNPACK", *comparison.rows[0].devices)
+    known = ("model", "accuracy", "bytes", "after gzip", "smaller", "latency, ms", "faster")
+    estimated = ("mJ (estimate)", "pays back after, inferences") if comparison.power else ()
+    head = (*known, "outside of XNNPACK", *comparison.rows[0].devices, *estimated)
     figures = {cost: pareto_figure(comparison.rows, [cost]) for cost in ("bytes", "latency")}
     pictures = "".join(
         f"<figure>{_svg(figure, f'Accuracy against {cost}')}</figure>"
