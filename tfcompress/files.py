@@ -255,14 +255,15 @@ def _remove_left_behind(folder: pathlib.Path, prefix: str) -> None:
     with contextlib.suppress(OSError):
         for path in folder.glob(f"{prefix}*"):
             match = form.match(path.name)
-            if match and not _is_running(int(match[1])) and path.stat().st_uid == os.getuid():
+            if match and not is_running(int(match[1])) and path.stat().st_uid == os.getuid():
                 if path.is_dir():
                     shutil.rmtree(path, ignore_errors=True)
                 else:
                     path.unlink(missing_ok=True)
 
 
-def _is_running(process: int) -> bool:
+def is_running(process: int) -> bool:
+    """Returns whether there is such a process on this machine."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:

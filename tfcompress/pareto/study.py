@@ -8,7 +8,7 @@ import socket
 import warnings
 from typing import Any
 
-from tfcompress.files import one_at_a_time
+from tfcompress.files import is_running, one_at_a_time
 
 _WORKER, _STOPPED, _TAKEN = "worker", "stopped", "taken up"
 
@@ -139,9 +139,9 @@ def _is_alive(worker: Any) -> bool:
 
 
 def _started(process: int) -> str:
-    """Returns when a process of this machine started, in ticks; "" if there is none."""
+    """Returns when a process of this machine started, in ticks where known; "" if there is none."""
     try:
         content = pathlib.Path(f"/proc/{process}/stat").read_text()
     except OSError:
-        return ""
+        return "" if pathlib.Path("/proc/self/stat").exists() or not is_running(process) else "runs"
     return content.rpartition(")")[2].split()[19]

@@ -347,7 +347,9 @@ def surroundings() -> dict[str, str]:
     """Returns what the bytes of a file depend on besides the recipe, the model and the data."""
     packages = versions("tfcompress", "tensorflow", "keras", "numpy")
     packages["litert"] = importlib.metadata.version("ai-edge-litert")
-    machine = f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores"
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux
+    cores = len(affinity(0)) if affinity else os.cpu_count()
+    machine = f"{platform.machine()}, {cores} cores"
     return {**packages, "python": platform.python_version(), "machine": machine}
 
 
