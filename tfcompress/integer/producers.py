@@ -10,9 +10,8 @@ in a deep network every value differs in the end. Therefore, at inference,
   accumulator as the kernel does. Each `Producer` does this for one kind of operation; `trace.py`
   finds the producer of a tensor. If there is none, values are quantized as floats.
 
-How the kernels round is in `kernels.py`: those of XNNPACK, the default, or the reference kernels.
-Operations without an XNNPACK kernel follow the built-in kernels of the runtime. Scales must have
-exactly the float32 value that the file has, on every backend and compiler: see `divide`.
+`kernels.py` has how kernels round: those of XNNPACK, the default, or the reference kernels. What
+XNNPACK lacks follows the built-in kernels. Scales must be the floats of the file: see `divide`.
 """
 
 from __future__ import annotations
@@ -93,8 +92,7 @@ class Accumulation:
         qmax = 127 if weight_quantizer is None else weight_quantizer.qmax
         input_scale = self.input_quantizer.qparams()[0]
         scales = weight_scale(folded_max, qmax)
-        scales = ops.where(scales > 0, scales, scale / input_scale)
-        factors = (input_scale, scales)
+        factors = (input_scale, ops.where(scales > 0, scales, scale / input_scale))
         dense = self.wrapper is not None and isinstance(plain(self.wrapper), _DENSE)
         one = dense and scales.shape in ((), (1,))
         return Accumulator(scale, factors, offset, one).requantize(x, output_scale, kernels)
@@ -303,25 +301,22 @@ class Rectified:
 
 @dataclasses.dataclass(frozen=True)
 class Clipped:
-    """An accumulation whose values are clipped, by what is fused into it, after it is requantized.
+    """An accumulation that a fused ReLU clips from above, once it is requantized.
 
-    A limit need not be a multiple of the accumulator's scale, which 4-bit weights make large.
+    The limit need not be a multiple of the accumulator's scale, which 4-bit weights make large.
 
     Args:
         producer: The accumulation.
-        low: The lower limit.
-        high: The upper limit.
+        high: The limit.
     """
 
     producer: Producer
-    low: float
     high: float
 
     def requantize(self, x: Any, output_scale: Any, kernels: Kernels = XNNPACK) -> Any:
-        """Returns the requantized values, and those of the limits where they are reached."""
-        quantized = self.producer.requantize(x, output_scale, kernels)
-        quantized = ops.where(x <= self.low, ops.round(self.low / output_scale), quantized)
-        return ops.where(x >= self.high, ops.round(self.high / output_scale), quantized)
+        """Returns the requantized values, and that of the limit where it is reached."""
+        within = self.producer.requantize(x, output_scale, kernels)
+        return ops.where(x >= self.high, ops.round(self.high / output_scale), within)
 
 
 @dataclasses.dataclass(frozen=True)

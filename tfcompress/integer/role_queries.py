@@ -92,8 +92,3 @@ def padding_value(pad: Any) -> float:
     arguments = inbound_nodes(pad)[0].arguments
     value = (*arguments.args, *arguments.kwargs.values(), None)[1]
     return 0.0 if value is None else float(value)
-
-
-def clip_range(operation: Any) -> tuple[float, float]:
-    """Returns the minimum and maximum of a clipping operation; without any it is a hard tanh."""
-    return getattr(operation, "x_min", -1), getattr(operation, "x_max", 1)

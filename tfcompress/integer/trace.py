@@ -33,7 +33,6 @@ from tfcompress.integer.producers import (
     Table,
     weight_quantizer_of,
 )
-from tfcompress.integer.role_queries import clip_range
 from tfcompress.integer.roles import (
     CLIP,
     JOIN,
@@ -73,9 +72,8 @@ def producer_of(tensor: Any, output_quantizer: Int8Quantizer) -> Producer | None
         return Requantized(quantizers[output_index(tensor)])
     if kind in (RELU, CLIP):
         producer = producer_of(inputs[0], output_quantizer)
-        limits = _limits(layer, kind)
-        if isinstance(producer, Accumulation) and limits is not None:
-            return Clipped(producer, *limits)
+        if isinstance(producer, Accumulation) and (high := _upper_limit(layer)) is not None:
+            return Clipped(producer, high)
         if not isinstance(producer, Requantized):
             return producer
         return Rectified(producer.input_quantizer) if kind == RELU else None
@@ -93,12 +91,9 @@ def producer_of(tensor: Any, output_quantizer: Int8Quantizer) -> Producer | None
     return None
 
 
-def _limits(layer: Any, kind: str) -> tuple[float, float] | None:
-    """Returns the limits of a clipping that is fused; None if it has no upper one."""
-    if kind == CLIP:
-        return clip_range(layer)
-    high = 6.0 if activation_name(layer) == "relu6" else getattr(layer, "max_value", None)
-    return None if high is None else (0.0, float(high))
+def _upper_limit(relu: Any) -> float | None:
+    """Returns the upper limit of a ReLU; None if it has none."""
+    return 6.0 if activation_name(relu) == "relu6" else getattr(relu, "max_value", None)
 
 
 def _folded_accumulation(operation: Any, tensor: Any, scalings: tuple[Any, ...]) -> Producer | None:

@@ -87,6 +87,11 @@ def as_tensor(value: Any) -> Any:
     return value if form is None else form.restore(form.image)
 
 
+def clip_range(operation: Any) -> tuple[float, float]:
+    """Returns the minimum and maximum of a clipping operation; without any it is a hard tanh."""
+    return getattr(operation, "x_min", -1), getattr(operation, "x_max", 1)
+
+
 HALF = ("float16", "bfloat16")
 
 

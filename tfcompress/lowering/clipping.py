@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from tfcompress.graph.layers import activation_name, plain
 from tfcompress.graph.read import Call, Graph
-from tfcompress.integer.role_queries import clip_range
 from tfcompress.integer.roles import CLIP, role
+from tfcompress.lowering.affine_conv import clip_range
 from tfcompress.quantization.activation_quantizer import ActivationQuantizer
 
 _FUSED = (None, 6, 6.0)  # ReLU and ReLU6

@@ -116,7 +116,7 @@ class Run:
                 with one_at_a_time(self._file(index)):  # of those that share the folder
                     model = self._fit(model, stage, index)
             else:
-                model = apply(stage, model, self._context(model, index))
+                model = apply(stage, model, self._known(model, index))
         return model
 
     def rehearse(self) -> None:
@@ -124,7 +124,7 @@ class Run:
         model = self._first
         for index, stage in enumerate(self._stages):
             if not isinstance(stage, Fit):
-                model = apply(stage, model, self._context(model, index))
+                model = apply(stage, model, self._known(model, index))
 
     def _start(self) -> tuple[int, keras.Model]:
         """Returns the stage to begin with and the model to begin from."""
@@ -141,7 +141,7 @@ class Run:
     def _file(self, index: int) -> pathlib.Path:
         return self._folder / f"{self._key(index)}.keras"
 
-    def _context(self, model: keras.Model, index: int) -> Context:
+    def _known(self, model: keras.Model, index: int) -> Context:
         fits = (stage for stage in self._stages[index:] if isinstance(stage, Fit))
         following = next(fits, None)
         steps = following.epochs * self._steps(following) if following else 0

@@ -34,7 +34,8 @@ def _training(required: bool = True) -> Any:
     Args:
         required: Whether the command does nothing else.
     """
-    epochs_help = "" if required else "0: write the model as it is."
+    least = 1 if required else 0
+    epochs: Any = {"required": True} if required else {"default": 0, "help": "0: no training."}
 
     def add(function: Any) -> Any:
         for option in (
@@ -42,13 +43,7 @@ def _training(required: bool = True) -> Any:
             seed_option,
             click.option("--learning-rate", type=float, default=3e-4, show_default=True),
             batch_option,
-            click.option(
-                "--epochs",
-                type=click.IntRange(min=1 if required else 0),
-                required=required,
-                default=None if required else 0,
-                help=epochs_help,
-            ),
+            click.option("--epochs", type=click.IntRange(min=least), **epochs),
             normalize_option,
             click.option("--val-data", help="As --data: its accuracy is shown after each epoch."),
             data_option(required=required),

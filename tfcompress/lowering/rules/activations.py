@@ -8,9 +8,8 @@ from keras import layers
 
 from tfcompress.graph.layers import plain
 from tfcompress.integer.grid_ops import Requantize
-from tfcompress.integer.role_queries import clip_range
 from tfcompress.integer.roles import CLIP, MOVE, RELU, role
-from tfcompress.lowering.affine_conv import image_form
+from tfcompress.lowering.affine_conv import clip_range, image_form
 from tfcompress.lowering.clipping import clipped_by_range, has_int16_output
 from tfcompress.lowering.context import Lowering
 from tfcompress.lowering.lowering_rules import Site, Stage, lowering_rule
