@@ -6,7 +6,9 @@ EPOCHS = {"tune": 12, "fashion": 6, "digits": 20}
 """Of the float network, and again of all stages of compression together. The 10,000 images of the
 grid are read twice as often, so that schedules have steps to work in."""
 FLOAT = {"rate": 3e-3, "schedule": "cosine"}
-RATES, SCHEDULES, SHARES = (3e-3, 1e-3, 3e-4), ("cosine", "constant"), (1 / 3, 2 / 3)
+RATES, SHARES = (3e-3, 1e-3, 3e-4), (1 / 3, 2 / 3)
+SCHEDULES = ("cosine", "constant", "late cosine")
+"""The last is constant for the share, and decays from there; it needs one."""
 SPARSITIES = {"PCQAT": (0.8, 0.85, 0.9), "prune + cluster + QAT": (0.8, 0.85, 0.9)}
 """Of the final runs of the ResNet, whose front is compared; 0.8 and 0.9 for others that prune. The
 two smaller networks have 0.8 only."""
@@ -109,6 +111,8 @@ def grid():
             continue
         shares = SHARES if shared else (None,)
         for rate, schedule, share in itertools.product(RATES, SCHEDULES, shares):
+            if schedule == "late cosine" and not share:
+                continue
             settings = {"rate": rate, "schedule": schedule}
             if share:
                 settings["share"] = share

@@ -23,11 +23,12 @@ tensorflow-model-optimization 0.8.1, Keras 3.15, qkeras-v3 1.2.1, TFLiteConverte
 2.21, litert-quantizer 0.11, and on TensorFlow 2.15 Sony's model-compression-toolkit 2.6, Intel
 Neural Compressor 2.6 and NNCF 2.19, each in an environment of its own. All start from the same
 float weights, which each checks. tfmot and tfcompress are tuned on one grid: learning rate 0.003,
-0.001, 0.0003; with or without cosine decay; the share of the epochs until all weights are pruned
-1/3 or 2/3, at 90% zeros, on 10,000 images, by 5,000 others. The best settings then train on all
-images for six epochs (20 on spoken digits), three seeds (five folds), and are judged on the test
-images by ai-edge-litert. Bytes are those of the file after gzip. "distilled" has the float net as
-its teacher. Seconds are of training, on two cores.
+0.001, 0.0003; constant, with cosine decay, or with cosine decay from the step at which all zeros
+are there; the share of the epochs until then 1/3 or 2/3, at 90% zeros, on 10,000 images, by 5,000
+others. tfcompress prunes by `ranking="global"`, which tfmot does not have. The best settings then
+train on all images for six epochs (20 on spoken digits), three seeds (five folds), and are judged
+on the test images by ai-edge-litert. Bytes are those of the file after gzip. "distilled" has the
+float net as its teacher. Seconds are of training on one thread, with another run beside it.
 
     python -m benchmarks.peers.environments && python -m benchmarks.peers.run
     python -m benchmarks.peers.report

@@ -28,6 +28,7 @@ Space = Callable[[Any], Recipe]
 
 PRESETS = ("auto", "ptq", "fast", "thorough")
 BATCH = 64
+_RISE = 1 / 3  # the share of a training in which zeros appear, at the full learning rate
 
 
 def space_of(space: str | Space, model: keras.Model) -> tuple[Space, list[dict[str, Any]]]:
@@ -95,15 +96,17 @@ class _Trained:
         cuts = self._cuts(trial)
         stages: list[Stage] = [*cuts]
         fit = Fit(epochs=epochs, batch_size=BATCH, learning_rate=rate, distill=distill)
+        last = fit
         if cuts:
             stages.append(fit)
         sparsity = trial.suggest_categorical("sparsity", [0.0, 0.5, 0.7, 0.8, 0.85, 0.9])
         clusters = trial.suggest_categorical("clusters", [0, 8, 16, 32])
         if sparsity:
-            stages.append(Prune(sparsity=sparsity))
+            stages.append(Prune(sparsity=sparsity, until=_RISE, ranking="global"))
+            last = fit.model_copy(update={"hold": _RISE})
         if clusters:
             stages.append(Cluster(number_of_clusters=clusters))
-        return Recipe((*stages, Quantize(scheme=scheme), fit, Export()))
+        return Recipe((*stages, Quantize(scheme=scheme), last, Export()))
 
     def _cuts(self, trial: Any) -> list[Stage]:
         ratio = trial.suggest_float("channels", 0.0, 0.75, step=0.125)

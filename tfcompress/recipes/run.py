@@ -163,7 +163,10 @@ class Run:
             trainee = Distiller(cache, model, losses_of(stage.distill), alpha=stage.distill.alpha)
         rate: Any = stage.learning_rate
         if stage.decay == "cosine":
-            rate = keras.optimizers.schedules.CosineDecay(rate, stage.epochs * steps)
+            held = int(stage.hold * stage.epochs * steps)  # a warm-up from the rate to itself
+            rate = keras.optimizers.schedules.CosineDecay(
+                rate, stage.epochs * steps - held, warmup_target=rate, warmup_steps=held
+            )
         trainee.compile(keras.optimizers.Adam(rate), self.loss, metrics=self.metrics)
         seed = self._seed + index
         seed_random_layers(model, seed)

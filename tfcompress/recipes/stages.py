@@ -173,6 +173,9 @@ class Fit(Stage):
     decay: Literal["cosine", "constant"] = Field(
         default="cosine", description="Of the learning rate."
     )
+    hold: float = Field(
+        default=0.0, ge=0, lt=1, description="Share of the training steps before the cosine begins."
+    )
     distill: Distill | None = Field(default=None, description="Learn from a teacher as well.")
 
 

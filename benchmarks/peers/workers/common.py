@@ -60,12 +60,27 @@ class Task:
         each, more = divmod(total - first, count - 1)
         return [first, *(each + (index < more) for index in range(count - 1))]
 
-    def fit(self, keras, model, epochs, callbacks=(), loss=True):
-        """Trains the model as the settings of the job say."""
+    def fit(self, keras, model, epochs, callbacks=(), loss=True, held=None):
+        """Trains the model as the settings of the job say.
+
+        Args:
+            keras: The Keras to train with.
+            model: The model.
+            epochs: How long.
+            callbacks: Callbacks.
+            loss: Whether the model needs one.
+            held: The share of the steps before a late cosine begins; None for that of the settings.
+        """
         settings = self.job["settings"]
         rate = settings["rate"]
-        if settings["schedule"] == "cosine":
-            rate = keras.optimizers.schedules.CosineDecay(rate, self.steps(epochs))
+        late = settings["schedule"] == "late cosine"
+        share = (settings["share"] if held is None else held) if late else 0.0
+        if settings["schedule"] != "constant" and share < 1:
+            steps = self.steps(epochs)
+            first = int(share * steps)
+            rate = keras.optimizers.schedules.CosineDecay(
+                rate, steps - first, warmup_target=rate, warmup_steps=first
+            )
         options = {}
         if loss:
             options["loss"] = keras.losses.SparseCategoricalCrossentropy(from_logits=True)

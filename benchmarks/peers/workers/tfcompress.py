@@ -43,7 +43,7 @@ def pruned(task):
         int(task.job["settings"]["share"] * steps),
         frequency=common.FREQUENCY,
     )
-    return tfc.prune(task.float_model(keras), schedule)
+    return tfc.prune(task.float_model(keras), schedule, ranking="global")
 
 
 def trained(task, model):

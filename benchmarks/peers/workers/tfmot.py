@@ -34,12 +34,12 @@ def prune_ptq(task):
 def pqat(task):
     first, second = task.stages(2)
     scheme = tfmot.experimental.combine.Default8BitPrunePreserveQuantizeScheme()
-    return trained(task, pruned(task, first), scheme, second)
+    return trained(task, pruned(task, first, held=1.0), scheme, second)
 
 
 def pcqat(task):
     first, second, third = task.stages(3)
-    model = clustered(task, pruned(task, first), second, preserve_sparsity=True)
+    model = clustered(task, pruned(task, first, held=1.0), second, preserve_sparsity=True)
     scheme = tfmot.experimental.combine.Default8BitClusterPreserveQuantizeScheme(
         preserve_sparsity=True
     )
@@ -54,13 +54,13 @@ def cqat(task):
     return trained(task, clustered(task, task.float_model(keras), first), scheme, second)
 
 
-def pruned(task, epochs, share=0.75):
+def pruned(task, epochs, share=0.75, held=None):
     """Returns the pruned network; the masks change during this share of the epochs."""
     schedule = sparsity.PolynomialDecay(
         0.0, task.job["sparsity"], 0, int(share * task.steps(epochs)), frequency=common.FREQUENCY
     )
     model = sparsity.prune_low_magnitude(task.float_model(keras), pruning_schedule=schedule)
-    task.fit(keras, model, epochs, [sparsity.UpdatePruningStep()])
+    task.fit(keras, model, epochs, [sparsity.UpdatePruningStep()], held=held)
     return sparsity.strip_pruning(model)
 
 
@@ -75,14 +75,14 @@ def clustered(task, model, epochs, **options):
         cluster_centroids_init=clustering.CentroidInitialization.LINEAR,
         **options,
     )
-    return clustering.strip_clustering(task.fit(keras, model, epochs))
+    return clustering.strip_clustering(task.fit(keras, model, epochs, held=0.0))
 
 
 def trained(task, model, scheme, epochs):
     """Returns the file after quantization-aware training that keeps what is there."""
     annotated = quantization.quantize_annotate_model(model)
     aware = quantization.quantize_apply(annotated, scheme)
-    return common.int8_file(tf, task.fit(keras, aware, epochs))
+    return common.int8_file(tf, task.fit(keras, aware, epochs, held=0.0))
 
 
 def steps(task):
