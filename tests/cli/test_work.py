@@ -252,3 +252,19 @@ def test_a_recipe_is_run_and_its_file_made_again(work, tmp_path):
     recipe.write_text("stages:\n  - qantize\n")
     wrong = run("run", recipe, "--model", tmp_path / "no.keras", "--data", data)
     assert wrong.exit_code == 1 and "mine.yaml, line 2: there is no stage" in wrong.stderr
+
+
+def test_a_search_writes_its_front_and_goes_on(work, tmp_path):
+    data, found = work / "data.npz", tmp_path / "found"
+    command = ["search", work / "model.keras", "--data", data, "--val-data", data, "-o", found]
+    command += ["--space", "ptq", "--objective", "accuracy", "--objective", "bytes"]
+    first = done(*command, "--trials", 1)
+    assert "trial 0: PTQ int8: accuracy" in first.stderr and "on the front" in first.stdout
+    told = json.loads(done(*command, "--trials", 2, "--json").stdout)
+    assert [trial["number"] for trial in told["trials"]] == [0, 1]
+    for trial in told["trials"]:
+        if trial["front"]:
+            file = found / f"trial{trial['number']}.tflite"
+            assert file.stat().st_size == trial["values"]["bytes"]
+            assert tfc.Recipe.from_yaml(file.with_suffix(".yaml")).export is not None
+    assert (found / "front.png").exists()

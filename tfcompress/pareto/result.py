@@ -263,7 +263,10 @@ def _words(stage: Any) -> str:
             return f"{stage.epochs} epochs" + (" distilled" if stage.distill else "")
         case Export(scheme=None):
             return "export"
-        case Export():
-            fields = stage.scheme if isinstance(stage.scheme, dict) else {"scheme": stage.scheme}
-            return "PTQ " + " ".join(str(value) for value in fields.values())
+        case Export(scheme=str(scheme)):
+            return f"PTQ {scheme}"
+        case Export(scheme=dict(fields)):
+            words = ["PTQ", "w4a8" if fields.get("weight_bits") == 4 else "int8"]
+            words += ["adaround"] * (fields.get("rounding") == "adaround")
+            return " ".join([*words, *["equalized"] * bool(fields.get("equalize"))])
     return name_of(stage)
