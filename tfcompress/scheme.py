@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 SCHEMES = ("float32", "float16", "dynamic_int8", "int8", "int16x8", "w4a8")
@@ -20,6 +20,12 @@ PREFERENCES = ("latency", "bytes", "exactness")
 KERNELS = ("xnnpack", "reference")
 
 
+def nearest(name: object, known: Iterable[str]) -> str:
+    """Returns a question that names the most similar of some names; "" if none is."""
+    near = difflib.get_close_matches(str(name), list(known), n=1)
+    return f" Did you mean {near[0]!r}?" if near else ""
+
+
 def check_choice(value: object, argument: str, allowed: Sequence[str]) -> str:
     """Returns `value` if it is one of `allowed`.
 
@@ -28,10 +34,9 @@ def check_choice(value: object, argument: str, allowed: Sequence[str]) -> str:
     """
     if isinstance(value, str) and value in allowed:
         return value
-    nearest = difflib.get_close_matches(str(value), allowed, n=1)
     raise ValueError(
         f"{argument} must be one of {', '.join(map(repr, allowed))}. Received: "
-        f"{argument}={value!r}." + (f" Did you mean {nearest[0]!r}?" if nearest else "")
+        f"{argument}={value!r}.{nearest(value, allowed)}"
     )
 
 

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 import tfcompress as tfc
-from tfcompress.recipes.recipe import FOLDER
+from tfcompress.recipes.parse import FOLDER
 from tfcompress.recipes.stages import STAGES
 
 WRONG = {

@@ -88,6 +88,15 @@ def test_a_nested_model_takes_what_its_caller_does():
     assert small(x).shape == (2, 2)
 
 
+def test_a_nested_model_that_is_called_twice_takes_both_sizes():
+    inner = residual_net(1, size=16)
+    inputs = keras.Input((16, 16, 3)), keras.Input((16, 16, 3))
+    model = keras.Model(inputs, keras.layers.Add()([inner(x) for x in inputs]))
+    small = tfc.student(model, 1.0, resolution=24)
+    x = np.random.default_rng(0).normal(size=(2, 24, 24, 3)).astype("float32")
+    assert small([x, x]).shape == (2, 10)
+
+
 def test_a_resolution_that_the_model_does_not_take():
     layers = [keras.Input((8, 8, 3)), keras.layers.Flatten(), keras.layers.Dense(2)]
     with pytest.raises(ValueError, match="images of its own size only"):

@@ -78,11 +78,6 @@ batch_option = click.option(
     "--batch-size", type=click.IntRange(min=1), default=32, show_default=True
 )
 
-seed_option = click.option(
-    "--seed",
-    type=click.IntRange(min=0),
-    help="Two runs with one seed are equal to the byte. Any, if left out.",
-)
 layers_option = click.option("--layers", multiple=True, metavar="GLOB", help="Only these layers.")
 prefer_option = click.option(
     "--prefer",
@@ -95,6 +90,12 @@ target_option = click.option(
     "--target",
     help="What the file will run on, as for `check`: it is made and checked for that.",
 )
+
+
+def seed_option(left_out: str = "Any") -> Any:
+    """Returns the option of a seed, which says what it is if it is left out."""
+    told = f"Two runs with one seed are equal to the byte. {left_out}, if left out."
+    return click.option("--seed", type=click.IntRange(min=0), help=told)
 
 
 def data_option(required: bool) -> Any:

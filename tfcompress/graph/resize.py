@@ -1,4 +1,4 @@
-"""Fixes the input sizes of a model for inputs of any size."""
+"""Gives the inputs of a model other sizes, or sizes that were open."""
 
 from __future__ import annotations
 
@@ -96,7 +96,9 @@ class Resize(Rewriter):
         tensors = [
             t for t in keras.tree.flatten((args, kwargs)) if isinstance(t, keras.KerasTensor)
         ]
-        if id(call.operation) in self._once:  # else it may be called on several sizes
-            pairs = zip(call.operation.inputs, tensors, strict=False)
-            self._shapes.update((id(inner), outer.shape[1:]) for inner, outer in pairs)
+        once = id(call.operation) in self._once  # else it may be called on several sizes
+        for inner, outer in zip(call.operation.inputs, tensors, strict=False):
+            pairs = zip(inner.shape[1:], outer.shape[1:], strict=True)
+            shape = tuple(new if once or new == old else None for old, new in pairs)
+            self._shapes[id(inner)] = shape
         return super().visit_model(graph, call, args, kwargs)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,9 +12,7 @@ from tfcompress.tflite.benchmark import benchmark
 from tfcompress.tflite.inspect import inspect_tflite
 from tfcompress.tflite.run import TFLiteModel
 from tfcompress.tflite.run import accuracy as accuracy_of
-
-Metric = Callable[[Any, Any], float]
-"""Takes labels and outputs; more is better."""
+from tfcompress.tune.score import Metric
 
 ACCURACY = "accuracy"
 COSTS = ("bytes", "gzip_bytes", "latency_ms", "arena_bytes")
@@ -72,7 +70,7 @@ class Objectives:
             found["latency_ms"] = self._latency(file)
         if "arena_bytes" in self.names:
             found["arena_bytes"] = file.arena_bytes()
-        return {name: float(found[name]) for name in dict.fromkeys((*self.names, "gzip_bytes"))}
+        return {name: float(found[name]) for name in self.names}
 
     def _latency(self, file: TFLiteModel) -> float:
         """Returns milliseconds, as if the float file took what it took first."""

@@ -16,13 +16,14 @@ from tfcompress.data import collect
 from tfcompress.graph.fingerprint import digest_of, fingerprint
 from tfcompress.graph.inline import as_graph
 from tfcompress.graph.read import input_specs
-from tfcompress.pareto.objectives import ACCURACY, Metric, Objectives
+from tfcompress.pareto.objectives import ACCURACY, Objectives
 from tfcompress.pareto.result import Search, TrialResult
 from tfcompress.pareto.space import Space, space_of
 from tfcompress.pareto.study import check_same, counted, open_study, take_up
 from tfcompress.pareto.worker import Worker, float_file
 from tfcompress.recipes.losses import labels_of
 from tfcompress.recipes.run import make_deterministic
+from tfcompress.tune.score import Metric
 
 
 def search(

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
 import pathlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from tfcompress.recipes.stages import STAGES, Export, Fit, Prune, Stage, name_of
+from tfcompress.scheme import nearest
 
 FOLDER = pathlib.Path(__file__).parent
 
@@ -97,10 +97,9 @@ def order_problems(stages: Sequence[Stage]) -> Iterator[tuple[int, str]]:
             yield index, f"it takes an ordinary model: put it before {first!r}, or 'strip' first."
 
 
-def nearest(name: Any, known: Iterable[str]) -> str:
-    """Returns a question that names the most similar of some names; "" if none is."""
-    near = difflib.get_close_matches(str(name), list(known), n=1)
-    return f" Did you mean {near[0]!r}?" if near else ""
+def shipped() -> list[str]:
+    """Returns the names of the recipes that come with the package."""
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
 def _read(source: str | pathlib.Path) -> tuple[str, str]:
@@ -112,7 +111,7 @@ def _read(source: str | pathlib.Path) -> tuple[str, str]:
     if not path.suffix and not path.exists() and built_in.is_file():
         path = built_in
     if not path.is_file():
-        names = sorted(file.stem for file in FOLDER.glob("*.yaml"))
+        names = shipped()
         raise FileNotFoundError(
             f"There is no recipe {str(source)!r}: neither a file nor one of {', '.join(names)}."
             f"{nearest(source, names)}"

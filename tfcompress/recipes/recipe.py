@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from tfcompress.files import write_whole
-from tfcompress.recipes.parse import FOLDER, RecipeError, checked, order_problems, parse
+from tfcompress.recipes.parse import RecipeError, checked, order_problems, parse, shipped
 from tfcompress.recipes.stages import STAGES, Export, Stage, name_of
 
 
@@ -70,7 +70,7 @@ class Recipe:
     @staticmethod
     def names() -> list[str]:
         """Returns the names of the recipes that come with the package."""
-        return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+        return shipped()
 
     @staticmethod
     def schema() -> dict[str, Any]:

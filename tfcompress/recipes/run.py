@@ -92,7 +92,7 @@ class Run:
         watch: Watch | None = None,
     ) -> None:
         self._stages = [stage for stage in recipe.stages if not isinstance(stage, Export)]
-        self._recipe, self._first = recipe, model
+        self._first = model
         self._arrays, self.labels = arrays, np.zeros(0) if y is None else usual_labels(y)
         self._folder, self._identity, self._seed = folder, identity, seed
         self._validation = validation
@@ -173,6 +173,12 @@ class Run:
         batches = Batches(model, self._arrays, self.labels, stage.batch_size, seed, cache)
         backup = BackupAndRestore(state, delete_checkpoint=False)
         before = self.epochs_done
+
+        def told(epoch: int, logs: Mapping[str, float]) -> None:
+            self.epochs_done = before + epoch + 1
+            if self._watch is not None:
+                self._watch(model, self.epochs_done, logs)
+
         with progress_bars(self._console) as progress:
             trainee.fit(
                 batches,
@@ -184,7 +190,7 @@ class Run:
                     backup,
                     FitProgress(progress, self._name, stage.epochs, steps),
                     Interruptible(steps, batches),
-                    _Told(self, before, model),
+                    keras.callbacks.LambdaCallback(on_epoch_end=told),
                 ],
             )
         self.epochs_done, self.logs = before + stage.epochs, backup.logs
@@ -205,12 +211,6 @@ class Run:
         folder = self._folder / f"teacher-{name}"
         with one_at_a_time(folder):
             return cache_teacher(teacher, data, folder, losses_of(distill), verbose=False)
-
-    def told(self, model: keras.Model, epochs: int, logs: Mapping[str, float]) -> None:
-        """Notes that an epoch is done."""
-        self.epochs_done = epochs
-        if self._watch is not None:
-            self._watch(model, epochs, logs)
 
 
 def key_of(*parts: Any) -> str:
@@ -354,12 +354,3 @@ def surroundings() -> dict[str, str]:
     cores = len(affinity(0)) if affinity else os.cpu_count()
     machine = f"{platform.machine()}, {cores} cores"
     return {**packages, "python": platform.python_version(), "machine": machine}
-
-
-class _Told(keras.callbacks.Callback):
-    def __init__(self, run: Run, before: int, student: keras.Model) -> None:
-        super().__init__()
-        self._run, self._before, self._student = run, before, student
-
-    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        self._run.told(self._student, self._before + epoch + 1, logs or {})

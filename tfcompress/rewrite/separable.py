@@ -1,16 +1,14 @@
-"""Depthwise separable convolutions in place of whole ones, and other sizes of the input."""
+"""Depthwise separable convolutions in place of whole ones."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import keras
 import numpy as np
 from keras import layers
 
 from tfcompress.graph.clone import Rewriter
 from tfcompress.graph.copies import clone_layer, free_of_sizes
-from tfcompress.graph.keras_internals import producing_operation
 from tfcompress.graph.kernel_axes import array
 from tfcompress.graph.read import Call, Graph
 
@@ -94,32 +92,3 @@ def _separated(kernel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     root = np.sqrt(values[:, :1])  # half to each, so that neither is hard to quantize
     spatial = (left[:, :, 0] * root).T.reshape(height, width, inputs, 1)
     return spatial.astype(np.float32), (right[:, 0] * root)[None, None].astype(np.float32)
-
-
-class Resize(Rewriter):
-    """Gives the images that a model takes another height and width.
-
-    Args:
-        size: Height and width.
-    """
-
-    def __init__(self, size: tuple[int, int]) -> None:
-        super().__init__()
-        self._size: tuple[int | None, int | None] = size
-
-    def visit_model(self, graph: Graph, call: Call, args: Any, kwargs: Any) -> Any:
-        """Emits the call of a nested model, which takes images of any size."""
-        outermost, self._size = self._size, (None, None)
-        outputs = super().visit_model(graph, call, args, kwargs)
-        self._size = outermost
-        return outputs
-
-    def input_like(self, tensor: Any) -> Any:
-        """Creates an input of the new model."""
-        layer = producing_operation(tensor)
-        if len(tensor.shape) != 4:
-            return super().input_like(tensor)
-        first = keras.config.image_data_format() == "channels_first"
-        batch, channels = tensor.shape[0], tensor.shape[1 if first else -1]
-        sizes = (channels, *self._size) if first else (*self._size, channels)
-        return keras.Input(batch_shape=(batch, *sizes), dtype=tensor.dtype, name=layer.name)

@@ -9,9 +9,10 @@ import keras
 import numpy as np
 
 from tfcompress.errors import CompressionWarning
-from tfcompress.graph.read import walk_layers
+from tfcompress.graph.read import input_specs, walk_layers
+from tfcompress.graph.resize import Resize
 from tfcompress.rewrite.depth import drop_layers, residual_blocks
-from tfcompress.rewrite.separable import Resize, Separate
+from tfcompress.rewrite.separable import Separate
 from tfcompress.tune.channels import prune_channels
 from tfcompress.wrap.state import as_unwrapped
 
@@ -112,7 +113,7 @@ def _resized(model: keras.Model, resolution: Any) -> keras.Model:
         )
     before = [tuple(t.shape) for t in model.outputs]
     try:
-        resized = Resize(size).run(model)
+        resized = Resize([_with_size(spec.shape, size) for spec in input_specs(model)]).run(model)
     except Exception as error:  # layers that do not take the size may raise anything
         raise ValueError(
             f"resolution={resolution!r}: model {model.name!r} takes images of its own size only. "
@@ -123,3 +124,11 @@ def _resized(model: keras.Model, resolution: Any) -> keras.Model:
             f"resolution={resolution!r} changes the shapes of the outputs of {model.name!r}."
         )
     return resized
+
+
+def _with_size(shape: tuple[int | None, ...], size: tuple[int, int]) -> tuple[int | None, ...]:
+    """Returns the shape of an image with another height and width; other shapes as they are."""
+    if len(shape) != 3:
+        return shape
+    first = keras.config.image_data_format() == "channels_first"
+    return (shape[0], *size) if first else (*size, shape[-1])

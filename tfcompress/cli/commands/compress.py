@@ -1,4 +1,4 @@
-"""Commands that write a checked file: export, run, reproduce, demo."""
+"""Commands that write a checked file: export, run, search, reproduce, demo."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ def _shapes(options: tuple[str, ...]) -> Any:
 @click.option("--val-data", help="As --data: its accuracy is shown after each epoch.")
 @normalize_option
 @click.option("--output", "-o", type=PATH, help="File to write; MODEL.tflite if left out.")
-@seed_option
+@seed_option("0")
 @json_option
 def run(
     recipe: str,
@@ -224,7 +224,7 @@ def run(
 @click.option("--max-drop", type=float, help="Loss of accuracy beyond which files are no use.")
 @click.option("--storage", help="A journal file or the URL of a database; else in --output.")
 @click.option("--budget-seconds", type=float, help="Start no trial after this time.")
-@seed_option
+@seed_option("0")
 @json_option
 def search(
     model: pathlib.Path,
@@ -267,10 +267,8 @@ def search(
     )
     found.plot(output / "front.png")
     written = found.write_front(output)
-    if as_json:
-        click.echo(json.dumps(found.as_dict(), indent=2))
-    else:
-        show(found)
+    print_report(found, as_json)
+    if not as_json:
         click.echo(f"wrote {len(written)} files of the front to {output}")
 
 

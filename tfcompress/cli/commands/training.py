@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import pathlib
 from typing import Any
 
@@ -40,7 +39,7 @@ def _training(required: bool = True) -> Any:
     def add(function: Any) -> Any:
         for option in (
             json_option,
-            seed_option,
+            seed_option(),
             click.option("--learning-rate", type=float, default=3e-4, show_default=True),
             batch_option,
             click.option("--epochs", type=click.IntRange(min=least), **epochs),
@@ -67,12 +66,10 @@ def _identity(source: str) -> list[Any]:
 def _train(model: pathlib.Path, stages: list[Any], **options: Any) -> None:
     """Runs stages, and a training behind them if there is one, and writes the model."""
     if options["seed"] is not None:
-        os.environ.setdefault("TF_DETERMINISTIC_OPS", "1")
         import_keras()
-        import keras
+        from tfcompress.recipes.run import make_deterministic
 
-        # Layers draw their seeds when they are created.
-        keras.utils.set_random_seed(options["seed"])
+        make_deterministic(options["seed"])  # before layers draw their seeds
     loaded = loaded_model(model)
     from tfcompress.cli.train import rewrite, train
     from tfcompress.graph.read import input_specs
