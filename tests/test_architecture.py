@@ -12,7 +12,7 @@ import tfcompress
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "tfcompress"
 FLOORS = (
-    "errors files tensorflow_internals archives process stderr progress tables scheme data "
+    "errors files tensorflow_internals archives process stderr progress tables page scheme data "
     "transforms graph integer wrap quantization samples distill rewrite tflite devices lowering "
     "post_training export qat measure testing tune callbacks backup recipes pareto legacy demo cli "
     "__main__"
@@ -85,10 +85,12 @@ TESTED_ELSEWHERE = {
     "lowering/rules/recurrent": "tflite/test_mixed_bits.py",
     "measure/files_of": "measure/test_comparison.py measure/test_energy.py",
     "measure/weight_histograms": "measure/test_report.py",
+    "page": "measure/test_report.py pareto/test_search_page.py",
     "pareto/objectives": "pareto/test_search.py",
     "pareto/result": "pareto/test_search.py",
     "pareto/space": "pareto/test_search.py",
     "pareto/study": "pareto/test_search.py",
+    "pareto/words": "pareto/test_search.py",
     "pareto/worker": "pareto/test_search.py",
     "post_training/fold_batch_norm": "post_training/test_equalize.py",
     "post_training/pipeline": "post_training/test_calibrate.py export/test_export_tflite.py",

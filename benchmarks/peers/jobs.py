@@ -1,17 +1,17 @@
 """Which runs there are: a grid that tunes each recipe, and final runs with the best settings."""
 
+import collections
 import itertools
 
-EPOCHS = {"tune": 12, "fashion": 6, "digits": 20}
-"""Of the float network, and again of all stages of compression together. The 10,000 images of the
-grid are read twice as often, so that schedules have steps to work in."""
+EPOCHS = {"tune": 6, "fashion": 6, "digits": 20}
+"""Of all stages of compression together; the float networks were trained for twice as many."""
+IMAGES = {"tune": 5_000, "fashion": 10_000, "digits": 2_400}
+"""In an epoch, so that recipes of several stages can divide one pass over Fashion-MNIST."""
 FLOAT = {"rate": 3e-3, "schedule": "cosine"}
-RATES, SHARES = (3e-3, 1e-3, 3e-4), (1 / 3, 2 / 3)
+RATES, SHARES = (3e-3, 1e-3), (1 / 3, 2 / 3)
 SCHEDULES = ("cosine", "constant", "late cosine")
-"""The last is constant for the share, and decays from there; it needs one."""
-SPARSITIES = {"PCQAT": (0.8, 0.85, 0.9), "prune + cluster + QAT": (0.8, 0.85, 0.9)}
-"""Of the final runs of the ResNet, whose front is compared; 0.8 and 0.9 for others that prune. The
-two smaller networks have 0.8 only."""
+"""The last is constant for the share, and decays from there; it needs one. They are tuned at the
+first of the rates."""
 DATA = {"resnet": "fashion", "mobilenet": "fashion", "ds_cnn": "digits"}
 SEEDS = {"fashion": 3, "digits": 5}
 WORKERS = {
@@ -24,24 +24,27 @@ WORKERS = {
     "nncf": "nncf",
 }
 
-# What is trained: (peer, recipe, whether the first stage has a share, whether it prunes, teacher).
+# What is trained: (peer, recipe, whether the first stage has a share, sparsities of the ResNet,
+# teacher). The two smaller networks have the first of the sparsities only.
 TRAINED = [
-    ("tfmot", "QAT", False, False, False),
-    ("tfmot", "prune, PTQ", True, True, False),
-    ("tfmot", "PQAT", True, True, False),
-    ("tfmot", "PCQAT", True, True, False),
-    ("tfmot", "CQAT", True, False, False),
-    ("tfcompress", "QAT", False, False, False),
-    ("tfcompress", "prune + QAT", True, True, False),
-    ("tfcompress", "prune + QAT", True, True, True),
-    ("tfcompress", "prune + cluster + QAT", True, True, False),
-    ("tfcompress", "prune + cluster + QAT", True, True, True),
-    ("tfcompress", "cluster + QAT", False, False, False),
-    ("qkeras", "QAT", False, False, False),
-    ("mct", "QAT", False, False, False),
-    ("nncf", "QAT", False, False, False),
-    ("keras", "distillation, PTQ", False, False, False),
+    ("tfmot", "QAT", False, (None,), False),
+    ("tfmot", "prune, PTQ", True, (0.8, 0.9), False),
+    ("tfmot", "PCQAT", True, (0.8, 0.9), False),
+    ("tfcompress", "QAT", False, (None,), False),
+    ("tfcompress", "prune + QAT", True, (0.8, 0.9), False),
+    ("tfcompress", "prune + cluster + QAT", True, (0.8, 0.9), False),
+    ("tfcompress", "prune + cluster + QAT", True, (0.8, 0.9), True),
 ]
+TRAINED_ONCE = [
+    ("tfmot", "PQAT", True, (0.9,), False),
+    ("tfmot", "CQAT", True, (None,), False),
+    ("tfcompress", "cluster + QAT", False, (None,), False),
+    ("qkeras", "QAT", False, (None,), False),
+    ("mct", "QAT", False, (None,), False),
+    ("nncf", "QAT", False, (None,), False),
+    ("keras", "distillation, PTQ", False, (None,), False),
+]
+"""Likewise, by the first seed of the ResNet only."""
 UNTRAINED = [
     ("keras", "float"),
     ("keras", "PTQ"),
@@ -61,13 +64,12 @@ UNTRAINED = [
 TUNED = [
     ("tfmot", "QAT"),
     ("tfmot", "prune, PTQ"),
-    ("tfmot", "PQAT"),
     ("tfmot", "PCQAT"),
     ("tfcompress", "QAT"),
     ("tfcompress", "prune + QAT"),
     ("tfcompress", "prune + cluster + QAT"),
 ]
-INHERITED = {"CQAT": "PCQAT", "cluster + QAT": "QAT", "distillation, PTQ": "QAT"}
+INHERITED = {"PQAT": "PCQAT", "CQAT": "PCQAT", "cluster + QAT": "QAT", "distillation, PTQ": "QAT"}
 """Whose settings a recipe has that is not tuned; a teacher changes none, and other peers have those
 of tfmot's QAT."""
 TUNED_AT = 0.9
@@ -91,33 +93,42 @@ def job(peer, recipe, net, seed, stage, settings=None, **more):
         "seed": seed,
         "stage": stage,
         "epochs": EPOCHS["tune" if stage == "tune" else data],
+        "images": IMAGES["tune" if stage == "tune" else data],
         "settings": settings or {},
         **more,
     }
 
 
-def floats():
-    """Returns the runs that train the float networks."""
-    yield job("keras", "train", "resnet", 0, "tune", FLOAT)
-    for net, data in DATA.items():
-        for seed in range(SEEDS[data]):
-            yield job("keras", "train", net, seed, "final", FLOAT)
+def float_job(net, seed, stage):
+    """Returns the run that trains a float network."""
+    run = job("keras", "train", net, seed, stage, FLOAT)
+    return {**run, "epochs": 2 * run["epochs"]}
 
 
 def grid():
-    """Returns the runs that tune a recipe."""
-    for peer, recipe, shared, prunes, teacher in TRAINED:
-        if (peer, recipe) not in TUNED or teacher:
-            continue
-        shares = SHARES if shared else (None,)
-        for rate, schedule, share in itertools.product(RATES, SCHEDULES, shares):
-            if schedule == "late cosine" and not share:
-                continue
-            settings = {"rate": rate, "schedule": schedule}
-            if share:
-                settings["share"] = share
-            sparsity = TUNED_AT if prunes else None
-            yield job(peer, recipe, "resnet", 0, "tune", settings, sparsity=sparsity)
+    """Yields the runs that tune schedule and share of a recipe, after that of its float network."""
+    yield float_job("resnet", 0, "tune")
+    for peer, recipe, shared, sparsities, teacher in TRAINED:
+        if (peer, recipe) in TUNED and not teacher:
+            for schedule, share in itertools.product(SCHEDULES, SHARES if shared else (None,)):
+                if share or schedule != "late cosine":
+                    settings = {"rate": RATES[0], "schedule": schedule}
+                    settings |= {"share": share} if share else {}
+                    yield tuning(peer, recipe, settings, any(sparsities))
+
+
+def rates(results):
+    """Yields the runs that tune the learning rate, with the best schedule and share."""
+    prunes = {(peer, recipe): any(sparsities) for peer, recipe, _, sparsities, _ in TRAINED}
+    for (peer, recipe), settings in best(results).items():
+        for rate in RATES:
+            yield tuning(peer, recipe, {**settings, "rate": rate}, prunes[peer, recipe])
+
+
+def tuning(peer, recipe, settings, prunes):
+    """Returns a run of the grid."""
+    sparsity = TUNED_AT if prunes else None
+    return job(peer, recipe, "resnet", 0, "tune", settings, sparsity=sparsity)
 
 
 def best(results):
@@ -136,43 +147,46 @@ def key_of(result):
     return (result["peer"], result["recipe"], result.get("sparsity"), bool(result.get("teacher")))
 
 
-def finals(results, seed):
-    """Yields the runs of one seed with the best settings.
+def label(key):
+    """Returns what to call a row."""
+    peer, recipe, sparsity, teacher = key
+    parts = [peer, recipe, f"{sparsity:.0%} zeros" if sparsity else "", "distilled" * teacher]
+    return ", ".join(filter(None, parts))
 
-    What failed on the first seed is not run on others, nor are trainings by peers that are tuned on
-    nothing.
+
+def rows_of(results, net):
+    """Returns the final results of a network by row."""
+    rows = collections.defaultdict(list)
+    for result in results:
+        if result["stage"] == "final" and result["net"] == net and result["recipe"] != "train":
+            rows[key_of(result)].append(result)
+    return rows
+
+
+def finals(results, net, seed):
+    """Yields the runs of a network and seed with the best settings, its float network first.
+
+    What failed on the first seed is not run on others.
     """
     settings = best(results)
-    failed = {
-        (r["net"], key_of(r)) for r in results if r["stage"] == "final" and "accuracy" not in r
-    }
-    for net, data in DATA.items():
-        for found in finals_of(settings, net, seed) if seed < SEEDS[data] else ():
-            untuned = found["settings"] and found["peer"] not in ("tfcompress", "tfmot")
-            if seed == 0 or not (untuned or (net, key_of(found)) in failed):
-                yield found
-
-
-def finals_of(settings, net, seed):
-    """Yields the runs of one network and seed."""
+    failed = {(r["net"], key_of(r)) for r in results if r["stage"] == "final" and "error" in r}
+    yield float_job(net, seed, "final")
+    once = TRAINED_ONCE if net == "resnet" and seed == 0 else []
     for peer, recipe in UNTRAINED:
-        yield job(peer, recipe, net, seed, "final")
-    for peer, recipe, _, prunes, teacher in TRAINED:
+        found = job(peer, recipe, net, seed, "final")
+        if seed == 0 or (net, key_of(found)) not in failed:
+            yield found
+    for peer, recipe, _, sparsities, teacher in [*TRAINED, *once]:
         tuned = peer, INHERITED.get(recipe, recipe)
-        chosen = settings.get(tuned) or settings.get(("tfmot", "QAT"))
-        if chosen is None:
-            continue  # the grid was not run yet
-        sparsities = (None,)
-        if prunes:
-            sparsities = SPARSITIES.get(recipe, (0.8, 0.9)) if net == "resnet" else (0.8,)
-        for sparsity in sparsities:
+        chosen = settings.get(tuned) or settings[("tfmot", "QAT")]
+        for sparsity in sparsities if net == "resnet" else sparsities[:1]:
             more = {"sparsity": sparsity, "teacher": teacher}
             yield job(peer, recipe, net, seed, "final", chosen, **more)
 
 
 def steps():
-    """Returns the runs that measure a training step, in five processes each."""
-    for seed in range(5):
+    """Yields the runs that measure a training step, in three processes each."""
+    for seed in range(3):
         for net in ("resnet", "mobilenet"):
             for peer in STEPS:
-                yield job(peer, "steps", net, seed % SEEDS["fashion"], "steps", process=seed)
+                yield job(peer, "steps", net, seed, "steps", process=seed)

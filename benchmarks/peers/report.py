@@ -1,7 +1,4 @@
-"""Writes docs/peers.md and its plots from the results so far; measures the latency of the files.
-
-python -m benchmarks.peers.report --folder FOLDER
-"""
+"""Writes docs/peers.md and its plots from the results so far."""
 
 import argparse
 import collections
@@ -9,7 +6,7 @@ import pathlib
 import statistics
 
 from benchmarks.peers import jobs
-from benchmarks.peers.run import file_of, known
+from benchmarks.peers.run import RESULTS, known
 
 DOCS = pathlib.Path(__file__).resolve().parents[2] / "docs"
 NETS = {
@@ -35,51 +32,24 @@ float net as its teacher. Seconds are of training on one thread, with another ru
 """
 
 
-def label(key):
-    """Returns what to call a row."""
-    peer, recipe, sparsity, teacher = key
-    parts = [peer, recipe, f"{sparsity:.0%} zeros" if sparsity else "", "distilled" * teacher]
-    return ", ".join(filter(None, parts))
-
-
 def spread(values, form):
     """Returns the mean, and the least and the largest value."""
     return f"{form(statistics.mean(values))} ({form(min(values))}-{form(max(values))})"
 
 
-def grouped(results, net):
-    """Returns the final results of a network by row; those with an error last."""
-    rows = collections.defaultdict(list)
-    for result in results:
-        if result["stage"] == "final" and result["net"] == net and result["recipe"] != "train":
-            rows[jobs.key_of(result)].append(result)
-    return rows
-
-
-def latencies(rows, folder):
+def latencies(results, net):
     """Returns the milliseconds of the first file of each row, in turns, one thread."""
-    import tfcompress as tfc
-    from tfcompress.tflite.benchmark import benchmark
-
-    files = {
-        key: file_of(found[0], folder)
-        for key, found in rows.items()
-        if "accuracy" in found[0] and file_of(found[0], folder).exists()
-    }
-    if not files:
-        return {}
-    models = {label(key): tfc.TFLiteModel(path) for key, path in files.items()}
-    timed = benchmark(models, runs=200)
-    return {key: timed[label(key)].median_ms for key in files}
+    found = [r for r in results if r["stage"] == "latency" and r["net"] == net]
+    return found[-1]["ms"] if found else {}
 
 
-def tables(results, folder):
+def tables(results):
     """Yields the lines of the tables, and draws the plots."""
     for net, title in NETS.items():
-        rows = grouped(results, net)
+        rows = jobs.rows_of(results, net)
         if not rows:
             continue
-        times = latencies(rows, folder)
+        times = latencies(results, net)
         yield f"\n## {title}\n"
         yield "| | seeds | accuracy | bytes, gzip | bytes | ms | training s |"
         yield "|---" * 7 + "|"
@@ -87,18 +57,18 @@ def tables(results, folder):
         for key in sorted(good, key=lambda k: -statistics.mean(r["accuracy"] for r in good[k])):
             found = [r for r in good[key] if "accuracy" in r]
             cells = (
-                label(key),
+                jobs.label(key),
                 str(len(found)),
                 spread([r["accuracy"] for r in found], lambda v: f"{v:.2%}"),
                 f"{statistics.mean(r['gzip_bytes'] for r in found):,.0f}",
                 f"{statistics.mean(r['bytes'] for r in found):,.0f}",
-                f"{times[key]:.3f}" if key in times else "",
+                f"{times[jobs.label(key)]:.3f}" if jobs.label(key) in times else "",
                 f"{statistics.mean(r['train_seconds'] for r in found):.0f}",
             )
             yield "| " + " | ".join(cells) + " |"
         for key in rows.keys() - good.keys():
             message = " ".join(rows[key][0].get("error", "").split())[:300].replace("|", "/")
-            yield f"| {label(key)} | | {message} | | | | |"
+            yield f"| {jobs.label(key)} | | {message} | | | | |"
         yield from equal_accuracy(good)
         draw(net, title, good, times)
         yield f"\n![Accuracy over bytes and over latency](peers_{net}.png)"
@@ -124,11 +94,11 @@ def equal_accuracy(rows):
         if key[0] != "tfmot":
             continue
         equal = {k: p for k, p in ours.items() if p[0] >= accuracy - max(spread, p[1])}
-        cells = [label(key), f"{accuracy:.2%}", f"{size:,.0f}"]
+        cells = [jobs.label(key), f"{accuracy:.2%}", f"{size:,.0f}"]
         if equal:
             best = min(equal, key=lambda k: equal[k][2])
             theirs, _, least = equal[best]
-            cells += [label(best), f"{theirs:.2%}", f"{least:,.0f}", f"{size / least:.2f}"]
+            cells += [jobs.label(best), f"{theirs:.2%}", f"{least:,.0f}", f"{size / least:.2f}"]
         else:
             cells += ["none", "", "", ""]
         yield "| " + " | ".join(cells) + " |"
@@ -161,7 +131,11 @@ def draw(net, title, rows, times):
     peers = list(dict.fromkeys(key[0] for key in rows))
     for index, peer in enumerate(peers):
         points = [
-            (statistics.mean(r["gzip_bytes"] for r in found) / 1000, times.get(key), found)
+            (
+                statistics.mean(r["gzip_bytes"] for r in found) / 1000,
+                times.get(jobs.label(key)),
+                found,
+            )
             for key, found in rows.items()
             if key[0] == peer
         ]
@@ -186,9 +160,8 @@ def draw(net, title, rows, times):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--folder", type=pathlib.Path, default=pathlib.Path("peers-output"))
-    folder = parser.parse_args().folder.resolve()
-    lines = tables(known(folder), folder)
+    parser.add_argument("--results", type=pathlib.Path, default=RESULTS)
+    lines = tables(known(parser.parse_args().results))
     (DOCS / "peers.md").write_text(TEXT + "\n".join(lines) + "\n")
 
 

@@ -1,8 +1,9 @@
 """Runs what has no result yet, and judges each file on the same images by the same runtime.
 
-Results are lines of FOLDER/results.jsonl; a run that failed has the message of its error. --only
-takes a part of a run's name ("tune/", "final/resnet", "steps/"); --jobs is how many run at once,
-each on one thread. Step times are measured one by one, on all cores.
+Results are added as lines to --results, results.jsonl beside this module if it is not given; a run
+that failed has the message of its error. --only takes a part of a run's name ("tune/",
+"final/resnet", "steps/"); --jobs is how many run at once, each on one thread. Step times are
+measured one by one, on all cores; the latency of all files last, in turns.
 """
 
 import argparse
@@ -22,12 +23,12 @@ from benchmarks.peers import data, jobs
 from benchmarks.peers.environments import python_of
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+RESULTS = pathlib.Path(__file__).with_name("results.jsonl")
 LIMIT_S = 3600
 
 
-def known(folder):
+def known(path):
     """Returns the results so far."""
-    path = folder / "results.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
@@ -95,33 +96,63 @@ def execute(job, folder):
     return found
 
 
-def record(job, folder, lock):
+def record(job, folder, results, lock):
     """Runs a job, and adds its result to those there are."""
     result = {**job, **execute(job, folder)}
     told = result.get("error", result.get("accuracy", result.get("step_ms", "")))
     with lock:
-        with (folder / "results.jsonl").open("a") as output:
-            output.write(json.dumps(result) + "\n")
+        add(result, results)
         print(f"{job['name']}: {told}, {result['seconds']:.0f} s", flush=True)
+
+
+def add(result, results):
+    with results.open("a") as output:
+        output.write(json.dumps(result) + "\n")
+
+
+def time_files(folder, results):
+    """Measures the latency of the first file of each row of a network, in turns, on one thread."""
+    import tfcompress as tfc
+    from tfcompress.tflite.benchmark import benchmark
+
+    found = known(results)
+    for net in jobs.DATA:
+        files = {
+            jobs.label(key): file_of(rows[0], folder)
+            for key, rows in jobs.rows_of(found, net).items()
+            if "accuracy" in rows[0]
+        }
+        models = {name: tfc.TFLiteModel(path) for name, path in files.items() if path.exists()}
+        timed = benchmark(models, runs=400) if models else {}
+        milliseconds = {name: one.median_ms for name, one in timed.items()}
+        add({"stage": "latency", "name": f"latency/{net}", "net": net, "ms": milliseconds}, results)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=pathlib.Path, default=pathlib.Path("peers-output"))
+    parser.add_argument("--results", type=pathlib.Path, default=RESULTS)
     parser.add_argument("--only", default="")
     parser.add_argument("--jobs", type=int, default=2)
     options = parser.parse_args()
     folder = options.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
+    results = options.results.resolve()
     lock = threading.Lock()
-    seeds = range(max(jobs.SEEDS.values()))
-    finals = [lambda seed=seed: jobs.finals(known(folder), seed) for seed in seeds]
-    for stage in (jobs.floats, jobs.grid, *finals, jobs.steps):
-        have = {result["name"] for result in known(folder)}
+    stages = [jobs.grid, lambda: jobs.rates(known(results))]
+    for net, data_set in jobs.DATA.items():
+        for seed in range(jobs.SEEDS[data_set]):
+            stages.append(lambda net=net, seed=seed: jobs.finals(known(results), net, seed))
+    for stage in (*stages, jobs.steps):
+        have = {result["name"] for result in known(results)}
         wanted = [j for j in stage() if j["name"] not in have and options.only in j["name"]]
+        trains = [j for j in wanted if j["recipe"] == "train"]  # the others start from its weights
         at_once = 1 if stage is jobs.steps else options.jobs
-        with concurrent.futures.ThreadPoolExecutor(at_once) as pool:
-            list(pool.map(lambda job: record(job, folder, lock), wanted))
+        for part in (trains, [j for j in wanted if j not in trains]):
+            with concurrent.futures.ThreadPoolExecutor(at_once) as pool:
+                list(pool.map(lambda job: record(job, folder, results, lock), part))
+    if not options.only:
+        time_files(folder, results)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import pytest
 
 import tfcompress as tfc
 from tests import nets
-from tfcompress.measure.report import front, page
+from tfcompress.measure.report import comparison_page, front
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = (
@@ -48,7 +48,7 @@ def test_the_plot_is_a_picture(comparison, tmp_path):
 def test_the_page_needs_nothing_beside_it_and_escapes_names(comparison, tmp_path):
     comparison.to_html(tmp_path / "report.html")
     text = (tmp_path / "report.html").read_text()
-    assert text == page(comparison, comparison.reports, comparison.profiles)
+    assert text == comparison_page(comparison, comparison.reports, comparison.profiles)
     assert "<script" not in text and "the &lt;float&gt; model" in text
     assert "<b>cat" not in text and "dog &amp; co" in text
     assert not re.search(r"(?:src|href)=\"(?!#)", text)

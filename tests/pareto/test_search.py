@@ -16,8 +16,8 @@ import pytest
 import tfcompress as tfc
 from tests.conftest import ROOT
 from tfcompress.pareto import worker as worker_module
-from tfcompress.pareto.result import described
 from tfcompress.pareto.study import open_study, take_up
+from tfcompress.pareto.words import described
 from tfcompress.recipes.reproduce import reproduce
 
 
@@ -133,6 +133,19 @@ def test_a_study_goes_on_and_repeats_nothing(model, data, tmp_path, monkeypatch)
         searched(model, data, 4, storage=journal, objectives=("accuracy", "bytes"))
 
 
+def test_a_space_with_few_recipes_is_tried_once(model, data):
+    """The sampler proposes the same again: that counts for nothing, and ends at last."""
+
+    def space(trial):
+        scheme = trial.suggest_categorical("scheme", ["int8", "float16"])
+        return tfc.Recipe.from_dict({"stages": [{"export": {"scheme": scheme}}]})
+
+    options = {"objectives": ("accuracy", "bytes"), "space": space, "verbose": False}
+    found = tfc.search(model, data, data, trials=10, **options)
+    assert sorted(trial.recipe.export.scheme for trial in found.trials) == ["float16", "int8"]
+    assert 31 <= len(found.study.get_trials()) < 60
+
+
 def test_trials_that_others_dominate_are_given_up(model, data):
     """With nothing to learn from, the second of two equal recipes is worse half of the way."""
     calls = itertools.count()
@@ -175,7 +188,79 @@ def test_what_fails_is_noted_and_the_search_goes_on(model, data):
     assert "no_such" in failed.note
 
 
-@pytest.mark.parametrize("space", ["ptq", "fast", "thorough"])
+def measured_on(target, model, data, **options):
+    """Returns the only trial of a search for a target, which is PTQ in int8, and its float."""
+    found = tfc.search(
+        model, data, data, trials=1, space="ptq", target=target, verbose=False, **options
+    )
+    (trial,) = found.trials
+    return trial, found.reference
+
+
+def test_costs_of_devices_are_those_of_their_tools(model, data):
+    pytest.importorskip("tflite_micro")
+    pytest.importorskip("ethosu")
+    names = ("accuracy", "arena_bytes", "macs")
+    trial, reference = measured_on("tflite-micro", model, data, objectives=names)
+    assert trial.values["arena_bytes"] == tfc.run_micro(trial.file).arena_bytes
+    assert trial.values["macs"] == reference["macs"] == 8 * 16 + 16 * 3
+    assert "arena_bytes" not in reference  # that of another runtime
+    names = ("accuracy", "cycles", "flash_bytes", "arena_bytes")
+    trial, _ = measured_on("ethos-u55-64", model, data, objectives=names)
+    compiled = tfc.compile_ethos_u(trial.file, "ethos-u55-64")
+    assert trial.values["cycles"] == compiled.cycles > 0
+    assert trial.values["flash_bytes"] == compiled.flash_bytes
+    assert trial.values["arena_bytes"] == compiled.sram_bytes
+    assert trial.recipe.export.target == "ethos-u55-64"
+    for target, wrong in (("ethos-u55-64", "latency_ms"), (None, "cycles"), ("gpu", "arena_bytes")):
+        with pytest.raises(ValueError, match=f"'{wrong}' is not known for target={target!r}"):
+            measured_on(target, model, data, objectives=("accuracy", wrong))
+
+
+def test_a_target_has_only_its_schemes():
+    from tfcompress.pareto.space import space_of
+
+    model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(3)])
+    for target, missing in ((None, set()), ("ethos-u55-128", {"w4a8", "float16"})):
+        chosen, _ = space_of("ptq", model, target)
+        study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+        for _ in range(30):
+            chosen(study.ask())
+        tried = {trial.params["scheme"] for trial in study.get_trials()}
+        assert "int8" in tried and not tried & missing
+        assert missing or tried == {"int8", "w4a8", "float16", "dynamic_int8"}
+
+
+def test_a_student_is_trained_and_measured(data):
+    from tfcompress.pareto.space import space_of
+
+    generator = np.random.default_rng(0)
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((8, 8, 1))
+    x = keras.layers.Conv2D(8, 3, padding="same", activation="relu")(inputs)
+    x = keras.layers.Add()([x, keras.layers.Conv2D(8, 3, padding="same")(x)])
+    pooled = keras.layers.GlobalAveragePooling2D()(x)
+    model = keras.Model(inputs, keras.layers.Dense(3)(pooled))
+    images = generator.normal(size=(64, 8, 8, 1)), np.arange(64) % 3
+    chosen, beginnings = space_of("student", model)
+    fixed = {**beginnings[-1], "epochs": 4}
+    recipe = chosen(optuna.trial.FixedTrial(fixed))
+    found = tfc.search(
+        model,
+        images,
+        images,
+        trials=1,
+        objectives=("accuracy", "macs"),
+        space=lambda trial: recipe,
+        verbose=False,
+    )
+    (trial,) = found.trials
+    assert described(trial.recipe).startswith("50% as wide, separable")
+    # Half of eight channels: 3x3 on the image, then depthwise and 1x1.
+    assert trial.values["macs"] == 64 * (9 * 4 + 9 * 4 + 4 * 4) + 4 * 3
+
+
+@pytest.mark.parametrize("space", ["ptq", "fast", "thorough", "student"])
 def test_presets_make_recipes_that_can_be_run(space, model):
     from tfcompress.pareto.space import space_of
 

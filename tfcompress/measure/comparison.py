@@ -147,9 +147,9 @@ class Comparison:
         Args:
             path: File to write, such as "report.html".
         """
-        from tfcompress.measure.report import page  # likewise
+        from tfcompress.measure.report import comparison_page  # likewise
 
-        write_whole(check_path(path), page(self, self.reports, self.profiles).encode())
+        write_whole(check_path(path), comparison_page(self, self.reports, self.profiles).encode())
 
 
 def compare(

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import html
-import io
 from collections.abc import Sequence
 from typing import Any
 
-from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
+from tfcompress.page import folded, html_table, page, svg
 from tfcompress.tflite.inspect import FileReport
 from tfcompress.tflite.profile import Profile
 
@@ -71,14 +70,24 @@ def _draw(axes: Any, rows: Sequence[Any], cost: str) -> None:
             )
         axes.margins(0.25, 0.2)
         axes.set_ylabel("accuracy, %")
-        if max(costs) > 3 * min(costs):
-            axes.set_xscale("log")
-            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axes.xaxis.set_minor_locator(NullLocator())
-            axes.xaxis.set_major_formatter("{x:g}")
+        cost_axis(axes, costs)
     axes.grid(alpha=0.25)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def cost_axis(axes: Any, costs: Sequence[float]) -> None:
+    """Makes the horizontal axis logarithmic if costs differ by much, with plain numbers.
+
+    Args:
+        axes: Axes of matplotlib.
+        costs: The costs that are shown.
+    """
+    if max(costs) > 3 * min(costs) > 0:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter("{x:g}")
 
 
 def _plain(name: str) -> str:
@@ -86,8 +95,10 @@ def _plain(name: str) -> str:
     return name.replace("$", r"\$")
 
 
-def page(comparison: Any, reports: dict[str, FileReport], profiles: dict[str, Profile]) -> str:
-    """Returns an HTML page without external scripts, fonts or images.
+def comparison_page(
+    comparison: Any, reports: dict[str, FileReport], profiles: dict[str, Profile]
+) -> str:
+    """Returns the HTML page of a comparison.
 
     Args:
         comparison: A `Comparison`.
@@ -99,80 +110,28 @@ def page(comparison: Any, reports: dict[str, FileReport], profiles: dict[str, Pr
     head = (*known, "outside of XNNPACK", *comparison.rows[0].devices, *estimated)
     figures = {cost: pareto_figure(comparison.rows, [cost]) for cost in ("bytes", "latency")}
     pictures = "".join(
-        f"<figure>{_svg(figure, f'Accuracy against {cost}')}</figure>"
+        f"<figure>{svg(figure, f'Accuracy against {cost}')}</figure>"
         for cost, figure in figures.items()
     )
     details = "\n".join(
-        f"<details><summary>{html.escape(name)}</summary>{_table(None, report.rows())}</details>"
-        for name, report in reports.items()
+        folded(name, html_table(None, report.rows())) for name, report in reports.items()
     )
     times = "\n".join(
-        f"<details><summary>{html.escape(name)}: {profile.total_ms:.3f} ms</summary>"
-        + "".join(f'<div class="wide">{_table(*part)}</div>' for part in profile.tables())
-        + "</details>"
+        folded(
+            f"{name}: {profile.total_ms:.3f} ms",
+            "".join(f'<div class="wide">{html_table(*part)}</div>' for part in profile.tables()),
+        )
         for name, profile in profiles.items()
     )
     note = (
         f"{comparison.samples:,} samples; {comparison.threads} thread(s), {comparison.runtime}; "
         "Keras models are measured as float32 files."
     )
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Models compared</title>
-<style>{_STYLE}</style>
-</head>
-<body>
-<main>
-<h1>Models compared</h1>
-<div class="wide">{_table(head, comparison.cells())}</div>
+    body = f"""<div class="wide">{html_table(head, comparison.cells())}</div>
 <p>{html.escape(note)}</p>
 <div class="pictures">{pictures}</div>
 <h2>What is in each file</h2>
 {details}
 <h2>Where its time goes</h2>
-{times}
-</main>
-</body>
-</html>
-"""
-
-
-_STYLE = """
-:root { color-scheme: light dark; }
-body { font: 16px/1.5 system-ui, sans-serif; margin: 0; background: #fff; color: #1c2430; }
-main { max-width: 60rem; margin: 0 auto; padding: 1rem; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-th, td { padding: .35rem .6rem; border-bottom: 1px solid #8884; text-align: left;
-  vertical-align: top; overflow-wrap: anywhere; }
-.wide th, .wide td { white-space: nowrap; overflow-wrap: normal; }
-.wide th:not(:first-child), .wide td:not(:first-child) { text-align: right; }
-.pictures { display: flex; flex-wrap: wrap; gap: 1rem; margin: 1rem 0; }
-figure { margin: 0; background: #fff; border-radius: .4rem; flex: 1 1 20rem; }
-svg { width: 100%; height: auto; display: block; }
-summary { cursor: pointer; padding: .4rem 0; font-weight: 600; }
-details td:first-child { width: 12rem; opacity: .75; }
-@media (max-width: 40rem) { details td:first-child { width: 6.5rem; } }
-@media (prefers-color-scheme: dark) { body { background: #14181f; color: #e6e9ee; } }
-"""
-
-
-def _svg(figure: Any, label: str) -> str:
-    """Returns a figure as SVG for a page; its ids differ from those of other figures."""
-    out = io.StringIO()
-    with rc_context({"svg.hashsalt": label}):
-        figure.savefig(out, format="svg", metadata={"Date": None})
-    svg = out.getvalue()
-    return svg[svg.index("<svg") :].replace("<svg", f'<svg role="img" aria-label="{label}"', 1)
-
-
-def _table(head: Sequence[str] | None, rows: Sequence[Sequence[Any]]) -> str:
-    def line(cells: Sequence[Any], tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag}>{html.escape(str(c))}</{tag}>" for c in cells) + "</tr>"
-
-    top = f"<thead>{line(head, 'th')}</thead>" if head else ""
-    return f"<table>{top}<tbody>{''.join(line(row, 'td') for row in rows)}</tbody></table>"
+{times}"""
+    return page("Models compared", body)

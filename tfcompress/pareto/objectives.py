@@ -5,8 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import keras
 import numpy as np
 
+from tfcompress.devices.ethos_u import ACCELERATORS, compile_ethos_u
+from tfcompress.devices.for_target import known_target
+from tfcompress.devices.micro import run_micro
+from tfcompress.devices.outcome import DEVICES, check_device
+from tfcompress.graph.cost import macs
 from tfcompress.scheme import check_choice
 from tfcompress.tflite.benchmark import benchmark
 from tfcompress.tflite.inspect import inspect_tflite
@@ -15,8 +21,11 @@ from tfcompress.tflite.run import accuracy as accuracy_of
 from tfcompress.tune.score import Metric
 
 ACCURACY = "accuracy"
-COSTS = ("bytes", "gzip_bytes", "latency_ms", "arena_bytes")
-"""Objectives of which less is better."""
+COSTS = ("bytes", "gzip_bytes", "macs", "arena_bytes", "latency_ms", "flash_bytes", "cycles")
+"""Objectives of which less is better; the last ones only on some targets."""
+_ANYWHERE = COSTS[:4]
+_HERE = ("latency_ms",)
+_ON_NPU = ("flash_bytes", "cycles")
 
 
 class Objectives:
@@ -24,20 +33,24 @@ class Objectives:
 
     Args:
         names: "accuracy" and one or more of `COSTS`.
+        target: What files are for; None for this machine.
         reference: The float file, beside which latency is measured in turns.
+        model: The float model.
         samples: Samples by input name.
         labels: Their labels.
         metric: In place of accuracy.
 
     Attributes:
         names: The names, in order.
-        reference: The measures of the float file.
+        reference: The measures of the float file, without those of a device.
     """
 
     def __init__(
         self,
         names: Sequence[str],
+        target: str | None,
         reference: bytes,
+        model: keras.Model,
         samples: Mapping[str, np.ndarray],
         labels: np.ndarray,
         metric: Metric | None,
@@ -49,28 +62,79 @@ class Objectives:
                 f"objectives are 'accuracy' and one or more of {', '.join(COSTS)}. Received: "
                 f"{names!r}"
             )
+        self._device = target if target in DEVICES else None
+        if target is not None:
+            known_target(target)
+        if self._device is not None:
+            check_device(self._device)
+        possible = (*_ANYWHERE, *(() if target not in (None, "xnnpack") else _HERE))
+        possible += _ON_NPU if target in ACCELERATORS else ()
+        if target not in (None, "xnnpack") and self._device is None:
+            possible = tuple(name for name in possible if name != "arena_bytes")
+        for name in set(names) - {ACCURACY, *possible}:
+            raise ValueError(
+                f"Objective {name!r} is not known for target={target!r}, for which there are "
+                f"{', '.join(possible)}."
+            )
         self.names = tuple(dict.fromkeys(names))
         self._samples, self._labels, self._metric = samples, labels, metric or accuracy_of_outputs
         self._float = TFLiteModel(reference)
-        self.reference = self.measured(reference)
+        self.reference = self._measured(TFLiteModel(reference), model)
 
     @property
     def directions(self) -> list[str]:
         """Returns what is better, for Optuna."""
         return ["maximize" if name == ACCURACY else "minimize" for name in self.names]
 
-    def measured(self, content: bytes) -> dict[str, float]:
-        """Returns the objectives of a file."""
-        file, found = TFLiteModel(content), {}
+    def measured(self, content: bytes, model: keras.Model) -> dict[str, float]:
+        """Returns the objectives of a file.
+
+        Args:
+            content: The file.
+            model: The model that it was made from.
+
+        Raises:
+            ValueError: If the target cannot run it.
+        """
+        found = self._measured(TFLiteModel(content), model)
+        if self._device is not None:
+            found |= self._on_device(content)
+        return {name: found[name] for name in self.names}
+
+    def _measured(self, file: TFLiteModel, model: keras.Model) -> dict[str, float]:
+        """Returns what is the same on every target."""
+        report = inspect_tflite(file.content)
         outputs = file.predict(dict(self._samples))
-        found[ACCURACY] = float(self._metric(self._labels, outputs))
-        report = inspect_tflite(content)
-        found["bytes"], found["gzip_bytes"] = report.bytes, report.gzip_bytes
+        found: dict[str, float] = {
+            ACCURACY: float(self._metric(self._labels, outputs)),
+            "bytes": report.bytes,
+            "gzip_bytes": report.gzip_bytes,
+        }
+        if "macs" in self.names:
+            found["macs"] = macs(model)
         if "latency_ms" in self.names:
             found["latency_ms"] = self._latency(file)
-        if "arena_bytes" in self.names:
+        if "arena_bytes" in self.names and self._device is None:
             found["arena_bytes"] = file.arena_bytes()
-        return {name: float(found[name]) for name in self.names}
+        return {name: float(found[name]) for name in self.names if name in found}
+
+    def _on_device(self, content: bytes) -> dict[str, float]:
+        """Returns what the runtime or the compiler of the target says."""
+        if self._device == "tflite-micro":
+            micro = run_micro(content)
+            if micro.arena_bytes is None:
+                raise ValueError(f"tflite-micro lacks {', '.join(micro.missing)}.")
+            return {"arena_bytes": float(micro.arena_bytes)}
+        compiled = compile_ethos_u(content, str(self._device))
+        if compiled.on_cpu:
+            raise ValueError(
+                f"{', '.join(compiled.on_cpu)} stay on the CPU, for which no cycles are known."
+            )
+        return {
+            "arena_bytes": float(compiled.sram_bytes),
+            "flash_bytes": float(compiled.flash_bytes or compiled.dram_bytes),
+            "cycles": float(compiled.cycles),
+        }
 
     def _latency(self, file: TFLiteModel) -> float:
         """Returns milliseconds, as if the float file took what it took first."""

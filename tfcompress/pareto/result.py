@@ -12,20 +12,13 @@ from typing import Any
 import matplotlib
 import numpy as np
 
-from tfcompress.files import check_path, replacing, save_figure
+from tfcompress.files import check_path, replacing, save_figure, write_whole
+from tfcompress.measure.report import cost_axis
 from tfcompress.pareto.objectives import ACCURACY, dominates
+from tfcompress.pareto.search_page import search_page
+from tfcompress.pareto.study import KEY
+from tfcompress.pareto.words import described, shown
 from tfcompress.recipes.recipe import Recipe
-from tfcompress.recipes.stages import (
-    Cluster,
-    DropLayers,
-    Export,
-    Factorize,
-    Fit,
-    Prune,
-    PruneChannels,
-    Quantize,
-    name_of,
-)
 from tfcompress.scheme import check_choice
 from tfcompress.tables import as_text, table
 
@@ -69,7 +62,7 @@ class TrialResult:
         attributes = trial.user_attrs
         state = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed"}.get(trial.state.name)
         values = dict(zip(names, trial.values or (), strict=False)) or attributes.get("values", {})
-        file = folder / f"{attributes.get('key')}.tflite"
+        file = folder / f"{attributes.get(KEY)}.tflite"
         return cls(
             trial.number,
             Recipe.from_dict(attributes.get("recipe", {"stages": []})),
@@ -97,7 +90,7 @@ class Search:
     Attributes:
         trials: All of them, in order.
         names: The names of the objectives.
-        reference: The objectives of the float file.
+        reference: The objectives of the float file, without those that only a device has.
         study: The Optuna study, for its own tools.
     """
 
@@ -197,10 +190,10 @@ class Search:
 
     def __rich__(self) -> Any:
         header = ("trial", "recipe", *self.names, "")
-        rows = [("float", "", *(_shown(n, self.reference[n]) for n in self.names), "")]
+        rows = [("float", "", *(shown(n, self.reference.get(n)) for n in self.names), "")]
         front = {trial.number for trial in self.front()}
         for trial in sorted(self.trials, key=lambda t: -t.values.get(ACCURACY, -np.inf)):
-            values = [_shown(n, trial.values.get(n)) for n in self.names]
+            values = [shown(n, trial.values.get(n)) for n in self.names]
             state = trial.state if trial.state != "complete" else ""
             note = "on the front" if trial.number in front else state
             rows.append((str(trial.number), described(trial.recipe), *values, note))
@@ -218,55 +211,30 @@ class Search:
         """
         costs = [name for name in self.names if name != ACCURACY]
         chosen = check_choice(cost or costs[0], "cost", costs)
-        figure = matplotlib.figure.Figure((8, 5))
-        axis = figure.subplots()
+        figure = matplotlib.figure.Figure((6, 4.2), layout="constrained")
+        axes = figure.subplots()
         for trials, style in ((self.complete, "o"), (self.front((ACCURACY, chosen)), "o-")):
             points = sorted((t.values[chosen], 100 * t.values[ACCURACY]) for t in trials)
             label = f"{len(trials)} trials" if style == "o" else "front"
-            axis.plot(*zip(*points, strict=True) if points else ([], []), style, label=label)
-        axis.plot(self.reference[chosen], 100 * self.reference[ACCURACY], "k*", label="float")
-        axis.set_xscale("log")
-        axis.set_xlabel(chosen)
-        axis.set_ylabel("accuracy, %")
-        axis.legend()
+            axes.plot(*zip(*points, strict=True) if points else ([], []), style, label=label)
+        shown_costs = [trial.values[chosen] for trial in self.complete]
+        if chosen in self.reference:
+            shown_costs.append(self.reference[chosen])
+            axes.plot(shown_costs[-1], 100 * self.reference[ACCURACY], "k*", label="float")
+        if shown_costs:
+            cost_axis(axes, shown_costs)
+        axes.set_xlabel(chosen)
+        axes.set_ylabel("accuracy, %")
+        axes.grid(alpha=0.25)
+        axes.legend()
         if path is not None:
             save_figure(figure, path, 100)
         return figure
 
+    def to_html(self, path: Any) -> None:
+        """Writes a page that needs no other file: the front, importances, every recipe.
 
-def _shown(name: str, value: float | None) -> str:
-    if value is None:
-        return ""
-    return f"{value:.2%}" if name == ACCURACY else f"{value:,.3f}".removesuffix(".000")
-
-
-def described(recipe: Recipe) -> str:
-    """Returns a recipe in a few words; `recipe.to_yaml()` has all of it."""
-    return ", ".join(_words(stage) for stage in recipe.stages)
-
-
-def _words(stage: Any) -> str:
-    match stage:
-        case PruneChannels():
-            return f"{1 - stage.ratio:.0%} of channels"
-        case DropLayers():
-            return f"without {stage.blocks} blocks"
-        case Factorize():
-            return f"rank {stage.rank}"
-        case Prune():
-            return f"{stage.sparsity:.0%} zeros" if isinstance(stage.sparsity, float) else "zeros"
-        case Cluster():
-            return f"{stage.number_of_clusters} clusters"
-        case Quantize():
-            return f"QAT {stage.scheme}" if isinstance(stage.scheme, str) else "QAT"
-        case Fit():
-            return f"{stage.epochs} epochs" + (" distilled" if stage.distill else "")
-        case Export(scheme=None):
-            return "export"
-        case Export(scheme=str(scheme)):
-            return f"PTQ {scheme}"
-        case Export(scheme=dict(fields)):
-            words = ["PTQ", "w4a8" if fields.get("weight_bits") == 4 else "int8"]
-            words += ["adaround"] * (fields.get("rounding") == "adaround")
-            return " ".join([*words, *["equalized"] * bool(fields.get("equalize"))])
-    return name_of(stage)
+        Args:
+            path: The `.html` file.
+        """
+        write_whole(check_path(path), search_page(self).encode())

@@ -19,7 +19,14 @@ from tfcompress.graph.read import input_specs
 from tfcompress.pareto.objectives import ACCURACY, Objectives
 from tfcompress.pareto.result import Search, TrialResult
 from tfcompress.pareto.space import Space, space_of
-from tfcompress.pareto.study import check_same, counted, open_study, take_up
+from tfcompress.pareto.study import (
+    check_same,
+    counted,
+    nothing_new,
+    open_study,
+    take_up,
+    without_repeats,
+)
 from tfcompress.pareto.worker import Worker, float_file
 from tfcompress.recipes.losses import labels_of
 from tfcompress.recipes.run import make_deterministic
@@ -36,6 +43,7 @@ def search(
     space: str | Space = "auto",
     storage: str | os.PathLike[str] | None = None,
     budget_seconds: float | None = None,
+    target: str | None = None,
     max_drop: float | None = None,
     metric: Metric | None = None,
     sampler: Any = None,
@@ -54,15 +62,20 @@ def search(
         model: A trained model. It is not changed.
         train: Samples and labels to train and calibrate on.
         validation: Samples and labels to judge on.
-        objectives: "accuracy" and one or more of "bytes", "gzip_bytes", "latency_ms" (one thread on
-            this machine, in turns with the float file) and "arena_bytes" (working memory).
-        trials: How many to have in the study, those of earlier runs included.
+        objectives: "accuracy" and one or more of "bytes", "gzip_bytes", "macs", "arena_bytes"
+            (working memory) and "latency_ms" (one thread on this machine, in turns with the float
+            file); for an Ethos-U also "flash_bytes" and "cycles", by its compiler.
+        trials: How many recipes to have in the study, those of earlier runs included; fewer if the
+            space has no more.
         space: "ptq" (no training), "fast" (2 epochs at most), "thorough" (8 at most; also "auto"),
-            or a function that takes an Optuna trial and returns a `Recipe`.
+            "student" (smaller models of the same kind, 16 epochs at most), or a function that takes
+            an Optuna trial and returns a `Recipe`.
         storage: A journal file, or the URL of a database that Optuna takes. The same call goes on
             with the trials that are there; several processes may work on one study. Models and
             files are kept in a folder beside the journal. None: nothing is kept between runs.
         budget_seconds: No trial is started after this time.
+        target: What the files are for, as in `export_tflite`. For "tflite-micro" and sizes of
+            Ethos-U, such as "ethos-u55-128", their tools measure; what cannot run there fails.
         max_drop: The loss of accuracy beyond which files are of no interest: the search keeps to
             what is within it.
         metric: A function of labels and outputs in place of accuracy; more is better.
@@ -76,7 +89,7 @@ def search(
     Raises:
         ImportError: If Optuna is missing.
         ValueError: If the study in the storage is of another model, other data or objectives, or an
-            argument is unknown.
+            argument is unknown; if an objective is not known for the target.
 
     Example:
         >>> import keras, numpy as np
@@ -100,25 +113,29 @@ def search(
     y = labels_of(arrays, y, "train")
     held_out, wanted = collect(validation, specs, argument="validation")
     wanted = labels_of(held_out, wanted, "validation")
-    chosen, beginnings = space_of(space, model)
+    chosen, beginnings = space_of(space, model, target)
     kept = None if storage else tempfile.TemporaryDirectory()
     folder = pathlib.Path(kept.name if kept else f"{storage}.files")
     folder.mkdir(parents=True, exist_ok=True)
     make_deterministic(seed)
-    judge = Objectives(objectives, float_file(model, folder), held_out, wanted, metric)
+    judge = Objectives(
+        objectives, target, float_file(model, folder), model, held_out, wanted, metric
+    )
     study = open_study(storage, judge.directions, sampler, seed)
     sources = {"model": fingerprint(model), "data": digest_of([arrays, y])}
     described = {**sources, "validation": digest_of([held_out, wanted])}
     judge.reference = check_same(
-        study, {**described, "objectives": list(judge.names)}, judge.reference
+        study, {**described, "objectives": list(judge.names), "target": target}, judge.reference
     )
     console = Console(quiet=not verbose, stderr=True)
-    worker = Worker(chosen, model, arrays, y, judge, folder, sources, seed, max_drop, console)
+    worker = Worker(
+        chosen, model, arrays, y, judge, folder, sources, seed, max_drop, target, console
+    )
     take_up(study, beginnings, folder)
     started = time.perf_counter()
-    while counted(study) < trials:
+    while counted(study) < trials and not nothing_new(study):
         if budget_seconds is not None and time.perf_counter() - started > budget_seconds:
             break
         study.optimize(worker, n_trials=1, catch=(Exception,))
-    results = [TrialResult.of(trial, judge.names, folder, kept) for trial in study.get_trials()]
+    results = [TrialResult.of(trial, judge.names, folder, kept) for trial in without_repeats(study)]
     return Search(results, judge.names, judge.reference, study)

@@ -10,7 +10,9 @@ from typing import Any
 
 from tfcompress.files import is_running, one_at_a_time
 
+KEY = "key"  # attribute of a trial: the hash of its recipe
 _WORKER, _STOPPED, _TAKEN = "worker", "stopped", "taken up"
+_REPEATS = 30
 
 
 def optuna_module() -> Any:
@@ -114,10 +116,32 @@ def take_up(study: Any, beginnings: list[dict[str, Any]], folder: pathlib.Path) 
 
 
 def counted(study: Any) -> int:
-    """Returns the number of trials that are done or being done, each recipe once."""
+    """Returns the number of recipes that are tried or being tried."""
     trials = study.get_trials(deepcopy=False)
     again = {trial.user_attrs.get(_TAKEN) for trial in trials}
-    return sum(t.state.name != "WAITING" and t.number not in again for t in trials)
+    begun = [t for t in trials if t.state.name != "WAITING" and t.number not in again]
+    return len({trial.user_attrs.get(KEY, trial.number) for trial in begun})
+
+
+def nothing_new(study: Any) -> bool:
+    """Returns whether the last trials were all of recipes that had been tried, as in small spaces.
+
+    A sampler proposes what was good again, which costs nothing and counts for nothing.
+    """
+    keys = [trial.user_attrs.get(KEY, trial.number) for trial in study.get_trials(deepcopy=False)]
+    return len(keys) > _REPEATS and set(keys[-_REPEATS:]) <= set(keys[:-_REPEATS])
+
+
+def without_repeats(study: Any) -> list[Any]:
+    """Returns the trials, without those whose recipe had been tried to its end."""
+    found, known = [], set()
+    for trial in study.get_trials(deepcopy=False):
+        key = trial.user_attrs.get(KEY)
+        if trial.state.name != "COMPLETE" or key not in known:
+            found.append(trial)
+        if trial.state.name == "COMPLETE":
+            known.add(key)
+    return found
 
 
 def mark(trial: Any) -> None:

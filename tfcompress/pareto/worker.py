@@ -18,9 +18,9 @@ from tfcompress.errors import CompressionWarning
 from tfcompress.export.export_tflite import export_tflite
 from tfcompress.files import temporary_folder, write_whole
 from tfcompress.pareto.objectives import ACCURACY, Objectives, dominates
-from tfcompress.pareto.result import described
 from tfcompress.pareto.space import Space
-from tfcompress.pareto.study import mark, mark_stopped, optuna_module
+from tfcompress.pareto.study import KEY, mark, mark_stopped, optuna_module
+from tfcompress.pareto.words import described
 from tfcompress.recipes.parse import RecipeError
 from tfcompress.recipes.recipe import Recipe
 from tfcompress.recipes.run import Run, export_trained, key_of
@@ -53,6 +53,7 @@ class Worker:
         sources: The hashes of model and data.
         seed: Seed of trainings.
         max_drop: The largest loss of accuracy of interest.
+        target: What files are for.
         console: Where to say what is tried.
     """
 
@@ -65,6 +66,7 @@ class Worker:
     sources: Mapping[str, str]
     seed: int
     max_drop: float | None
+    target: str | None
     console: Console
 
     def __call__(self, trial: Any) -> list[float]:
@@ -79,9 +81,10 @@ class Worker:
             recipe = self.space(trial)
             if not isinstance(recipe, Recipe) or recipe.export is None:
                 raise RecipeError(f"space must return recipes that end in 'export', not {recipe!r}")
+            recipe = recipe.for_target(self.target)
             key = key_of(recipe.as_dict(), self.sources, self.seed)
             trial.set_user_attr("recipe", json.loads(json.dumps(recipe.as_dict())))
-            trial.set_user_attr("key", key)
+            trial.set_user_attr(KEY, key)
             values = self._known(key) or self._tried(trial, recipe, key)
         except KeyboardInterrupt:
             mark_stopped(trial)
@@ -133,10 +136,9 @@ class Worker:
                 watch=watch,
             )
             path = self.folder / f"{key}.tflite"
-            export_trained(
-                recipe, run.trained(), self.arrays, self.y, path, self.sources, self.seed
-            )
-        values = self.judge.measured(path.read_bytes())
+            trained = run.trained()
+            export_trained(recipe, trained, self.arrays, self.y, path, self.sources, self.seed)
+        values = self.judge.measured(path.read_bytes(), trained)
         write_whole(self.folder / f"{key}.json", json.dumps(values).encode())
         return values
 
@@ -151,8 +153,15 @@ class Worker:
         with temporary_folder() as scratch:
             path = pathlib.Path(scratch, "now.tflite")
             data = None if recipe.export and recipe.export.scheme is None else self.arrays
-            export_tflite(student, path, representative_dataset=data, verify=False, verbose=False)
-            now = self.judge.measured(path.read_bytes())
+            export_tflite(
+                student,
+                path,
+                representative_dataset=data,
+                target=self.target,
+                verify=False,
+                verbose=False,
+            )
+            now = self.judge.measured(path.read_bytes(), student)
         trial.set_user_attr(f"rung {rung}", now)
         for other in trial.study.get_trials(deepcopy=False):
             then = other.user_attrs.get(f"rung {rung}")

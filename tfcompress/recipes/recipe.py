@@ -12,7 +12,7 @@ import yaml
 
 from tfcompress.files import write_whole
 from tfcompress.recipes.parse import RecipeError, checked, order_problems, parse, shipped
-from tfcompress.recipes.stages import STAGES, Export, Stage, name_of
+from tfcompress.recipes.stages import STAGES, Export, Quantize, Stage, name_of
 
 
 def as_dicts(stages: Sequence[Stage]) -> list[dict[str, Any]]:
@@ -115,6 +115,20 @@ class Recipe:
         if path is not None:
             write_whole(pathlib.Path(path), text.encode())
         return text
+
+    def for_target(self, target: str | None) -> Recipe:
+        """Returns the recipe with a device for each stage that can have one and names none.
+
+        Args:
+            target: The device; None changes nothing.
+        """
+        stages = [
+            stage.model_copy(update={"target": target})
+            if isinstance(stage, (Quantize, Export)) and stage.target is None
+            else stage
+            for stage in self.stages
+        ]
+        return Recipe(tuple(stages))
 
     @property
     def export(self) -> Export | None:

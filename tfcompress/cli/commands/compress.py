@@ -243,8 +243,9 @@ def search(
 ) -> None:
     """Search for the smallest, fastest files of MODEL that lose little.
 
-    Writes a table, a picture, and each file of the front with its recipe. A search that is stopped
-    goes on by the same command; the same command in several shells shares the work.
+    Writes a table, a page (index.html), a picture, and each file of the front with its recipe. A
+    search that is stopped goes on by the same command; the same command in several shells shares
+    the work.
     """
     loaded = loaded_model(model)
     from tfcompress.graph.read import input_specs
@@ -266,6 +267,7 @@ def search(
         verbose=not as_json,
     )
     found.plot(output / "front.png")
+    found.to_html(output / "index.html")
     written = found.write_front(output)
     print_report(found, as_json)
     if not as_json:
