@@ -1,12 +1,7 @@
 """A search: what is on the front, what is given up, and what goes on after a stop."""
 
 import itertools
-import os
 import pathlib
-import signal
-import subprocess
-import sys
-import time
 
 import keras
 import numpy as np
@@ -14,9 +9,7 @@ import optuna
 import pytest
 
 import tfcompress as tfc
-from tests.conftest import ROOT
-from tfcompress.pareto import worker as worker_module
-from tfcompress.pareto.study import open_study, take_up
+from tfcompress.pareto.attempt import Attempt
 from tfcompress.pareto.words import described
 from tfcompress.recipes.reproduce import reproduce
 
@@ -116,11 +109,11 @@ def test_a_study_goes_on_and_repeats_nothing(model, data, tmp_path, monkeypatch)
     journal = tmp_path / "journal.log"
     first = searched(model, data, 2, storage=journal)
     tried = []
-    original = worker_module.Worker._tried
+    original = Attempt._measured
     monkeypatch.setattr(
-        worker_module.Worker,
-        "_tried",
-        lambda self, trial, recipe, key: tried.append(key) or original(self, trial, recipe, key),
+        Attempt,
+        "_measured",
+        lambda self, recipe, key, *more: tried.append(key) or original(self, recipe, key, *more),
     )
     again = searched(model, data, 4, storage=journal)
     assert len(tried) == 2 and len(again.trials) == 4
@@ -291,53 +284,3 @@ def test_wrong_arguments(model, data):
         searched(model, data, 1, space="fas")
     with pytest.raises(ValueError, match="validation holds no labels"):
         tfc.search(model, data, data[0], trials=1)
-
-
-SEARCH = """
-import sys
-sys.path.insert(0, {root!r})
-import keras, numpy as np, tfcompress as tfc
-from tests.pareto.test_search import searched
-with np.load("data.npz") as arrays:
-    data = arrays["x"], arrays["y"]
-searched(keras.models.load_model("model.keras"), data, 4, storage={journal!r}, sampler=None)
-"""
-
-
-def test_killed_workers_lose_nothing_and_count_nothing_twice(folder, model, data, tmp_path):
-    journal = str(tmp_path / "journal.log")
-    code = SEARCH.format(root=str(ROOT), journal=journal)
-    generator = np.random.default_rng(0)
-
-    def start():
-        return subprocess.Popen([sys.executable, "-c", code], cwd=folder, env={**os.environ})
-
-    for _ in range(3):
-        worker = start()
-        deadline = time.monotonic() + 60
-        while not os.path.exists(f"{journal}.files/.study.lock") and time.monotonic() < deadline:
-            time.sleep(0.05)
-        time.sleep(generator.uniform(0, 4))
-        worker.send_signal(signal.SIGKILL)
-        worker.wait()
-    two = [start(), start()]
-    assert [worker.wait() for worker in two] == [0, 0]
-    found = searched(model, data, 4, storage=journal, sampler=None)
-    complete = [trial for trial in found.trials if trial.state == "complete"]
-    assert not any(trial.state == "running" for trial in found.trials)
-    # A trial that was broken is there twice: as failed, and as tried again.
-    again = {trial.user_attrs.get("taken up") for trial in found.study.get_trials()} - {None}
-    broken = {trial.number for trial in found.trials if trial.state == "failed"}
-    assert broken == again and len(complete) == len(found.trials) - len(broken) >= 4
-
-
-def test_a_trial_of_another_machine_is_left_alone(tmp_path):
-    study = open_study(tmp_path / "journal.log", ["maximize", "minimize"], None, 0)
-    for host in ("elsewhere", None):
-        trial = study.ask()
-        trial.suggest_int("n", 0, 3)
-        if host:
-            trial.set_user_attr("worker", [host, 1, "0"])
-    take_up(study, [], tmp_path)
-    take_up(study, [], tmp_path)
-    assert [t.state.name for t in study.get_trials()] == ["RUNNING", "FAIL", "WAITING"]

@@ -79,7 +79,13 @@ class Objectives:
         self.names = tuple(dict.fromkeys(names))
         self._samples, self._labels, self._metric = samples, labels, metric or accuracy_of_outputs
         self._float = TFLiteModel(reference)
-        self.reference = self._measured(TFLiteModel(reference), model)
+        self.reference = self._measured(self._float, model)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_float": self._float.content}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _float=TFLiteModel(state["_float"]))
 
     @property
     def directions(self) -> list[str]:

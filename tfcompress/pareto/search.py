@@ -6,7 +6,7 @@ import os
 import pathlib
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -16,7 +16,9 @@ from tfcompress.data import collect
 from tfcompress.graph.fingerprint import digest_of, fingerprint
 from tfcompress.graph.inline import as_graph
 from tfcompress.graph.read import input_specs
+from tfcompress.pareto.attempt import Attempt, float_file
 from tfcompress.pareto.objectives import ACCURACY, Objectives
+from tfcompress.pareto.on_ray import run_on_ray
 from tfcompress.pareto.result import Search, TrialResult
 from tfcompress.pareto.space import Space, space_of
 from tfcompress.pareto.study import (
@@ -27,9 +29,10 @@ from tfcompress.pareto.study import (
     take_up,
     without_repeats,
 )
-from tfcompress.pareto.worker import Worker, float_file
+from tfcompress.pareto.worker import Worker
 from tfcompress.recipes.losses import labels_of
 from tfcompress.recipes.run import make_deterministic
+from tfcompress.scheme import check_choice
 from tfcompress.tune.score import Metric
 
 
@@ -42,6 +45,9 @@ def search(
     trials: int = 60,
     space: str | Space = "auto",
     storage: str | os.PathLike[str] | None = None,
+    folder: str | os.PathLike[str] | None = None,
+    executor: str = "local",
+    resources: Mapping[str, float] | None = None,
     budget_seconds: float | None = None,
     target: str | None = None,
     max_drop: float | None = None,
@@ -70,9 +76,15 @@ def search(
         space: "ptq" (no training), "fast" (2 epochs at most), "thorough" (8 at most; also "auto"),
             "student" (smaller models of the same kind, 16 epochs at most), or a function that takes
             an Optuna trial and returns a `Recipe`.
-        storage: A journal file, or the URL of a database that Optuna takes. The same call goes on
-            with the trials that are there; several processes may work on one study. Models and
-            files are kept in a folder beside the journal. None: nothing is kept between runs.
+        storage: A journal file, the URL of a database that Optuna takes, or that of its proxy
+            ("grpc://host:port"). The same call goes on with the trials that are there; several
+            processes, on several machines, may work on one study. None: nothing is kept between
+            runs.
+        folder: Where models and files are kept, for all workers to see. None: beside the journal;
+            needed with a URL.
+        executor: "local" for trials in this process, "ray" for as many at once as a Ray cluster has
+            room for: that of RAY_ADDRESS, or one on this machine.
+        resources: What each trial gets on Ray, {"CPU": 1, "GPU": 0} if left out.
         budget_seconds: No trial is started after this time.
         target: What the files are for, as in `export_tflite`. For "tflite-micro" and sizes of
             Ethos-U, such as "ethos-u55-128", their tools measure; what cannot run there fails.
@@ -87,7 +99,7 @@ def search(
         The trials, of which `front()` and `best()` choose.
 
     Raises:
-        ImportError: If Optuna is missing.
+        ImportError: If Optuna is missing, or Ray where it is asked for.
         ValueError: If the study in the storage is of another model, other data or objectives, or an
             argument is unknown; if an objective is not known for the target.
 
@@ -114,28 +126,48 @@ def search(
     held_out, wanted = collect(validation, specs, argument="validation")
     wanted = labels_of(held_out, wanted, "validation")
     chosen, beginnings = space_of(space, model, target)
-    kept = None if storage else tempfile.TemporaryDirectory()
-    folder = pathlib.Path(kept.name if kept else f"{storage}.files")
-    folder.mkdir(parents=True, exist_ok=True)
+    check_choice(executor, "executor", ("local", "ray"))
+    room = _checked_resources(resources)
+    if folder is None and "://" in str(storage):
+        raise ValueError(
+            "A storage by URL needs folder=, where models and files are kept for all workers to "
+            "see."
+        )
+    kept = None if storage or folder else tempfile.TemporaryDirectory()
+    home = pathlib.Path(folder or (kept.name if kept else f"{storage}.files")).absolute()
+    home.mkdir(parents=True, exist_ok=True)
     make_deterministic(seed)
-    judge = Objectives(
-        objectives, target, float_file(model, folder), model, held_out, wanted, metric
-    )
+    judge = Objectives(objectives, target, float_file(model, home), model, held_out, wanted, metric)
     study = open_study(storage, judge.directions, sampler, seed)
     sources = {"model": fingerprint(model), "data": digest_of([arrays, y])}
     described = {**sources, "validation": digest_of([held_out, wanted])}
     judge.reference = check_same(
-        study, {**described, "objectives": list(judge.names), "target": target}, judge.reference
+        study,
+        {**described, "objectives": list(judge.names), "target": target},
+        judge.reference,
     )
-    console = Console(quiet=not verbose, stderr=True)
-    worker = Worker(
-        chosen, model, arrays, y, judge, folder, sources, seed, max_drop, target, console
-    )
-    take_up(study, beginnings, folder)
+    attempt = Attempt(model, arrays, y, judge, home, sources, seed, target)
+    worker = Worker(chosen, attempt, max_drop, Console(quiet=not verbose, stderr=True))
+    take_up(study, beginnings, home)
     started = time.perf_counter()
-    while counted(study) < trials and not nothing_new(study):
-        if budget_seconds is not None and time.perf_counter() - started > budget_seconds:
-            break
-        study.optimize(worker, n_trials=1, catch=(Exception,))
-    results = [TrialResult.of(trial, judge.names, folder, kept) for trial in without_repeats(study)]
+
+    def more() -> bool:
+        over = budget_seconds is not None and time.perf_counter() - started > budget_seconds
+        return not over and counted(study) < trials and not nothing_new(study)
+
+    if executor == "ray":
+        run_on_ray(study, worker, more, room)
+    else:
+        while more():
+            study.optimize(worker, n_trials=1, catch=(Exception,))
+    results = [TrialResult.of(trial, judge.names, home, kept) for trial in without_repeats(study)]
     return Search(results, judge.names, judge.reference, study)
+
+
+def _checked_resources(resources: Mapping[str, float] | None) -> dict[str, float]:
+    room = {"CPU": 1.0, "GPU": 0.0, **(resources or {})}
+    for kind in room:
+        check_choice(kind, "a resource", ("CPU", "GPU"))
+    if min(room.values()) < 0 or not any(room.values()):
+        raise ValueError(f"resources are not negative, and not all 0. Received: {resources!r}")
+    return room

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pathlib
 import socket
+import urllib.parse
 import warnings
 from typing import Any
 
@@ -13,6 +14,7 @@ from tfcompress.files import is_running, one_at_a_time
 KEY = "key"  # attribute of a trial: the hash of its recipe
 _WORKER, _STOPPED, _TAKEN = "worker", "stopped", "taken up"
 _REPEATS = 30
+_HEARTBEAT_S = 60
 
 
 def optuna_module() -> Any:
@@ -35,7 +37,7 @@ def open_study(
     """Opens a study, or creates it.
 
     Args:
-        storage: None, the URL of a database, or the path of a journal.
+        storage: None, the URL of a database or of Optuna's proxy, or the path of a journal.
         directions: "maximize" or "minimize" for each objective.
         sampler: None for `TPESampler`.
         seed: The seed of this.
@@ -43,12 +45,15 @@ def open_study(
     optuna = optuna_module()
     if storage is None:
         opened = None
+    elif str(storage).startswith("grpc://"):
+        address = urllib.parse.urlsplit(str(storage))
+        opened = optuna.storages.GrpcStorageProxy(host=address.hostname, port=address.port)
     elif "://" in str(storage):
-        opened = optuna.storages.RDBStorage(
-            str(storage),
-            heartbeat_interval=60,
-            failed_trial_callback=optuna.storages.RetryHeartbeatStaleTrialCallback(),
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            opened = optuna.storages.RDBStorage(
+                str(storage), heartbeat_interval=_HEARTBEAT_S, heartbeat_stale_trial_callback=_again
+            )
     else:
         backend = optuna.storages.journal.JournalFileBackend(str(storage))
         opened = optuna.storages.JournalStorage(backend)
@@ -113,6 +118,11 @@ def take_up(study: Any, beginnings: list[dict[str, Any]], folder: pathlib.Path) 
             numbers = [t.user_attrs.get(_TAKEN) for t in study.get_trials()]
             if (left or stopped) and trial.number not in numbers:
                 study.enqueue_trial(trial.params, user_attrs={_TAKEN: trial.number})
+
+
+def _again(study: Any, trial: Any) -> None:
+    """Queues a trial whose process has no heartbeat any more."""
+    study.enqueue_trial(trial.params, user_attrs={_TAKEN: trial.number})
 
 
 def counted(study: Any) -> int:

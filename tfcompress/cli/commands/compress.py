@@ -214,16 +214,22 @@ def run(
 @normalize_option
 @click.option("--output", "-o", type=PATH, required=True, help="Folder for the files of the front.")
 @click.option("--trials", type=click.IntRange(min=1), default=60, show_default=True)
-@click.option("--space", default="auto", show_default=True, help="auto, ptq, fast or thorough.")
+@click.option(
+    "--space", default="auto", show_default=True, help="auto, ptq, fast, thorough, student."
+)
 @click.option(
     "--objective",
     "objectives",
     multiple=True,
-    help="accuracy and bytes, gzip_bytes, latency_ms, arena_bytes; give it several times.",
+    help="accuracy and bytes, gzip_bytes, macs, latency_ms, arena_bytes; give it several times.",
 )
 @click.option("--max-drop", type=float, help="Loss of accuracy beyond which files are no use.")
 @click.option("--storage", help="A journal file or the URL of a database; else in --output.")
+@click.option("--folder", type=PATH, help="For models and files, with the URL of a database.")
+@click.option("--executor", default="local", show_default=True, help="local, or ray.")
+@click.option("--worker", is_flag=True, help="Only try trials for the others; write nothing.")
 @click.option("--budget-seconds", type=float, help="Start no trial after this time.")
+@click.option("--target", help="The device that the files are for.")
 @seed_option("0")
 @json_option
 def search(
@@ -237,6 +243,10 @@ def search(
     objectives: tuple[str, ...],
     max_drop: float | None,
     storage: str | None,
+    folder: pathlib.Path | None,
+    executor: str,
+    worker: bool,
+    target: str | None,
     budget_seconds: float | None,
     seed: int | None,
     as_json: bool,
@@ -244,8 +254,8 @@ def search(
     """Search for the smallest, fastest files of MODEL that lose little.
 
     Writes a table, a page (index.html), a picture, and each file of the front with its recipe. A
-    search that is stopped goes on by the same command; the same command in several shells shares
-    the work.
+    search that is stopped goes on by the same command; the same command in several shells, with
+    --worker, shares the work.
     """
     loaded = loaded_model(model)
     from tfcompress.graph.read import input_specs
@@ -261,11 +271,16 @@ def search(
         trials=trials,
         space=space,
         storage=storage or output / "journal.log",
+        folder=folder,
+        executor=executor,
+        target=target,
         budget_seconds=budget_seconds,
         max_drop=max_drop,
         seed=seed or 0,
         verbose=not as_json,
     )
+    if worker:
+        return
     found.plot(output / "front.png")
     found.to_html(output / "index.html")
     written = found.write_front(output)
