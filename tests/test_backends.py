@@ -28,6 +28,12 @@ for model in (student, distiller):
     losses += model.fit(x, y, epochs=2, batch_size=32, verbose=0).history["loss"]
 assert np.isfinite(losses).all() and min(losses[1:]) < losses[0]
 distiller.evaluate(x[:64], y[:64], verbose=0)
+cache = tfc.cache_teacher(teacher, (x[:128], y[:128]), "cache", verbose=False)
+stored = cache.rows(np.arange(128))["output_0"]
+np.testing.assert_allclose(stored, teacher.predict(x[:128], verbose=0), 1e-3, 1e-4)
+learner = nets.compiled(tfc.Distiller(cache, nets.dense(), alpha=1.0))
+history = learner.fit(cache.dataset(32, seed=0), epochs=3, verbose=0).history["loss"]
+assert history[-1] < history[0]
 rows = [r for r in tfc.summary(student).layers if r.target]
 assert rows and all(0.5 <= r.sparsity < 0.51 for r in rows)  # small weights round to zero, too
 student.save("student.keras")

@@ -104,7 +104,7 @@ def test_the_example_of_keras_2_runs(python):
 
 def test_every_example_is_run():
     named = {*EXAMPLES, "keras2", "compress_your_model"}
-    slow = {"teacher_assistant", "distillation_token", "distil_text"}
+    slow = {"teacher_assistant", "distillation_token", "distil_text", "many_machines"}
     assert {path.stem for path in (ROOT / "examples").glob("*.py")} == named | slow
 
 

@@ -11,6 +11,7 @@ import keras
 import numpy as np
 
 from tfcompress.archives import DAMAGES
+from tfcompress.backends import process_index
 from tfcompress.files import check_path, replacing
 from tfcompress.graph.keras_internals import first_epoch
 
@@ -21,7 +22,8 @@ class BackupAndRestore(keras.callbacks.Callback):
     Like `keras.callbacks.BackupAndRestore`, but it also saves the states of random layers (dropout,
     augmentation), so that a resumed run ends with the same weights as an uninterrupted one. This
     requires an order of samples that depends on the epoch only: Keras shuffles arrays anew in each
-    process, so pass shuffle=False and shuffled arrays, or a `keras.utils.PyDataset`.
+    process, so pass shuffle=False and shuffled arrays, or a `keras.utils.PyDataset`. Where several
+    processes train on JAX, the first one writes the file, and all read it: share the folder.
 
     Only you can read the file: that of a quantization-aware model contains training samples.
 
@@ -96,13 +98,14 @@ class BackupAndRestore(keras.callbacks.Callback):
             "shapes": [list(variable.shape) for variable in variables],
         }
         arrays: dict[str, Any] = {f"v{i}": _array(v) for i, v in enumerate(variables)}
-        with replacing(self._file, private=True) as part:
-            np.savez(part, told=np.array(json.dumps(state)), **arrays)
+        if not process_index():
+            with replacing(self._file, private=True) as part:
+                np.savez(part, told=np.array(json.dumps(state)), **arrays)
 
     def on_train_end(self, logs: Any = None) -> None:
         """Removes the file, if `delete_checkpoint` is true."""
         first_epoch(self.model, None)
-        if self._delete:
+        if self._delete and not process_index():
             self._file.unlink(missing_ok=True)
 
     def _variables(self) -> list[Any]:

@@ -21,6 +21,7 @@ import numpy as np
 from keras import tree
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from tfcompress.backends import compiled
 from tfcompress.distill.cached import CachedTeacher
 from tfcompress.distill.features import Feature, find_layer, input_spec
 from tfcompress.distill.losses.base import same_shape
@@ -54,7 +55,8 @@ def cache_teacher(
 ) -> CachedTeacher:
     """Runs a teacher once over a dataset and stores what the losses need, for `Distiller`.
 
-    An interrupted call continues where it stopped when it is repeated. On a finished cache, the
+    An interrupted call continues where it stopped when it is repeated; a call in another process
+    waits until the cache is complete, and takes it. On a finished cache, the
     function checks that teacher, data and losses are the same, without running the teacher, and
     raises an error if not. Outputs are stored in float32, features in float16.
 
@@ -321,31 +323,29 @@ def _fill(
 def _runner(
     live: LiveTeacher, description: dict[str, Any], top_k: int | None
 ) -> Callable[..., Any]:
-    import tensorflow as tf
-
     stored = [Feature(path, quantity) for path, quantity, _ in description["features"]]
 
-    @tf.function
+    @compiled
     def forward(x: Any) -> tuple[list[Any], list[Any]]:
         outputs, recorded = live(x, None)
         return outputs if description["outputs"] else [], [recorded[feature] for feature in stored]
 
     def run(x: Any, size: int, batch_size: int) -> dict[str, np.ndarray]:
+        to_numpy = keras.ops.convert_to_numpy
         parts: dict[str, list[np.ndarray]] = {}
         for start in range(0, size, batch_size):
             part = tree.map_structure(
-                lambda a, s=start: tf.constant(a[s : s + batch_size]),
+                lambda a, s=start: keras.ops.convert_to_tensor(a[s : s + batch_size]),
                 x,
             )
             outputs, features = forward(part)
             batch_arrays: dict[str, np.ndarray] = {}
             for i, output in enumerate(outputs):
                 kind = description["output_kinds"][i]
-                batch_arrays |= to_arrays(f"output_{i}", output.numpy(), kind, top_k)
+                batch_arrays |= to_arrays(f"output_{i}", to_numpy(output), kind, top_k)
             for i, feature in enumerate(features):
-                batch_arrays[f"feature_{i}"] = to_half(
-                    feature.numpy(), description["features"][i][0]
-                )
+                path = description["features"][i][0]
+                batch_arrays[f"feature_{i}"] = to_half(to_numpy(feature), path)
             for key, array in batch_arrays.items():
                 parts.setdefault(key, []).append(array)
         return {key: np.concatenate(arrays) for key, arrays in parts.items()}

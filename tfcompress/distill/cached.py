@@ -110,18 +110,22 @@ class CachedTeacher:
         shuffle: bool | int = True,
         seed: int | None = None,
         drop_remainder: bool = False,
+        process: tuple[int, int] = (0, 1),
     ) -> Any:
         """Returns a `tf.data.Dataset` of batches to fit a `Distiller` on.
 
         Args:
-            batch_size: Number of samples in a batch.
+            batch_size: Number of samples in a batch; of all processes together.
             shuffle: True shuffles all samples in each epoch; a number is the size of the shuffle
                 buffer, for data that do not fit into memory.
             seed: Seed of the shuffling.
-            drop_remainder: Whether to drop an incomplete last batch.
+            drop_remainder: Whether to drop an incomplete last batch; several processes always do.
+            process: The number of this process, from 0, and how many train together: each gets its
+                part of every batch. Give all the same seed.
 
         Raises:
-            ValueError: If this object was not returned by `cache_teacher`, which has the data.
+            ValueError: If the batch cannot be divided among the processes, or they have no seed; if
+                this object was not returned by `cache_teacher`, which has the data.
         """
         if self.source is None:
             raise ValueError(
@@ -131,6 +135,14 @@ class CachedTeacher:
             )
         import tensorflow as tf
 
+        rank, processes = process
+        if not 0 <= rank < processes or batch_size % processes:
+            raise ValueError(
+                f"process is (number, count), where count divides batch_size={batch_size}. "
+                f"Received: process={process!r}"
+            )
+        if processes > 1 and shuffle and seed is None:
+            raise ValueError("Several processes need the same seed=, or their batches differ.")
         in_memory = self._in_memory()
 
         def join(index: Any, sample: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -146,7 +158,15 @@ class CachedTeacher:
         if shuffle:
             size = len(self) if shuffle is True else int(shuffle)
             data = data.shuffle(size, seed=seed, reshuffle_each_iteration=True)
-        data = data.batch(batch_size, drop_remainder=drop_remainder)
+        if processes > 1:  # whole batches, of which each process takes its part
+            own = batch_size // processes
+            data = data.batch(batch_size, drop_remainder=True)
+            data = data.map(
+                lambda *b: tree.map_structure(lambda a: a[rank * own : (rank + 1) * own], b)
+            )
+            data = data.map(lambda *b: b if len(b) > 1 else b[0])
+        else:
+            data = data.batch(batch_size, drop_remainder=drop_remainder)
         if arrays is not None:
             data = data.map(
                 lambda index: (index, tree.map_structure(lambda a: tf.gather(a, index), arrays))

@@ -118,10 +118,9 @@ def _synced(path: pathlib.Path) -> Iterator[Any]:
 
 @contextlib.contextmanager
 def alone(folder: pathlib.Path) -> Iterator[None]:
-    """Locks a folder against other processes; the system releases the lock if this process dies.
+    """Locks a folder against other processes; waits for one that has it.
 
-    Raises:
-        ValueError: If another process writes to it.
+    The system releases the lock if its process dies.
     """
     try:
         import fcntl
@@ -130,13 +129,8 @@ def alone(folder: pathlib.Path) -> Iterator[None]:
         return
     handle = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(handle, fcntl.LOCK_EX)
         yield
-    except BlockingIOError as error:
-        raise ValueError(
-            f"path={str(folder)!r} is being written to by another process. Wait for it, or name "
-            "another folder."
-        ) from error
     finally:
         os.close(handle)
 
