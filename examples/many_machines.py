@@ -1,17 +1,18 @@
-"""Train one student on many machines: distilled from a cached teacher, pruned, quantization-aware.
+r"""Train one student on many machines: distilled from a cached teacher, pruned, quantization-aware.
 
 Keras trains on several processes on JAX. A try on this machine, with two processes:
 
     python examples/many_machines.py --processes 2
 
-On a cluster, on each machine, with its own number:
+On a cluster, with a folder F that all machines share, FIRST being the name of the first machine:
 
-    python examples/many_machines.py --processes 8 --process 3 --coordinator FIRST:1234 --folder F
+    python examples/many_machines.py --folder F --step prepare       # on one machine
+    python examples/many_machines.py --folder F --step train --processes 8 --process 3 \
+        --coordinator FIRST:1234                                     # on each, with its number
+    python examples/many_machines.py --folder F --step export        # on one machine
 
-where FIRST is the name of the first machine, and F a folder that all of them share.
-
-A run that was stopped goes on when all are started again. When training has ended, the first
-process exports with Keras on TensorFlow. `--fast` takes 1,024 images.
+A training that was stopped goes on when all processes are started again. `--fast` takes 1,024
+images.
 """
 
 import argparse
@@ -22,35 +23,76 @@ import subprocess
 import sys
 
 parser = argparse.ArgumentParser()
+parser.add_argument("--step", choices=("prepare", "train", "export"))
 parser.add_argument("--processes", type=int, default=2)
-parser.add_argument("--process", type=int)
+parser.add_argument("--process", type=int, default=0)
 parser.add_argument("--coordinator")
 parser.add_argument("--folder", type=pathlib.Path, default=pathlib.Path("many_machines"))
 parser.add_argument("--epochs", type=int, default=4)
 parser.add_argument("--fast", action="store_true")
-parser.add_argument("--export", action="store_true")
 options = parser.parse_args()
+os.environ["KERAS_BACKEND"] = "tensorflow" if options.step == "export" else "jax"
+TEACHER, STUDENT = options.folder / "teacher.keras", options.folder / "student.keras"
+COUNT = 1024 if options.fast else 10_000
 BATCH = 64  # of all processes together
 
 
 def launch():
-    """Starts all processes on this machine, and then the export."""
+    """Does all steps on this machine."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
-    command = [sys.executable, *sys.argv, "--coordinator", address]
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
-    workers = [
-        subprocess.Popen([*command, "--process", str(rank)], env=environment)
-        for rank in range(options.processes)
-    ]
+    command = [sys.executable, *sys.argv, "--coordinator", address, "--step"]
+    cpu = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    subprocess.run([*command, "prepare"], env=cpu, check=True)
+    ranks = map(str, range(options.processes))
+    workers = [subprocess.Popen([*command, "train", "--process", r], env=cpu) for r in ranks]
     if any([worker.wait() for worker in workers]):
         sys.exit("A process has failed.")
+    subprocess.run([*command, "export"], check=True)
+
+
+def data():
+    """Returns the images and their classes."""
+    from tfcompress.demo.data import load
+
+    images = load()
+    return images.x_train[:COUNT], images.y_train[:COUNT]
+
+
+def compiled(model):
+    import keras
+
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.Adam(3e-3), loss, metrics=["accuracy"])
+    return model
+
+
+def cached():
+    """Returns what the teacher says of the images: computed once, and read by every process."""
+    import keras
+
+    import tfcompress as tfc
+
+    teacher = keras.saving.load_model(TEACHER)
+    return tfc.cache_teacher(teacher, data(), options.folder / "cache", verbose=False)
+
+
+def prepare():
+    import keras
+
+    from tfcompress.demo.models import resnet
+
+    keras.utils.set_random_seed(0)
+    if not TEACHER.exists():
+        teacher = compiled(resnet((16, 32), stem_strides=2))
+        teacher.fit(*data(), batch_size=BATCH, epochs=options.epochs, verbose=0)
+        teacher.save(TEACHER)
+    cached()
 
 
 def train():
-    """Is one process of the training; each gets its part of every batch."""
-    os.environ["KERAS_BACKEND"] = "jax"
+    """Is one process of the training, which gets its part of every batch."""
     import jax
 
     if options.processes > 1:
@@ -60,75 +102,41 @@ def train():
     import keras
 
     import tfcompress as tfc
-    from tfcompress.demo.data import load
     from tfcompress.demo.models import resnet
 
-    keras.utils.set_random_seed(0)
-    data = load()
-    count = 1024 if options.fast else 10_000
-    x, y = data.x_train[:count], data.y_train[:count]
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-
-    # The teacher is trained by the first process, and runs over the data once; the others wait for
-    # it, and read what it said.
-    teacher_file = options.folder / "teacher.keras"
-    if options.process == 0 and not teacher_file.exists():
-        teacher = resnet((16, 32), stem_strides=2)
-        teacher.compile(keras.optimizers.Adam(3e-3), loss)
-        teacher.fit(x, y, batch_size=BATCH, epochs=options.epochs, verbose=0)
-        teacher.save(teacher_file)
-    if options.processes > 1:
-        from jax.experimental import multihost_utils
-
-        multihost_utils.sync_global_devices("teacher")
-    teacher = keras.saving.load_model(teacher_file)
-    cache = tfc.cache_teacher(teacher, (x, y), options.folder / "cache", verbose=False)
-
-    # From here on the processes compute together, on variables that are the same in all.
-    keras.utils.set_random_seed(0)
+    teacher = cached()  # before the processes compute together
     keras.distribution.set_distribution(
         keras.distribution.DataParallel(devices=jax.devices(), auto_shard_dataset=False)
     )
-    steps = options.epochs * (count // BATCH)
+    keras.utils.set_random_seed(0)  # the same weights in every process
+    steps = options.epochs * (COUNT // BATCH)
     schedule = tfc.PolynomialDecay(0.0, 0.8, 0, int(0.6 * steps), frequency=4)
     student = tfc.quantize(tfc.prune(resnet((8, 16), stem_strides=2), schedule))
-    distiller = tfc.Distiller(cache, student, alpha=0.5)
-    distiller.compile(keras.optimizers.Adam(3e-3), loss, metrics=["accuracy"])
+    distiller = compiled(tfc.Distiller(teacher, student, alpha=0.5))
     part = (options.process, options.processes)
     history = distiller.fit(
-        cache.dataset(BATCH, seed=0, process=part, drop_remainder=True),
+        teacher.dataset(BATCH, seed=0, drop_remainder=True, process=part),
         epochs=options.epochs,
         verbose=0,
         callbacks=[tfc.BackupAndRestore(options.folder / "backup")],
     )
     print(f"process {part[0]} of {part[1]}: {history.history['accuracy'][-1]:.2%}", flush=True)
     if options.process == 0:
-        student.save(options.folder / "student.keras")
+        student.save(STUDENT)
 
 
 def export():
     """Writes and measures the file, on TensorFlow."""
-    os.environ["KERAS_BACKEND"] = "tensorflow"
     import keras
 
     import tfcompress as tfc
     from tfcompress.demo.data import load
 
-    data = load()
-    student = keras.saving.load_model(options.folder / "student.keras")
-    print(tfc.export_tflite(student, options.folder / "student.tflite"))
-    named = {
-        "teacher": options.folder / "teacher.keras",
-        "student": options.folder / "student.tflite",
-    }
-    print(tfc.compare(named, data.x_test, data.y_test))
+    path = options.folder / "student.tflite"
+    print(tfc.export_tflite(keras.saving.load_model(STUDENT), path))
+    images = load()
+    print(tfc.compare({"teacher": TEACHER, "student": path}, images.x_test, images.y_test))
 
 
 options.folder.mkdir(parents=True, exist_ok=True)
-if options.export:
-    export()
-elif options.process is not None:
-    train()
-else:
-    launch()
-    subprocess.run([sys.executable, *sys.argv, "--export"], check=True)
+{None: launch, "prepare": prepare, "train": train, "export": export}[options.step]()

@@ -327,3 +327,22 @@ def test_a_float16_file_may_be_as_far_off_as_its_weights(tmp_path):
     model.layers[1].set_weights([np.array([[1000.3], [-1000.1]], np.float32), np.zeros(1)])
     result = tfc.export_tflite(model, tmp_path / "m.tflite", scheme="float16")
     assert 0.05 < result.agreement.rmse < 1
+
+
+def test_what_adaround_fits_does_not_judge_the_file(monkeypatch, tmp_path):
+    model = nets.tiny()
+    x = nets.samples_for(model, 60)
+    fitted, judged = [], []
+
+    def noted(notes, place, function):
+        return lambda *args: notes.append(args[place]) or function(*args)
+
+    monkeypatch.setattr(export, "post_training", noted(fitted, 2, export.post_training))
+    monkeypatch.setattr(export, "Check", noted(judged, 1, export.Check))
+    for rounding, apart in (("adaround", True), ("nearest", False)):
+        scheme = tfc.QuantizationScheme(rounding=rounding)
+        tfc.export_tflite(model, tmp_path / "m.tflite", scheme=scheme, representative_dataset=x)
+        rows = {row.tobytes() for row in next(iter(judged.pop().samples.values()))}
+        seen = {row.tobytes() for row in next(iter(fitted.pop().values()))}
+        assert 16 <= len(rows) <= 20 or not apart
+        assert rows.isdisjoint(seen) == apart and len(seen) + apart * len(rows) == 60

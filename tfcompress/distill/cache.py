@@ -13,7 +13,7 @@ import json
 import os
 import pathlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -175,6 +175,16 @@ class _Source:
         self.augmented = augment is not None
         self.seed = seed
 
+    def shards(self, size: int) -> Iterator[Any]:
+        """Yields the inputs of so many samples at a time."""
+        if self.arrays is None:
+            batches = self.samples.map(lambda *sample: sample[0]).batch(size)
+            yield from batches.as_numpy_iterator()
+            return
+        inputs = tree.map_structure(lambda tensor: tensor.numpy(), self.arrays[0])
+        for start in range(0, len(tree.flatten(inputs)[0]), size):
+            yield tree.map_structure(lambda a, s=start: a[s : s + size], inputs)
+
 
 def _needs(losses: list[Any], teacher: keras.Model) -> tuple[list[Feature], bool]:
     terms = make_terms(losses, teacher, teacher, resolve=False)
@@ -289,8 +299,7 @@ def _fill(
     cardinality = int(source.samples.cardinality())
     with Progress(*columns, disable=not verbose) as progress:
         task = progress.add_task("Caching the teacher", total=max(cardinality, 0) or None)
-        batches = source.samples.map(lambda *sample: sample[0]).batch(description["shard_size"])
-        for index, x in enumerate(batches.as_numpy_iterator()):
+        for index, x in enumerate(source.shards(description["shard_size"])):
             digest = digest_of(x)
             shard = folder / shard_name(index)
             size = len(tree.flatten(x)[0])

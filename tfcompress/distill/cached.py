@@ -15,7 +15,7 @@ from tfcompress.distill.features import Feature
 from tfcompress.distill.shards import MANIFEST, StoredOutput, shard_name
 from tfcompress.distill.teachers import Shape
 
-_IN_MEMORY = 2**30  # bytes; outputs beyond this are read from disk for each batch
+_IN_MEMORY = 2**28  # bytes; outputs beyond this are read from disk for each batch
 
 
 def split_batch(x: Any) -> tuple[Any, Any]:
@@ -149,24 +149,21 @@ class CachedTeacher:
             stored = {key: self._rows(key, index, key in in_memory) for key in self._stored}
             return ({"inputs": sample[0], "teacher": stored}, *sample[1:])
 
-        arrays = self.source.arrays
+        arrays, whole = self.source.arrays, drop_remainder or processes > 1
         if arrays is None:
             known = tf.data.experimental.assert_cardinality(len(self))
             data = self.source.samples.apply(known).enumerate()
-        else:  # indices are shuffled faster than samples
-            data = tf.data.Dataset.range(len(self))
-        if shuffle:
             size = len(self) if shuffle is True else int(shuffle)
-            data = data.shuffle(size, seed=seed, reshuffle_each_iteration=True)
-        if processes > 1:  # whole batches, of which each process takes its part
+            data = data.shuffle(size, seed=seed) if shuffle else data
+            data = data.batch(batch_size, drop_remainder=whole)
+        else:
+            data = _numbers(len(self), batch_size, whole, shuffle, seed)
+        if processes > 1:
             own = batch_size // processes
-            data = data.batch(batch_size, drop_remainder=True)
             data = data.map(
                 lambda *b: tree.map_structure(lambda a: a[rank * own : (rank + 1) * own], b)
             )
             data = data.map(lambda *b: b if len(b) > 1 else b[0])
-        else:
-            data = data.batch(batch_size, drop_remainder=drop_remainder)
         if arrays is not None:
             data = data.map(
                 lambda index: (index, tree.map_structure(lambda a: tf.gather(a, index), arrays))
@@ -214,3 +211,37 @@ class CachedTeacher:
             *((f"feature_{i}", shape) for i, shape in enumerate(features.values())),
         ]
         return {key: StoredOutput(shards, key, size, shape[1:]) for key, shape in keys}
+
+
+def _numbers(
+    count: int, batch_size: int, whole: bool, shuffle: bool | int, seed: int | None
+) -> Any:
+    """Returns a dataset of batches of the numbers below a count, in another order in each epoch.
+
+    A buffer of all numbers would take 100 bytes for each; so a shuffle of all computes the order.
+
+    Args:
+        count: The count.
+        batch_size: Numbers in a batch.
+        whole: Whether to drop an incomplete last batch.
+        shuffle: Whether to shuffle; a number shuffles in a buffer of this size.
+        seed: Seed of the order.
+    """
+    import tensorflow as tf
+
+    if shuffle is not True:
+        numbers = tf.data.Dataset.range(count)
+        numbers = numbers.shuffle(int(shuffle), seed=seed) if shuffle else numbers
+        return numbers.batch(batch_size, drop_remainder=whole)
+    batches = count // batch_size if whole else -(-count // batch_size)
+    keys = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True)
+
+    def epoch(key: Any) -> Any:
+        def batch(index: Any) -> Any:
+            numbers = tf.range(index * batch_size, tf.minimum((index + 1) * batch_size, count))
+            return tf.random.experimental.index_shuffle(numbers, tf.cast(key, tf.uint32), count - 1)
+
+        return tf.data.Dataset.range(batches).map(batch)
+
+    ordered = keys.batch(2, drop_remainder=True).take(1).flat_map(epoch)
+    return ordered.apply(tf.data.experimental.assert_cardinality(batches))

@@ -63,9 +63,9 @@ class StoredOutput:
     def _taken(self, shards: list[np.ndarray], index: np.ndarray) -> np.ndarray:
         """Returns rows by number; of each shard that holds some, all at once."""
         taken = np.empty((len(index), *shards[0].shape[1:]), shards[0].dtype)
-        numbers = index // self._size
-        for number in np.unique(numbers):
-            chosen = numbers == number
+        order = np.argsort(index)
+        numbers, firsts = np.unique(index[order] // self._size, return_index=True)
+        for number, chosen in zip(numbers, np.split(order, firsts[1:]), strict=True):
             taken[chosen] = shards[number][index[chosen] % self._size]
         return taken
 

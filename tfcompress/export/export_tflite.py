@@ -46,7 +46,7 @@ from tfcompress.quantization.state import (
     uses_int16_activations,
 )
 from tfcompress.samples.data_checks import problems_of
-from tfcompress.samples.probes import probes
+from tfcompress.samples.probes import probes, spare
 from tfcompress.scheme import (
     INTEGER_SCHEMES,
     QuantizationScheme,
@@ -230,7 +230,13 @@ def export_tflite(
     if integer and samples is not None and not use_ranges:
         for suspect in problems_of(model, samples):
             warnings.warn(suspect, CompressionWarning, stacklevel=2)
-    checked = probes(model, specs, samples, classes) if verify else None
+    apart = 0
+    if options is not None and options.rounding == "adaround" and samples:
+        apart = spare(samples)  # AdaRound fits the samples that it sees: others judge the file
+    checked = None
+    if verify or apart:
+        checked = probes(model, specs, samples, classes, most=apart or None)
+    fitted = checked.others(samples) if apart and checked and samples else samples
     warn_unfinished(model, "export_tflite")
 
     say = _speaker(verbose, model)
@@ -241,10 +247,10 @@ def export_tflite(
     with converter_process(keep=keep) as process:  # it loads while biases are corrected
         if integer and not use_ranges and not by_converter:
             with native_fake_quant():
-                final = post_training(model, options or as_scheme(scheme), samples or {}, say)
+                final = post_training(model, options or as_scheme(scheme), fitted or {}, say)
         if integer:
             check_ranges(final, samples)
-        if checked:
+        if verify and checked:
             copied = final if integer and not by_converter else None
             check = Check(model, checked, scheme, copied)
             if keep:  # of large models both at once would not fit

@@ -31,6 +31,9 @@ _NUMBERS = 2**26  # values of inputs and outputs together: 256 MiB
 _NOISE = 64  # samples
 
 
+_FEWEST_APART = 8
+
+
 Samples = dict[str, np.ndarray]
 
 
@@ -42,11 +45,25 @@ class Probes:
         samples: Arrays by input name.
         source: Where they come from: "representative_dataset", "training" or "noise".
         labels: The labels of these samples, if they have any.
+        rows: Which of the user's samples they are.
     """
 
     samples: Samples
     source: str
     labels: np.ndarray | None = None
+    rows: np.ndarray | None = None
+
+    def others(self, samples: Samples) -> Samples:
+        """Returns those of the user's samples that these are not."""
+        if self.rows is None:
+            return samples
+        return {name: np.delete(array, self.rows, axis=0) for name, array in samples.items()}
+
+
+def spare(samples: Samples) -> int:
+    """Returns how many of the user's samples may be kept from fitting; 0 if they are too few."""
+    third = len(next(iter(samples.values()))) // 3
+    return third if third >= _FEWEST_APART else 0
 
 
 def probes(
@@ -54,6 +71,8 @@ def probes(
     specs: Sequence[InputSpec],
     samples: Samples | None,
     labels: np.ndarray | None = None,
+    *,
+    most: int | None = None,
 ) -> Probes:
     """Returns the samples that a file is checked on.
 
@@ -65,13 +84,15 @@ def probes(
         specs: Its inputs.
         samples: Samples of the user by input name, if there are any.
         labels: Their labels, if there are any.
+        most: The largest number of the user's samples to take.
     """
     if samples is not None:
         far = np.any([far_samples(array) for array in samples.values()], axis=0)
         count = affordable(model, 1 if labels is None else 8)
-        rows = spread(np.flatnonzero(~far), count)
+        rows = spread(np.flatnonzero(~far), count if most is None else min(count, most))
         chosen = {name: array[rows] for name, array in samples.items()}
-        return Probes(chosen, "representative_dataset", None if labels is None else labels[rows])
+        known = None if labels is None else labels[rows]
+        return Probes(chosen, "representative_dataset", known, rows)
     kept = kept_samples(model)
     if kept is None or any(array is None for array in kept.values()):
         return Probes(noise_for(model, specs, min(_NOISE, affordable(model))), "noise")
