@@ -153,19 +153,24 @@ def noisy(folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["prune", "quantize"])
-def test_a_run_that_is_killed_ends_like_one_that_was_not(kind, tmp_path):
-    """At twenty random moments, by any of three signals."""
+@pytest.mark.parametrize(
+    ("kind", "times"),
+    [("prune", 20), ("quantize", 20), ("cluster", 4), ("prune-channels", 4), ("distill", 4)],
+)
+def test_a_run_that_is_killed_ends_like_one_that_was_not(kind, times, tmp_path):
+    """At random moments, by any of three signals."""
     import random
 
     noisy(tmp_path)
     out, command = command_of(tmp_path, tmp_path, kind, "--seed", 5)
+    if kind == "distill":  # it learns from itself
+        command.insert(1, command[1])
     started = time.monotonic()
     process = process_of(command)
     assert process.wait(timeout=120) == 0, process.stderr.read()
     whole, seconds = out.read_bytes(), time.monotonic() - started
     moments = random.Random(0)
-    for _ in range(20):
+    for _ in range(times):
         out.unlink()
         process = process_of(command)
         try:
