@@ -19,13 +19,17 @@ TEXT = """# Beside other tools
 tensorflow-model-optimization 0.8.1, Keras 3.15, qkeras-v3 1.2.1, TFLiteConverter of TensorFlow
 2.21, litert-quantizer 0.11, and on TensorFlow 2.15 Sony's model-compression-toolkit 2.6, Intel
 Neural Compressor 2.6 and NNCF 2.19, each in an environment of its own. All start from the same
-float weights, which each checks. tfmot and tfcompress are tuned on one grid: learning rate 0.003,
-0.001, 0.0003; constant, with cosine decay, or with cosine decay from the step at which all zeros
-are there; the share of the epochs until then 1/3 or 2/3, at 90% zeros, on 10,000 images, by 5,000
-others. tfcompress prunes by `ranking="global"`, which tfmot does not have. The best settings then
-train on all images for six epochs (20 on spoken digits), three seeds (five folds), and are judged
-on the test images by ai-edge-litert. Bytes are those of the file after gzip. "distilled" has the
-float net as its teacher. Seconds are of training on one thread, with another run beside it.
+float weights, which each checks.
+
+tfmot and tfcompress are tuned alike, at 90% zeros, on 10,000 images, by 5,000 others: the schedule
+of the learning rate (constant, with cosine decay, or with cosine decay from the step at which all
+zeros are there) and the share of the steps until then (1/3 or 2/3), and then the rate itself (0.003
+or 0.001). tfcompress prunes by `ranking="global"`, which tfmot does not have; other tools have the
+settings of tfmot's QAT. The best settings then train for one pass over all 60,000 images (batches
+of 64; on spoken digits 20 epochs), and files are judged on the 10,000 test images by
+ai-edge-litert. Bytes are those of the file after gzip. "distilled" has the float net as its
+teacher. Accuracies are means, with the lowest and the highest of the seeds or folds; no order is
+claimed inside of these. Seconds are of training on one thread, with other work on the machine.
 
     python -m benchmarks.peers.environments && python -m benchmarks.peers.run
     python -m benchmarks.peers.report

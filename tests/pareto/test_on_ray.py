@@ -37,12 +37,12 @@ def kill_a_worker(killed):
 
 def test_a_search_on_ray_finds_what_a_search_here_does(cluster, model, data, tmp_path):  # noqa: F811
     """Although one of its workers is killed: Ray does its trial again."""
-    here, killed = searched(model, data, 4), []
+    here, killed = searched(model, data, 2), []
     killer = threading.Thread(target=kill_a_worker, args=(killed,))
     killer.start()
-    there = searched(model, data, 4, executor="ray", storage=tmp_path / "journal.log")
+    there = searched(model, data, 2, executor="ray", storage=tmp_path / "journal.log")
     killer.join()
-    assert killed and [trial.state for trial in there.trials] == ["complete"] * 4
+    assert killed and [trial.state for trial in there.trials] == ["complete"] * 2
     for trial in there.trials:
         (same,) = [other for other in here.trials if other.recipe == trial.recipe]
         assert pathlib.Path(same.file).read_bytes() == pathlib.Path(trial.file).read_bytes()

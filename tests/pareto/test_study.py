@@ -115,7 +115,7 @@ def check_killed_workers(storage, shared, kills, trials, folder, model, data):  
 
 
 def test_killed_workers_lose_nothing_and_count_nothing_twice(folder, model, data, tmp_path):  # noqa: F811
-    check_killed_workers(str(tmp_path / "journal.log"), None, 2, 6, folder, model, data)
+    check_killed_workers(str(tmp_path / "journal.log"), None, 1, 3, folder, model, data)
 
 
 @pytest.mark.slow
