@@ -1,5 +1,8 @@
 """Energy: time times a stated power, and what that pays back."""
 
+import sys
+import types
+
 import keras
 import numpy as np
 import pytest
@@ -64,3 +67,39 @@ def test_a_comparison_says_when_training_is_paid_back(tmp_path):
 
 def first_energy(seconds):
     return tfc.Energy(seconds, tfc.Power(2.0))
+
+
+def test_counters_take_the_place_of_the_stated_power(monkeypatch):
+    """A stand-in for codecarbon, whose counters need a real machine: 36 kJ in each training."""
+    readable = []
+
+    class Tracker:
+        def __init__(self, **options):
+            assert options["save_to_file"] is False
+
+        def start(self):
+            self.final_emissions_data = None
+
+        def stop(self):
+            self.final_emissions_data = types.SimpleNamespace(cpu_energy=0.006, gpu_energy=0.004)
+
+    package, core, cpu = (types.ModuleType(n) for n in ("codecarbon", "core", "cpu"))
+    package.OfflineEmissionsTracker, cpu.is_rapl_available = Tracker, lambda: bool(readable)
+    for name, module in (("", package), (".core", core), (".core.cpu", cpu)):
+        monkeypatch.setitem(sys.modules, f"codecarbon{name}", module)
+    power = tfc.Power(watts=5.0, grams_per_kwh=100.0)
+    with pytest.raises(ValueError, match="no counters"):
+        tfc.TrainingEnergy(power, counters=True)
+    readable.append(True)
+    meter = tfc.TrainingEnergy(power, counters=True)
+    for _ in range(2):
+        meter.on_train_begin()
+        meter.on_train_end()
+    assert meter.energy.joules == pytest.approx(2 * 36_000)
+    assert meter.energy.grams_per_million == pytest.approx(1e6 * 0.02 * 100)
+
+
+def test_counters_need_codecarbon(monkeypatch):
+    monkeypatch.setitem(sys.modules, "codecarbon", None)
+    with pytest.raises(ImportError, match=r"tfcompress\[energy\]"):
+        tfc.TrainingEnergy(tfc.Power(watts=5.0), counters=True)

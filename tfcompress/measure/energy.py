@@ -126,9 +126,15 @@ class TrainingEnergy(keras.callbacks.Callback):
 
     Args:
         power: Power of the machine while it trains, and its grid.
+        counters: Whether to read the machine's counters of energy (those of the processor, RAPL,
+            and of GPUs), by codecarbon, in place of the stated watts.
 
     Attributes:
         seconds: The time so far.
+
+    Raises:
+        ImportError: If `counters` is true and codecarbon is missing.
+        ValueError: If the machine has no counters that can be read.
 
     Example:
         >>> import keras, numpy as np
@@ -141,24 +147,58 @@ class TrainingEnergy(keras.callbacks.Callback):
         True
     """
 
-    def __init__(self, power: Power) -> None:
+    def __init__(self, power: Power, *, counters: bool = False) -> None:
         super().__init__()
         self.power = power
         self.seconds = 0.0
         self._started = 0.0
+        self._tracker_class = _tracker_class() if counters else None
+        self._tracker: Any = None
+        self._measured = 0.0  # joules
 
     @property
     def energy(self) -> Energy:
-        """The estimate."""
-        return Energy(self.seconds, self.power)
+        """The estimate; with counters its power is the mean of what they measured."""
+        if self._tracker_class is None or not self.seconds:
+            return Energy(self.seconds, self.power)
+        watts = self._measured / self.seconds
+        return Energy(self.seconds, dataclasses.replace(self.power, watts=watts))
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Starts the clock."""
+        if self._tracker_class is not None:
+            # The country decides the carbon, which is not taken from there.
+            self._tracker = self._tracker_class(
+                country_iso_code="USA", save_to_file=False, log_level="error"
+            )
+            self._tracker.start()
         self._started = time.perf_counter()
 
     def on_train_end(self, logs: Any = None) -> None:
         """Stops the clock."""
         self.seconds += time.perf_counter() - self._started
+        if self._tracker is not None:
+            self._tracker.stop()
+            data = self._tracker.final_emissions_data
+            self._measured += _JOULES_PER_KWH * (data.cpu_energy + data.gpu_energy)
+            self._tracker = None
+
+
+def _tracker_class() -> Any:
+    """Returns the class of codecarbon that reads the machine's counters."""
+    try:
+        from codecarbon import OfflineEmissionsTracker
+        from codecarbon.core.cpu import is_rapl_available  # an extra
+    except ImportError as error:
+        raise ImportError(
+            "counters=True needs codecarbon: pip install tfcompress[energy]."
+        ) from error
+    if not is_rapl_available():
+        raise ValueError(
+            "counters=True: this machine has no counters of its processor's energy that can be "
+            "read (RAPL; some need rights). Leave counters out: then the stated watts count."
+        )
+    return OfflineEmissionsTracker
 
 
 def inferences_to_pay_back(training: Energy, before: Energy, after: Energy) -> float | None:
