@@ -153,7 +153,7 @@ class TrainingEnergy(keras.callbacks.Callback):
         self.seconds = 0.0
         self._started = 0.0
         self._tracker_class = _tracker_class() if counters else None
-        self._tracker: Any = None
+        self._counter: Any = None
         self._measured = 0.0  # joules
 
     @property
@@ -168,20 +168,20 @@ class TrainingEnergy(keras.callbacks.Callback):
         """Starts the clock."""
         if self._tracker_class is not None:
             # The country decides the carbon, which is not taken from there.
-            self._tracker = self._tracker_class(
+            self._counter = self._tracker_class(
                 country_iso_code="USA", save_to_file=False, log_level="error"
             )
-            self._tracker.start()
+            self._counter.start()
         self._started = time.perf_counter()
 
     def on_train_end(self, logs: Any = None) -> None:
         """Stops the clock."""
         self.seconds += time.perf_counter() - self._started
-        if self._tracker is not None:
-            self._tracker.stop()
-            data = self._tracker.final_emissions_data
+        if self._counter is not None:
+            self._counter.stop()
+            data = self._counter.final_emissions_data
             self._measured += _JOULES_PER_KWH * (data.cpu_energy + data.gpu_energy)
-            self._tracker = None
+            self._counter = None
 
 
 def _tracker_class() -> Any:
