@@ -21,6 +21,21 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
+def bits_of(x: Any) -> Any:
+    """Returns the bits of a float32 tensor as int32."""
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf  # only of this backend
+
+        return tf.bitcast(x, tf.int32)
+    if keras.backend.backend() == "jax":
+        import jax  # only of this backend
+
+        return jax.lax.bitcast_convert_type(x, "int32")
+    import torch  # only of this backend
+
+    return x.view(torch.int32)
+
+
 def process_index() -> int:
     """Returns the number of this process among those that train together on JAX; else 0."""
     if keras.backend.backend() != "jax":

@@ -245,3 +245,16 @@ def test_layers_at_each_step_are_grouped_by_their_own_inputs():
     kernel = np.array(stripped.get_layer("up").layer.kernel)  # (3, 3, outputs, inputs)
     assert (np.count_nonzero(kernel, axis=-1) == 2).all()
     assert np.count_nonzero(np.array(stripped.get_layer("each").layer.kernel) == 0) == 0
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-38, 1e38])
+@pytest.mark.parametrize("count", [1, 3, 100, 5000])
+def test_the_limit_is_that_of_a_stable_sort(count, scale):
+    generator = np.random.default_rng(0)
+    for values in (generator.random(count), generator.integers(0, 4, count) / 4, np.zeros(count)):
+        scores = (values * scale).astype("float32")
+        rank = np.argsort(np.argsort(scores, kind="stable"), kind="stable")
+        for sparsity in (0.0, 0.1, 0.5, 0.9, 1.0):
+            pruned = min(np.floor(np.float32(sparsity) * count + 0.5), count - 1)
+            got = mask("unstructured", keras.ops.convert_to_tensor(scores), sparsity)
+            np.testing.assert_array_equal(got, rank >= pruned)

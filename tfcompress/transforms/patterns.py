@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from keras import ops
 
+from tfcompress.backends import bits_of
+
 
 @dataclasses.dataclass(frozen=True)
 class Unstructured:
@@ -148,8 +150,22 @@ def as_pattern(pattern: Any) -> Pattern:
 def _kept(scores: Any, sparsity: Any) -> Any:
     """Returns 0 for the smallest scores and 1 for the others; at least one is 1.
 
-    Ties are broken by position.
+    Ties are broken by position. The limit is found by bisection, for which a sort is many times too
+    slow where there are millions.
     """
     pruned = ops.minimum(ops.floor(sparsity * scores.shape[0] + 0.5), float(scores.shape[0] - 1))
-    rank = ops.argsort(ops.argsort(scores))
-    return ops.cast(ops.cast(rank, "int32") >= ops.cast(pruned, "int32"), "float32")
+    pruned = ops.cast(pruned, "int32")
+    bits = bits_of(ops.cast(scores, "float32"))  # in the order of the scores, as none is negative
+
+    def halve(_: Any, ends: tuple[Any, Any]) -> tuple[Any, Any]:
+        low, high = ends
+        middle = low + (high - low) // 2
+        beyond = ops.sum(ops.cast(bits <= middle, "int32")) > pruned
+        return ops.where(beyond, low, middle), ops.where(beyond, middle, high)
+
+    ends = ops.convert_to_tensor(-1, "int32"), ops.convert_to_tensor(2**31 - 2, "int32")
+    _, limit = ops.fori_loop(0, 31, halve, ends)
+    equal = ops.cast(bits == limit, "int32")
+    first = pruned - ops.sum(ops.cast(bits < limit, "int32"))  # of the equal ones are pruned
+    kept = ops.logical_or(bits > limit, ops.cumsum(equal) * equal > first)
+    return ops.cast(kept, "float32")
