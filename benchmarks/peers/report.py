@@ -47,12 +47,23 @@ def latencies(results, net):
     return found[-1]["ms"] if found else {}
 
 
+def check_weights(rows):
+    """Raises an error if runs of one seed started from different float weights."""
+    found = {}
+    for result in (result for results in rows.values() for result in results):
+        if "weights" in result and found.setdefault(result["seed"], result) != result:
+            first = found[result["seed"]]
+            if first["weights"] != result["weights"]:
+                raise ValueError(f"{first['name']} and {result['name']} began with other weights.")
+
+
 def tables(results):
     """Yields the lines of the tables, and draws the plots."""
     for net, title in NETS.items():
         rows = jobs.rows_of(results, net)
         if not rows:
             continue
+        check_weights(rows)
         times = latencies(results, net)
         yield f"\n## {title}\n"
         yield "| | seeds | accuracy | bytes, gzip | bytes | ms | training s |"

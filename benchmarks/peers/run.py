@@ -52,16 +52,21 @@ def file_of(job, folder):
     return folder / "files" / f"{name}.tflite"
 
 
+def weights_of(job, folder):
+    """Returns where the float weights are that a job starts from, or trains."""
+    stage = "tune" if job["stage"] == "tune" else "final"
+    return folder / f"float_{stage}_{job['net']}_{job['seed']}.npz"
+
+
 def execute(job, folder):
     """Runs one job in the environment of its peer, and returns its result."""
     path = data.ready(job["data"], folder)
     (folder / "files").mkdir(exist_ok=True)
-    stage = "tune" if job["stage"] == "tune" else "final"
     job = {
         **job,
         "data": str(path),
         "file": str(file_of(job, folder)),
-        "weights": str(folder / f"float_{stage}_{job['net']}_{job['seed']}.npz"),
+        "weights": str(weights_of(job, folder)),
     }
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"}
     if job["stage"] != "steps":
@@ -146,9 +151,12 @@ def main():
     for stage in (*stages, jobs.steps):
         have = {result["name"] for result in known(results)}
         wanted = [j for j in stage() if j["name"] not in have and options.only in j["name"]]
-        trains = [j for j in wanted if j["recipe"] == "train"]  # the others start from its weights
+        needed = {weights_of(job, folder) for job in wanted}
+        # The others start from its weights; those of another machine's results are not here.
+        trains = [j for j in stage() if j["recipe"] == "train" and weights_of(j, folder) in needed]
+        trains = [j for j in trains if not weights_of(j, folder).exists()]
         at_once = 1 if stage is jobs.steps else options.jobs
-        for part in (trains, [j for j in wanted if j not in trains]):
+        for part in (trains, [j for j in wanted if j["recipe"] != "train"]):
             with concurrent.futures.ThreadPoolExecutor(at_once) as pool:
                 list(pool.map(lambda job: record(job, folder, results, lock), part))
     if not options.only:
