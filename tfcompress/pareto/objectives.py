@@ -22,10 +22,16 @@ from tfcompress.tune.score import Metric
 
 ACCURACY = "accuracy"
 COSTS = ("bytes", "gzip_bytes", "macs", "arena_bytes", "latency_ms", "flash_bytes", "cycles")
-"""Objectives of which less is better; the last ones only on some targets."""
-_ANYWHERE = COSTS[:4]
-_HERE = ("latency_ms",)
-_ON_NPU = ("flash_bytes", "cycles")
+"""Objectives of which less is better."""
+
+
+def costs_of(target: str | None) -> tuple[str, ...]:
+    """Returns the costs that can be measured for a target; None is this machine."""
+    if target in (None, "xnnpack"):
+        return COSTS[:5]
+    if target in ACCELERATORS:
+        return (*COSTS[:4], *COSTS[5:])
+    return COSTS[: 4 if target in DEVICES else 3]
 
 
 class Objectives:
@@ -62,20 +68,16 @@ class Objectives:
                 f"objectives are 'accuracy' and one or more of {', '.join(COSTS)}. Received: "
                 f"{names!r}"
             )
-        self._device = target if target in DEVICES else None
         if target is not None:
             known_target(target)
-        if self._device is not None:
-            check_device(self._device)
-        possible = (*_ANYWHERE, *(() if target not in (None, "xnnpack") else _HERE))
-        possible += _ON_NPU if target in ACCELERATORS else ()
-        if target not in (None, "xnnpack") and self._device is None:
-            possible = tuple(name for name in possible if name != "arena_bytes")
-        for name in set(names) - {ACCURACY, *possible}:
+        for name in set(names) - {ACCURACY, *costs_of(target)}:
             raise ValueError(
                 f"Objective {name!r} is not known for target={target!r}, for which there are "
-                f"{', '.join(possible)}."
+                f"{', '.join(costs_of(target))}."
             )
+        self._device = target if target in DEVICES else None
+        if self._device is not None:
+            check_device(self._device)
         self.names = tuple(dict.fromkeys(names))
         self._samples, self._labels, self._metric = samples, labels, metric or accuracy_of_outputs
         self._float = TFLiteModel(reference)
