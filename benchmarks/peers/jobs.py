@@ -171,12 +171,21 @@ def finals(results, net, seed):
     settings = best(results)
     failed = {(r["net"], key_of(r)) for r in results if r["stage"] == "final" and "error" in r}
     yield float_job(net, seed, "final")
-    once = TRAINED_ONCE if net == "resnet" and seed == 0 else []
     for peer, recipe in UNTRAINED:
         found = job(peer, recipe, net, seed, "final")
         if seed == 0 or (net, key_of(found)) not in failed:
             yield found
-    for peer, recipe, _, sparsities, teacher in [*TRAINED, *once]:
+    yield from trained(settings, TRAINED, net, seed)
+
+
+def once(results):
+    """Yields the runs of what is trained once."""
+    return trained(best(results), TRAINED_ONCE, "resnet", 0)
+
+
+def trained(settings, rows, net, seed):
+    """Yields the runs that train, with the best settings."""
+    for peer, recipe, _, sparsities, teacher in rows:
         tuned = peer, INHERITED.get(recipe, recipe)
         chosen = settings.get(tuned) or settings[("tfmot", "QAT")]
         for sparsity in sparsities if net == "resnet" else sparsities[:1]:

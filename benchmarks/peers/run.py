@@ -148,7 +148,7 @@ def main():
     for net, data_set in jobs.DATA.items():
         for seed in range(jobs.SEEDS[data_set]):
             stages.append(lambda net=net, seed=seed: jobs.finals(known(results), net, seed))
-    for stage in (*stages, jobs.steps):
+    for stage in (*stages, lambda: jobs.once(known(results)), jobs.steps):
         have = {result["name"] for result in known(results)}
         wanted = [j for j in stage() if j["name"] not in have and options.only in j["name"]]
         needed = {weights_of(job, folder) for job in wanted}

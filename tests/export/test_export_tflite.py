@@ -339,8 +339,11 @@ def test_what_adaround_fits_does_not_judge_the_file(monkeypatch, tmp_path):
 
     monkeypatch.setattr(export, "post_training", noted(fitted, 2, export.post_training))
     monkeypatch.setattr(export, "Check", noted(judged, 1, export.Check))
-    for rounding, apart in (("adaround", True), ("nearest", False)):
-        scheme = tfc.QuantizationScheme(rounding=rounding)
+    for scheme, apart in (
+        (tfc.QuantizationScheme(rounding="adaround"), True),
+        ("w4a8", True),
+        ("int8", False),
+    ):
         tfc.export_tflite(model, tmp_path / "m.tflite", scheme=scheme, representative_dataset=x)
         rows = {row.tobytes() for row in next(iter(judged.pop().samples.values()))}
         seen = {row.tobytes() for row in next(iter(fitted.pop().values()))}

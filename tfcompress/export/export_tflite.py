@@ -231,7 +231,8 @@ def export_tflite(
         for suspect in problems_of(model, samples):
             warnings.warn(suspect, CompressionWarning, stacklevel=2)
     apart = 0
-    if options is not None and options.rounding == "adaround" and samples:
+    post = integer and not use_ranges and not by_converter
+    if post and samples and (options or as_scheme(scheme)).rounding == "adaround":
         apart = spare(samples)  # AdaRound fits the samples that it sees: others judge the file
     checked = None
     if verify or apart:
@@ -245,7 +246,7 @@ def export_tflite(
     final, check = model, None
     keep = model.count_params() <= HUGE
     with converter_process(keep=keep) as process:  # it loads while biases are corrected
-        if integer and not use_ranges and not by_converter:
+        if post:
             with native_fake_quant():
                 final = post_training(model, options or as_scheme(scheme), fitted or {}, say)
         if integer:
