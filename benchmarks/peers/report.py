@@ -30,6 +30,8 @@ of 64; on spoken digits 20 epochs), and files are judged on the 10,000 test imag
 ai-edge-litert. Bytes are those of the file after gzip. "distilled" has the float net as its
 teacher. Accuracies are means, with the lowest and the highest of the seeds or folds; no order is
 claimed inside of these. Seconds are of training on one thread, with other work on the machine.
+Milliseconds are in turns, of one thread, on a processor without instructions for products of bytes,
+where XNNPACK is not faster in int8 than in float ([latency](latency.md) has those of one that has).
 
     python -m benchmarks.peers.environments && python -m benchmarks.peers.run
     python -m benchmarks.peers.report
@@ -37,7 +39,9 @@ claimed inside of these. Seconds are of training on one thread, with other work 
 
 
 def spread(values, form):
-    """Returns the mean, and the least and the largest value."""
+    """Returns the mean, and the least and the largest value if there are several."""
+    if len(values) == 1:
+        return form(values[0])
     return f"{form(statistics.mean(values))} ({form(min(values))}-{form(max(values))})"
 
 
