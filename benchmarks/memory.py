@@ -58,18 +58,19 @@ def used():
 
 
 class Peak(threading.Thread):
-    """Remembers the most memory that was used inside of `with`."""
+    """Remembers the most memory, by a measure of it, that was used inside of `with`."""
 
-    def __init__(self):
+    def __init__(self, measure=used):
         super().__init__(daemon=True)
-        self.most, self.before, self.counts = 0, used(), False
+        self.measure = measure
+        self.most, self.before, self.counts = 0, measure(), False
         self.start()
 
     def run(self):
         """Looks for as long as the process lives."""
         while True:
             if self.counts:
-                self.most = max(self.most, used() - self.before)
+                self.most = max(self.most, self.measure() - self.before)
             time.sleep(0.02)
 
     def __enter__(self):

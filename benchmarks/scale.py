@@ -8,7 +8,6 @@ python -m benchmarks.scale [--samples 10] [--weights 350], in millions.
 import argparse
 import pathlib
 import tempfile
-import threading
 import time
 
 import numpy as np
@@ -22,34 +21,19 @@ def anonymous():
     return int(status.split("RssAnon:")[1].split()[0]) * 1024
 
 
-class AnonymousPeak(threading.Thread):
-    """Remembers the most anonymous memory."""
-
-    def __init__(self):
-        super().__init__(daemon=True)
-        self.most = 0
-        self.start()
-
-    def run(self):
-        """Looks for as long as the process lives."""
-        while True:
-            self.most = max(self.most, anonymous())
-            time.sleep(0.02)
-
-
 def cache(count):
     """Caches logits of ten classes for so many samples of four numbers, and trains an epoch."""
     import keras
 
     import tfcompress as tfc
 
-    before, peak = anonymous(), AnonymousPeak()
+    peak = Peak(anonymous)
     keras.utils.set_random_seed(0)
     inputs = keras.Input((4,))
     teacher = keras.Model(inputs, keras.layers.Dense(10)(inputs))
     student = keras.Model(inputs, keras.layers.Dense(10)(inputs))
     x = np.random.default_rng(0).normal(size=(count, 4)).astype("float32")
-    with tempfile.TemporaryDirectory() as folder:
+    with peak, tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
         path = f"{folder}/cache"
         found = tfc.cache_teacher(teacher, x, path, shard_size=2**16, batch_size=2**13)
@@ -59,7 +43,8 @@ def cache(count):
         distiller.fit(found.dataset(2**13), verbose=0)
         trained = time.perf_counter()
     seconds = f"cached in {cached - started:.0f} s, an epoch {trained - cached:.0f} s"
-    memory = f"{before / 2**20:.0f} MiB before, {peak.most / 2**20:.0f} MiB at most"
+    most = (peak.before + peak.most) / 2**20
+    memory = f"{peak.before / 2**20:.0f} MiB before, {most:.0f} MiB at most"
     print(f"{count:,} samples of {x.nbytes / 2**20:.0f} MiB: {seconds}; anonymous memory {memory}")
 
 

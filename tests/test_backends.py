@@ -66,7 +66,8 @@ CASES = [
 def test_a_model_trained_elsewhere_is_exported_here(backend, net, python, tmp_path, quiet):
     if not importlib.util.find_spec(backend):
         pytest.skip(f"{backend} is not installed")
-    python(TRAIN.format(backend=backend, net=net), KERAS_BACKEND=backend)
+    one_thread = "--xla_cpu_multi_thread_eigen=false"  # sums in one order
+    python(TRAIN.format(backend=backend, net=net), KERAS_BACKEND=backend, XLA_FLAGS=one_thread)
     from tfcompress.demo.data import load
 
     images = load().x_test[:64]
@@ -76,7 +77,6 @@ def test_a_model_trained_elsewhere_is_exported_here(backend, net, python, tmp_pa
     # Another order of summation: a value between two quantized values may be rounded either way.
     assert np.sqrt(np.mean((outputs - wanted) ** 2)) < 0.01 * wanted.std()
     result = tfc.export_tflite(model, tmp_path / "m.tflite")
-    # Threads of JAX add in any order: of five trainings, the file of one had a value 3 LSB away.
-    assert result.float_tensors == [] and result.agreement.max_lsb <= 4.01
+    assert result.float_tensors == [] and result.agreement.max_lsb <= 2.01
     file = tfc.TFLiteModel(result.path)
     assert np.mean(file.predict(images).argmax(-1) == wanted.argmax(-1)) > 0.95

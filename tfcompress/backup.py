@@ -91,6 +91,8 @@ class BackupAndRestore(keras.callbacks.Callback):
         """Saves the state."""
         self.epoch = epoch + 1
         self.logs = {name: float(value) for name, value in (logs or {}).items()}
+        if process_index():
+            return
         variables = self._variables()
         state = {
             "epoch": self.epoch,
@@ -98,9 +100,8 @@ class BackupAndRestore(keras.callbacks.Callback):
             "shapes": [list(variable.shape) for variable in variables],
         }
         arrays: dict[str, Any] = {f"v{i}": _array(v) for i, v in enumerate(variables)}
-        if not process_index():
-            with replacing(self._file, private=True) as part:
-                np.savez(part, told=np.array(json.dumps(state)), **arrays)
+        with replacing(self._file, private=True) as part:
+            np.savez(part, told=np.array(json.dumps(state)), **arrays)
 
     def on_train_end(self, logs: Any = None) -> None:
         """Removes the file, if `delete_checkpoint` is true."""

@@ -150,10 +150,11 @@ def main():
             stages.append(lambda net=net, seed=seed: jobs.finals(known(results), net, seed))
     for stage in (*stages, lambda: jobs.once(known(results)), jobs.steps):
         have = {result["name"] for result in known(results)}
-        wanted = [j for j in stage() if j["name"] not in have and options.only in j["name"]]
+        found = list(stage())
+        wanted = [j for j in found if j["name"] not in have and options.only in j["name"]]
         needed = {weights_of(job, folder) for job in wanted}
         # The others start from its weights; those of another machine's results are not here.
-        trains = [j for j in stage() if j["recipe"] == "train" and weights_of(j, folder) in needed]
+        trains = [j for j in found if j["recipe"] == "train" and weights_of(j, folder) in needed]
         trains = [j for j in trains if not weights_of(j, folder).exists()]
         at_once = 1 if stage is jobs.steps else options.jobs
         for part in (trains, [j for j in wanted if j["recipe"] != "train"]):

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from tests.pareto.test_search import data, folder, model, searched  # noqa: F401
+from tests.pareto.test_search import searched
 
 ray = pytest.importorskip("ray")
 
@@ -35,7 +35,7 @@ def kill_a_worker(killed):
         time.sleep(0.05)
 
 
-def test_a_search_on_ray_finds_what_a_search_here_does(cluster, model, data, tmp_path):  # noqa: F811
+def test_a_search_on_ray_finds_what_a_search_here_does(cluster, model, data, tmp_path):
     """Although one of its workers is killed: Ray does its trial again."""
     here, killed = searched(model, data, 2), []
     killer = threading.Thread(target=kill_a_worker, args=(killed,))
@@ -49,7 +49,7 @@ def test_a_search_on_ray_finds_what_a_search_here_does(cluster, model, data, tmp
         assert same.values == trial.values
 
 
-def test_wrong_resources(model, data):  # noqa: F811
+def test_wrong_resources(model, data):
     with pytest.raises(ValueError, match="a resource must be one of 'CPU', 'GPU'"):
         searched(model, data, 1, executor="ray", resources={"TPU": 1})
     with pytest.raises(ValueError, match="not all 0"):

@@ -17,7 +17,6 @@ import pytest
 
 import tfcompress as tfc
 from tests.conftest import ROOT
-from tests.pareto.test_search import data, folder, model  # noqa: F401
 from tfcompress.pareto.study import open_study, take_up
 
 POSTGRES = sorted(pathlib.Path("/usr/lib/postgresql").glob("*/bin"))
@@ -70,7 +69,7 @@ search(keras.models.load_model("model.keras"), data, {trials}, {storage!r}, {sha
 """
 
 
-def search(model, data, trials, storage, shared):  # noqa: F811
+def search(model, data, trials, storage, shared):
     return tfc.search(
         model,
         data,
@@ -84,7 +83,7 @@ def search(model, data, trials, storage, shared):  # noqa: F811
     )
 
 
-def check_killed_workers(storage, shared, kills, trials, folder, model, data):  # noqa: F811
+def check_killed_workers(storage, shared, kills, trials, folder, model, data):
     """Kills workers at random moments, two at once, lets two go on, and counts."""
     code = SEARCH.format(root=str(ROOT), storage=storage, shared=shared, trials=trials)
     generator = np.random.default_rng(0)
@@ -114,21 +113,21 @@ def check_killed_workers(storage, shared, kills, trials, folder, model, data):  
     assert len({str(trial.recipe) for trial in complete}) == len(complete)
 
 
-def test_killed_workers_lose_nothing_and_count_nothing_twice(folder, model, data, tmp_path):  # noqa: F811
+def test_killed_workers_lose_nothing_and_count_nothing_twice(folder, model, data, tmp_path):
     check_killed_workers(str(tmp_path / "journal.log"), None, 1, 3, folder, model, data)
 
 
 @pytest.mark.slow
-def test_twenty_killed_workers_on_a_journal(folder, model, data, tmp_path):  # noqa: F811
+def test_twenty_killed_workers_on_a_journal(folder, model, data, tmp_path):
     check_killed_workers(str(tmp_path / "journal.log"), None, 20, 30, folder, model, data)
 
 
 @pytest.mark.slow
-def test_twenty_killed_workers_on_a_database(database, folder, model, data, tmp_path):  # noqa: F811
+def test_twenty_killed_workers_on_a_database(database, folder, model, data, tmp_path):
     check_killed_workers(database, str(tmp_path / "shared"), 20, 30, folder, model, data)
 
 
-def test_a_database_and_a_proxy_hold_one_study(database, model, data, tmp_path):  # noqa: F811
+def test_a_database_and_a_proxy_hold_one_study(database, model, data, tmp_path):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -136,9 +135,9 @@ def test_a_database_and_a_proxy_hold_one_study(database, model, data, tmp_path):
         f"import optuna; storage = optuna.storages.RDBStorage({database!r}); "
         f"optuna.storages.run_grpc_proxy_server(storage, host='localhost', port={port})"
     )
+    first = search(model, data, 2, database, tmp_path / "shared")
     proxy = subprocess.Popen([sys.executable, "-c", server], stderr=subprocess.DEVNULL)
     try:
-        first = search(model, data, 2, database, tmp_path / "shared")
         optuna.storages.GrpcStorageProxy(host="localhost", port=port).wait_server_ready(timeout=60)
         more = search(model, data, 3, f"grpc://localhost:{port}", tmp_path / "shared")
     finally:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -124,6 +123,6 @@ def _tried(
         key: Its hash.
         rungs: The finished trials at each rung, as they were when this one was placed.
     """
-    os.makedirs(attempt.folder, exist_ok=True)
+    attempt.folder.mkdir(parents=True, exist_ok=True)
     make_deterministic(attempt.seed)
     return attempt.outcome(Recipe.from_dict(recipe), key, lambda rung: rungs[rung])

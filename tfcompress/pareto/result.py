@@ -100,6 +100,11 @@ class Search:
     study: Any = dataclasses.field(repr=False, compare=False)
 
     @property
+    def costs(self) -> list[str]:
+        """The objectives of which less is better."""
+        return [name for name in self.names if name != ACCURACY]
+
+    @property
     def complete(self) -> list[TrialResult]:
         """The trials that have a file."""
         return [trial for trial in self.trials if trial.state == "complete"]
@@ -129,8 +134,7 @@ class Search:
         Raises:
             ValueError: If no trial is accurate enough, or the cost was not measured.
         """
-        costs = [name for name in self.names if name != ACCURACY]
-        cost = check_choice(minimize or costs[0], "minimize", costs)
+        cost = check_choice(minimize or self.costs[0], "minimize", self.costs)
         floor = self.reference[ACCURACY] - max_drop
         enough = [trial for trial in self.complete if trial.values[ACCURACY] >= floor]
         if not enough:
@@ -209,8 +213,7 @@ class Search:
             path: The picture.
             cost: The cost; None for the first of the objectives that is one.
         """
-        costs = [name for name in self.names if name != ACCURACY]
-        chosen = check_choice(cost or costs[0], "cost", costs)
+        chosen = check_choice(cost or self.costs[0], "cost", self.costs)
         figure = matplotlib.figure.Figure((6, 4.2), layout="constrained")
         axes = figure.subplots()
         for trials, style in ((self.complete, "o"), (self.front((ACCURACY, chosen)), "o-")):

@@ -13,6 +13,7 @@ import keras
 from rich.console import Console
 
 from tfcompress.data import collect
+from tfcompress.files import one_at_a_time
 from tfcompress.graph.fingerprint import digest_of, fingerprint
 from tfcompress.graph.inline import as_graph
 from tfcompress.graph.read import input_specs
@@ -138,7 +139,8 @@ def search(
     home.mkdir(parents=True, exist_ok=True)
     make_deterministic(seed)
     judge = Objectives(objectives, target, float_file(model, home), model, held_out, wanted, metric)
-    study = open_study(storage, judge.directions, sampler, seed)
+    with one_at_a_time(home / "study"):  # or two workers would create the tables of a database
+        study = open_study(storage, judge.directions, sampler, seed)
     sources = {"model": fingerprint(model), "data": digest_of([arrays, y])}
     described = {**sources, "validation": digest_of([held_out, wanted])}
     judge.reference = check_same(

@@ -9,7 +9,6 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from tfcompress.page import folded, html_table, page, svg
-from tfcompress.pareto.objectives import ACCURACY
 from tfcompress.pareto.words import described, shown
 
 _FEWEST = 4
@@ -23,8 +22,7 @@ def search_page(search: Any) -> str:
         search: A `Search`.
     """
     front = search.front()
-    costs = [name for name in search.names if name != ACCURACY]
-    pictures = [svg(search.plot(cost=cost), f"Accuracy against {cost}") for cost in costs]
+    pictures = [svg(search.plot(cost=cost), f"Accuracy against {cost}") for cost in search.costs]
     counts = collections.Counter(trial.state for trial in search.trials)
     told = ", ".join(f"{count} {'given up' if s == 'pruned' else s}" for s, count in counts.items())
     reference = ", ".join(

@@ -117,11 +117,11 @@ def take_up(study: Any, beginnings: list[dict[str, Any]], folder: pathlib.Path) 
             stopped = trial.state.name == "FAIL" and trial.user_attrs.get(_STOPPED)
             numbers = [t.user_attrs.get(_TAKEN) for t in study.get_trials()]
             if (left or stopped) and trial.number not in numbers:
-                study.enqueue_trial(trial.params, user_attrs={_TAKEN: trial.number})
+                _again(study, trial)
 
 
 def _again(study: Any, trial: Any) -> None:
-    """Queues a trial whose process has no heartbeat any more."""
+    """Queues a trial that was left unfinished."""
     study.enqueue_trial(trial.params, user_attrs={_TAKEN: trial.number})
 
 

@@ -229,7 +229,7 @@ def run(
 @click.option("--executor", default="local", show_default=True, help="local, or ray.")
 @click.option("--worker", is_flag=True, help="Only try trials for the others; write nothing.")
 @click.option("--budget-seconds", type=float, help="Start no trial after this time.")
-@click.option("--target", help="The device that the files are for.")
+@target_option
 @seed_option("0")
 @json_option
 def search(
