@@ -159,11 +159,10 @@ class CachedTeacher:
         else:
             data = _numbers(len(self), batch_size, whole, shuffle, seed)
         if processes > 1:
-            own = batch_size // processes
+            own = slice(rank * batch_size // processes, (rank + 1) * batch_size // processes)
             data = data.map(
-                lambda *b: tree.map_structure(lambda a: a[rank * own : (rank + 1) * own], b)
+                lambda *b: tree.map_structure(lambda a: a[own], b if len(b) > 1 else b[0])
             )
-            data = data.map(lambda *b: b if len(b) > 1 else b[0])
         if arrays is not None:
             data = data.map(
                 lambda index: (index, tree.map_structure(lambda a: tf.gather(a, index), arrays))
